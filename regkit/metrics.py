@@ -1,0 +1,174 @@
+"""What papers report. Every metric returns one number per image (or per label, or per landmark).
+
+Nothing here is averaged over a data set or trained through: `regkit.evaluate` makes tables, and
+`regkit.losses` has the differentiable relatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from regkit.spatial import check_disp, full_precision, jacobian_determinant, warp_points
+
+
+def _check_labels(a: Tensor, b: Tensor, labels: Sequence[int] | Tensor | None) -> list[int]:
+    """The labels to compare: those asked for, else all that occur in either map, without 0."""
+    if a.shape != b.shape or a.ndim not in (4, 5) or a.shape[1] != 1:
+        raise ValueError(
+            f"a has shape {tuple(a.shape)} and b {tuple(b.shape)}, "
+            "expected the same (B, 1, H, W) or (B, 1, D, H, W)."
+        )
+    if a.is_floating_point() or b.is_floating_point():
+        raise ValueError(f"a is {a.dtype} and b {b.dtype}, expected integer label maps.")
+    if labels is None:
+        present = torch.unique(torch.cat([a.unique(), b.unique()]))
+        return [int(x) for x in present if x != 0]
+    return [int(x) for x in labels]
+
+
+def dice(a: Tensor, b: Tensor, labels: Sequence[int] | Tensor | None = None) -> Tensor:
+    """Overlap 2|A and B| / (|A| + |B|) per label, in [0, 1]; 1 is perfect (Dice 1945).
+
+    Args:
+        a, b: (B, 1, *S) integer label maps.
+        labels: which labels; by default all that occur in `a` or `b`, in rising order, without 0.
+
+    Returns:
+        (B, L) float64. A label in neither image: NaN. In one of them only: 0.
+    """
+    chosen = _check_labels(a, b, labels)
+    if not chosen:
+        return torch.empty(len(a), 0, dtype=torch.float64)
+    # one pass: count (label in a, label in b) pairs; what was not asked for counts as "rest"
+    asked = sorted(set(chosen))
+    lookup = torch.tensor(asked, device=a.device)
+    rest = len(asked)
+
+    def slot(x: Tensor) -> Tensor:
+        index = torch.searchsorted(lookup, x.long()).clamp_max(rest - 1)
+        return torch.where(lookup[index] == x, index, rest)
+
+    rows = []
+    for pair in slot(a) * (rest + 1) + slot(b):
+        counts = torch.bincount(pair.flatten(), minlength=(rest + 1) ** 2)
+        table = counts.reshape(rest + 1, rest + 1).double()
+        rows.append(2 * table.diagonal() / (table.sum(0) + table.sum(1)))  # 0/0 is NaN
+    order = [asked.index(label) for label in chosen]
+    return torch.stack(rows)[:, order].cpu()
+
+
+def _surface(mask: np.ndarray) -> np.ndarray:
+    """The voxels of a mask that touch its outside (face neighbours); the image border is outside."""
+    return mask & ~ndimage.binary_erosion(mask)
+
+
+def hd95(
+    a: Tensor,
+    b: Tensor,
+    labels: Sequence[int] | Tensor | None = None,
+    spacing: float | Sequence[float] = 1.0,
+) -> Tensor:
+    """95th percentile Hausdorff distance per label, in [0, inf), in units of `spacing`; 0 is best.
+
+    For each surface voxel of A the distance to the nearest surface voxel of B; the 95th percentile
+    of these, the same from B to A, and the larger of the two.
+
+    Args:
+        a, b: (B, 1, *S) integer label maps.
+        labels: as in `dice`.
+        spacing: voxel size, one number or one per axis.
+
+    Returns:
+        (B, L) float64. A label in neither image: NaN. In one of them only: infinity.
+    """
+    chosen = _check_labels(a, b, labels)
+    d = a.ndim - 2
+    size = np.broadcast_to(np.asarray(spacing, dtype=float), d)
+    result = torch.full((len(a), len(chosen)), torch.nan, dtype=torch.float64)
+    for row, (image_a, image_b) in enumerate(zip(a.cpu().numpy(), b.cpu().numpy(), strict=True)):
+        for column, label in enumerate(chosen):
+            mask_a, mask_b = image_a[0] == label, image_b[0] == label
+            if not (mask_a.any() or mask_b.any()):
+                continue
+            if not (mask_a.any() and mask_b.any()):
+                result[row, column] = torch.inf
+                continue
+            # distances only matter inside the box that holds both
+            either = np.nonzero(mask_a | mask_b)
+            box = tuple(slice(i.min(), i.max() + 1) for i in either)
+            surface_a, surface_b = (_surface(np.pad(m[box], 1)) for m in (mask_a, mask_b))
+            from_a = ndimage.distance_transform_edt(~surface_b, sampling=size)[surface_a]
+            from_b = ndimage.distance_transform_edt(~surface_a, sampling=size)[surface_b]
+            result[row, column] = max(np.percentile(from_a, 95), np.percentile(from_b, 95))
+    return result
+
+
+def folding_count(disp: Tensor) -> Tensor:
+    """Number of voxels whose Jacobian determinant is zero or negative: (B,), int64."""
+    return (jacobian_determinant(disp) <= 0).flatten(1).sum(1)
+
+
+def folding_percent(disp: Tensor) -> Tensor:
+    """Percent of voxels whose Jacobian determinant is zero or negative: (B,), in [0, 100]."""
+    return 100 * folding_count(disp) / disp[0, 0].numel()
+
+
+def sd_log_jacobian(disp: Tensor) -> Tensor:
+    """Standard deviation of log det J over the voxels: (B,), in [0, inf); small is smooth.
+
+    The determinant is clipped to [1e-9, 1e9] first, so folded voxels count heavily, not as NaN.
+    The standard deviation divides by the number of voxels.
+    """
+    log_det = jacobian_determinant(disp).clamp(1e-9, 1e9).log()
+    return log_det.flatten(1).std(dim=1, correction=0)
+
+
+@full_precision
+def endpoint_error(disp: Tensor, true_disp: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean length of disp - true_disp, in voxels: (B,), in [0, inf).
+
+    Args:
+        disp, true_disp: (B, d, *S), voxels.
+        mask: (B, 1, *S) optional; only voxels where it is not 0 count. None left: NaN.
+    """
+    check_disp(disp)
+    if disp.shape != true_disp.shape:
+        raise ValueError(
+            f"true_disp has shape {tuple(true_disp.shape)}, expected that of disp, "
+            f"{tuple(disp.shape)}."
+        )
+    error = (disp - true_disp).norm(dim=1, keepdim=True)
+    inside = torch.ones_like(error) if mask is None else (mask != 0).expand_as(error).to(error)
+    return (error * inside).flatten(1).sum(1) / inside.flatten(1).sum(1)
+
+
+@full_precision
+def tre(
+    disp: Tensor,
+    fixed_points: Tensor,
+    moving_points: Tensor,
+    spacing: float | Sequence[float] = 1.0,
+) -> Tensor:
+    """Target registration error: distance between mapped and true landmarks, (B, N), in [0, inf).
+
+    Each fixed landmark p is carried to p + disp(p) and compared with its partner in the moving image.
+
+    Args:
+        disp: (B, d, *S), voxels.
+        fixed_points: (B, N, d), voxels of the fixed grid.
+        moving_points: (B, N, d), voxels of the moving grid.
+        spacing: voxel size of the moving image; the result is in its units.
+    """
+    if fixed_points.shape != moving_points.shape:
+        raise ValueError(
+            f"moving_points has shape {tuple(moving_points.shape)}, expected that of fixed_points, "
+            f"{tuple(fixed_points.shape)}."
+        )
+    miss = warp_points(fixed_points, disp) - moving_points
+    size = torch.as_tensor(spacing, dtype=miss.dtype, device=miss.device)
+    return (miss * size).norm(dim=-1)

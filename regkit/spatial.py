@@ -1,0 +1,360 @@
+"""Warps, and everything that is done to a displacement. The only module that calls `grid_sample`.
+
+The contract of the whole library, in one line: at every voxel x of the fixed grid, a displacement
+says where in the moving image to look,
+
+    moved(x) = moving(x + disp(x)).
+
+A displacement `disp` has the shape (B, d, *S) with d = len(S) in {2, 3}. Channel i moves along array
+axis i, in voxels. Nothing here knows about millimetres, except `rigid_theta`, which takes the voxel
+size so that a rotation stays a rotation on anisotropic voxels; physical space lives in `regkit.io`.
+
+Under autocast everything here still computes in float32: a displacement of 40.03 voxels has no room
+for its fraction in half precision.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+HALF = (torch.float16, torch.bfloat16)
+LINEAR = {2: "bilinear", 3: "trilinear"}
+
+
+def full_precision(function: Callable) -> Callable:
+    """Run `function` in float32 at least: half-precision arguments are raised, autocast is off."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        def raised(x):
+            return x.float() if isinstance(x, Tensor) and x.dtype in HALF else x
+
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        device_type = tensors[0].device.type if tensors else "cpu"
+        with torch.autocast(device_type, enabled=False):
+            return function(*map(raised, args), **{k: raised(v) for k, v in kwargs.items()})
+
+    return wrapper
+
+
+def check_disp(disp: Tensor, name: str = "disp") -> None:
+    """Raise ValueError unless `disp` is a floating point (B, d, *S) with d = len(S) in {2, 3}."""
+    shape = tuple(disp.shape)
+    if disp.ndim not in (4, 5) or shape[1] != disp.ndim - 2:
+        raise ValueError(
+            f"{name} has shape {shape}, expected (B, 2, H, W) or (B, 3, D, H, W): "
+            "one channel per spatial axis."
+        )
+    if not disp.is_floating_point():
+        raise ValueError(f"{name} is {disp.dtype}, expected floating point voxels.")
+
+
+def identity_grid(
+    shape: Sequence[int], device: torch.device | str | None = None, dtype=torch.float32
+) -> Tensor:
+    """Absolute voxel coordinates of a grid: (d, *S), entry i counts along array axis i."""
+    axes = [torch.arange(n, device=device, dtype=dtype) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def _sample(image: Tensor, coords: Tensor, mode: str, padding: str) -> Tensor:
+    """Values of `image` (B, C, *M) at voxel coordinates `coords` (B, d, *S): (B, C, *S).
+
+    `grid_sample` wants coordinates scaled to [-1, 1], the last array axis first. With
+    align_corners=False the scaled coordinate of voxel x is (2x + 1)/n - 1, which also holds on an
+    axis of size 1; the align_corners=True form 2x/(n - 1) - 1 gives the same samples elsewhere, but
+    there it divides by zero.
+    """
+    sizes = image.shape[2:]
+    scaled = [(2 * coords[:, i] + 1) / n - 1 for i, n in enumerate(sizes)]
+    return F.grid_sample(
+        image,
+        torch.stack(scaled[::-1], dim=-1),
+        mode="bilinear" if mode == "linear" else "nearest",  # "bilinear" means trilinear in 3D
+        padding_mode=padding,
+        align_corners=False,
+    )
+
+
+@full_precision
+def warp(image: Tensor, disp: Tensor, mode: str = "linear", padding: str = "zeros") -> Tensor:
+    """Look the image up where the displacement points: moved(x) = image(x + disp(x)).
+
+    Args:
+        image: (B, C, *M). M may differ from S: coordinates are voxels of this image.
+        disp: (B, d, *S), voxels, on the output grid. A batch of 1 serves every image of the batch.
+        mode: "linear", or "nearest" for label maps, which keeps integer dtypes.
+        padding: what lies outside the image: "zeros", or "border" (the nearest voxel's value).
+
+    Returns:
+        (B, C, *S) with the dtype of `image` (half precision is raised to float32).
+
+    Raises:
+        ValueError: shapes, modes or dtypes that do not fit.
+    """
+    check_disp(disp)
+    if image.ndim != disp.ndim or image.shape[0] != disp.shape[0] and disp.shape[0] != 1:
+        raise ValueError(
+            f"image has shape {tuple(image.shape)}, expected (B, C, *S) with the batch and the "
+            f"number of axes of disp {tuple(disp.shape)}."
+        )
+    if mode not in ("linear", "nearest"):
+        raise ValueError(f"mode is {mode!r}, expected 'linear' or 'nearest'.")
+    if padding not in ("zeros", "border"):
+        raise ValueError(f"padding is {padding!r}, expected 'zeros' or 'border'.")
+    dtype = image.dtype
+    if not image.is_floating_point():
+        if mode == "linear":
+            raise ValueError(
+                f"image is {dtype}, expected floating point for mode 'linear' "
+                "(label maps are warped with mode 'nearest')."
+            )
+        # float32 holds whole numbers up to 2^24 exactly, float64 up to 2^53
+        image = image.to(torch.float64 if dtype in (torch.int32, torch.int64) else torch.float32)
+    disp = disp.to(image.dtype).expand(image.shape[0], *disp.shape[1:])
+    grid = identity_grid(disp.shape[2:], disp.device, disp.dtype)
+    return _sample(image, grid + disp, mode, padding).to(dtype)
+
+
+@full_precision
+def warp_points(points: Tensor, disp: Tensor) -> Tensor:
+    """Map points of the fixed grid to the moving grid: p -> p + disp(p).
+
+    Landmarks go the other way than images do. An image is pulled from moving to fixed, so the same
+    displacement carries a *fixed* landmark to its place in the *moving* image; to carry a moving
+    landmark to the fixed image use `invert(disp)`.
+
+    Args:
+        points: (B, N, d) voxels of the fixed grid.
+        disp: (B, d, *S), voxels. Between voxels it is interpolated, outside it is held constant.
+
+    Returns:
+        (B, N, d) voxels of the moving grid.
+    """
+    check_disp(disp)
+    d = disp.shape[1]
+    if points.ndim != 3 or points.shape[-1] != d or points.shape[0] != disp.shape[0]:
+        raise ValueError(
+            f"points has shape {tuple(points.shape)}, expected ({disp.shape[0]}, N, {d}) "
+            f"for disp {tuple(disp.shape)}."
+        )
+    coords = points.to(disp.dtype).transpose(1, 2).reshape(*points.shape[::2], -1, *[1] * (d - 1))
+    moved = _sample(disp, coords, "linear", "border").flatten(2).transpose(1, 2)
+    return points + moved
+
+
+@full_precision
+def compose(first: Tensor, then: Tensor) -> Tensor:
+    """One displacement that does what two warps in a row do.
+
+    warp(image, compose(a, b)) is warp(warp(image, a), b) with one interpolation instead of two.
+    Read from the fixed grid, the last warp is asked first: x -> y = x + then(x) -> y + first(y), so
+
+        compose(first, then)(x) = then(x) + first(x + then(x)).
+
+    Args:
+        first: (B, d, *S), voxels, the displacement of the first warp.
+        then: (B, d, *S), voxels, the displacement of the second warp.
+
+    Returns:
+        (B, d, *S), voxels. `first` is held constant beyond its border.
+    """
+    check_disp(first, "first")
+    check_disp(then, "then")
+    return then + warp(first, then, padding="border")
+
+
+@full_precision
+def integrate(svf: Tensor, steps: int = 7) -> Tensor:
+    """Follow a stationary velocity field for unit time: disp = exp(svf) - identity.
+
+    Scaling and squaring (Arsigny et al. 2006): take the step of time 1/2^steps as the velocity
+    itself, then compose the result with itself `steps` times. Accurate while max|svf| / 2^steps is
+    well below a voxel; half a voxel is a good limit.
+
+    Args:
+        svf: (B, d, *S), voxels per unit time.
+        steps: number of squarings, at least 0.
+
+    Returns:
+        (B, d, *S) displacement in voxels. `integrate(-svf)` is its inverse.
+    """
+    check_disp(svf, "svf")
+    if steps < 0:
+        raise ValueError(f"steps is {steps}, expected 0 or more.")
+    disp = svf / 2**steps
+    for _ in range(steps):
+        disp = compose(disp, disp)
+    return disp
+
+
+@full_precision
+def invert(disp: Tensor, iterations: int = 30) -> Tensor:
+    """The displacement that undoes `disp`, by fixed-point iteration.
+
+    The inverse w must satisfy w(x) = -disp(x + w(x)); the iteration simply applies the right-hand
+    side again and again (Chen et al. 2008). It converges where neighbouring displacements differ by
+    less than their distance. Check `compose(disp, invert(disp))`, which should be near zero: where
+    the field folds there is no inverse, and this residual shows it.
+
+    Args:
+        disp: (B, d, *S), voxels, held constant beyond its border.
+        iterations: number of steps.
+
+    Returns:
+        (B, d, *S), voxels, with compose(disp, inverse) ~ 0 and compose(inverse, disp) ~ 0.
+    """
+    check_disp(disp)
+    inverse = torch.zeros_like(disp)
+    for _ in range(iterations):
+        inverse = -warp(disp, inverse, padding="border")
+    return inverse
+
+
+def derivative(field: Tensor, axis: int) -> Tensor:
+    """d field / d axis per voxel: central differences, one-sided at the border, 0 on size 1."""
+    if field.shape[axis] == 1:
+        return torch.zeros_like(field)
+    return torch.gradient(field, dim=axis)[0]
+
+
+@full_precision
+def jacobian_determinant(disp: Tensor) -> Tensor:
+    """Local change of volume under x -> x + disp(x): (B, *S).
+
+    1 where nothing changes, 2 where two voxels of the moving image are squeezed into one of the
+    fixed image, 0 or less where the map folds. The identity is part of the map: det(I + d disp/dx).
+
+    Args:
+        disp: (B, d, *S), voxels. Derivatives are central differences, one-sided at the border.
+    """
+    check_disp(disp)
+    d = disp.shape[1]
+    columns = [derivative(disp, axis + 2) for axis in range(d)]
+    j = [[columns[k][:, i] + (1.0 if i == k else 0.0) for k in range(d)] for i in range(d)]
+    if d == 2:
+        return j[0][0] * j[1][1] - j[0][1] * j[1][0]
+    return (
+        j[0][0] * (j[1][1] * j[2][2] - j[1][2] * j[2][1])
+        - j[0][1] * (j[1][0] * j[2][2] - j[1][2] * j[2][0])
+        + j[0][2] * (j[1][0] * j[2][1] - j[1][1] * j[2][0])
+    )
+
+
+@full_precision
+def rigid_theta(
+    angles: Tensor, translation: Tensor, spacing: float | Sequence[float] | Tensor = 1.0
+) -> Tensor:
+    """Rotation and translation as an affine map of voxels, theta = [A | t] of shape (B, d, d+1).
+
+    A = S^-1 R S with S = diag(spacing): the rotation R happens in millimetres, so that nothing
+    shears on anisotropic voxels.
+
+    Args:
+        angles: radians. 2D: (B, 1), R = [[cos, -sin], [sin, cos]] in array-axis order.
+            3D: (B, 3), R = R0 R1 R2, where Ri turns about array axis i by the right-hand rule.
+        translation: (B, d), voxels.
+        spacing: voxel size along each axis, one number or d numbers, mm.
+    """
+    d = translation.shape[-1]
+    if d not in (2, 3) or angles.shape != (translation.shape[0], 1 if d == 2 else 3):
+        raise ValueError(
+            f"angles has shape {tuple(angles.shape)} and translation {tuple(translation.shape)}, "
+            "expected (B, 1) and (B, 2), or (B, 3) and (B, 3)."
+        )
+    cos, sin = angles.cos(), angles.sin()
+    zero, one = torch.zeros_like(cos[:, 0]), torch.ones_like(cos[:, 0])
+
+    def matrix(*rows: Sequence[Tensor]) -> Tensor:
+        return torch.stack([torch.stack(list(row), dim=-1) for row in rows], dim=-2)
+
+    if d == 2:
+        c, s = cos[:, 0], sin[:, 0]
+        rotation = matrix((c, -s), (s, c))
+    else:
+        (c0, c1, c2), (s0, s1, s2) = cos.unbind(1), sin.unbind(1)
+        about0 = matrix((one, zero, zero), (zero, c0, -s0), (zero, s0, c0))
+        about1 = matrix((c1, zero, s1), (zero, one, zero), (-s1, zero, c1))
+        about2 = matrix((c2, -s2, zero), (s2, c2, zero), (zero, zero, one))
+        rotation = about0 @ about1 @ about2
+    size = torch.as_tensor(spacing, dtype=rotation.dtype, device=rotation.device).expand(d)
+    return torch.cat([rotation * size / size[:, None], translation.unsqueeze(-1)], dim=-1)
+
+
+@full_precision
+def affine_to_disp(theta: Tensor, shape: Sequence[int]) -> Tensor:
+    """Displacement of the affine map x -> A(x - c) + c + t about the image centre c = (n - 1)/2.
+
+    Args:
+        theta: (B, d, d+1) = [A | t], voxels.
+        shape: S, the grid.
+
+    Returns:
+        (B, d, *S) = (A - I)(x - c) + t, voxels.
+    """
+    d = len(shape)
+    if theta.ndim != 3 or tuple(theta.shape[1:]) != (d, d + 1):
+        raise ValueError(
+            f"theta has shape {tuple(theta.shape)}, expected (B, {d}, {d + 1}) "
+            f"for a grid of shape {tuple(shape)}."
+        )
+    centre = theta.new_tensor([(n - 1) / 2 for n in shape])
+    from_centre = identity_grid(shape, theta.device, theta.dtype).flatten(1) - centre[:, None]
+    linear = theta[:, :, :d] - torch.eye(d, device=theta.device, dtype=theta.dtype)
+    disp = linear @ from_centre + theta[:, :, d:]
+    return disp.reshape(theta.shape[0], d, *shape)
+
+
+@full_precision
+def resize(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """Resample (B, C, *S) to (B, C, *shape), linearly; the corner voxels stay corner voxels."""
+    return F.interpolate(
+        image, size=tuple(shape), mode=LINEAR[image.ndim - 2], align_corners=True
+    )
+
+
+@full_precision
+def resize_disp(disp: Tensor, shape: Sequence[int]) -> Tensor:
+    """Bring a displacement to a grid of another size: resample AND rescale.
+
+    A shift of 3 voxels is one of 6 voxels where the voxels are half as big. With corner voxels
+    staying corner voxels the factor along an axis is (n_new - 1)/(n_old - 1), and 1 where n_old = 1.
+
+    Args:
+        disp: (B, d, *S), voxels of S.
+        shape: the new grid.
+
+    Returns:
+        (B, d, *shape), voxels of `shape`.
+    """
+    check_disp(disp)
+    old = disp.shape[2:]
+    factors = [(new - 1) / (n - 1) if n > 1 else 1.0 for new, n in zip(shape, old, strict=True)]
+    scale = disp.new_tensor(factors).reshape(1, -1, *[1] * len(old))
+    return resize(disp, shape) * scale
+
+
+def pad_to_multiple(image: Tensor, k: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Pad the spatial axes with zeros, evenly on both sides, until each is a multiple of k.
+
+    Args:
+        image: (B, C, *S).
+        k: at least 1, for example the divisor of a network.
+
+    Returns:
+        The padded image and `crop`, which cuts any (B, C', *padded) tensor back to S.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}, expected 1 or more.")
+    shape = image.shape[2:]
+    missing = [-n % k for n in shape]
+    before = [m // 2 for m in missing]
+    sides = [(b, m - b) for b, m in zip(before, missing, strict=True)]
+    padded = F.pad(image, [n for side in reversed(sides) for n in side]) if any(missing) else image
+    window = (slice(None), slice(None), *[slice(b, b + n) for b, n in zip(before, shape, strict=True)])
+    return padded, lambda x: x[window]
