@@ -1,0 +1,148 @@
+"""The models by name: create them, save them, load them.
+
+>>> from regkit import models
+>>> model = models.create("vxm", ndim=2)
+>>> result = model(moving, fixed)  # (B, 1, H, W) both  # doctest: +SKIP
+>>> result.moved, result.disp  # doctest: +SKIP
+
+Weights travel as safetensors: numbers and a text header, nothing that can run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import save_file
+
+from regkit.models.base import Registration, RegistrationModel
+from regkit.models.voxelmorph import Vxm, VxmDiff, VxmStrided
+
+__all__ = [
+    "Registration",
+    "RegistrationModel",
+    "create",
+    "load",
+    "names",
+    "parameter_count",
+    "pretrained",
+    "save",
+]
+
+
+def _vxm2(ndim: int = 3, **options: Any) -> VxmStrided:
+    return VxmStrided(ndim, **{"decoder": (32, 32, 32, 32, 32, 16, 16), **options})
+
+
+_MODELS: dict[str, Callable[..., RegistrationModel]] = {
+    "vxm1": VxmStrided,
+    "vxm2": _vxm2,
+    "vxm": Vxm,
+    "vxm_diff": VxmDiff,
+}
+
+
+def names() -> list[str]:
+    """The names that `create` takes."""
+    return list(_MODELS)
+
+
+def _unknown(what: str, name: str, known: list[str]) -> ValueError:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}" if near else ""
+    return ValueError(f"{what} is {name!r}, expected one of {', '.join(known)}{hint}.")
+
+
+def create(name: str, ndim: int = 3, **options: Any) -> RegistrationModel:
+    """A fresh model with the identity as its first answer.
+
+    Args:
+        name: one of `names()`.
+        ndim: 2 or 3.
+        options: keyword arguments of the model's class.
+
+    Raises:
+        ValueError: unknown name (the nearest is suggested), ndim or option.
+    """
+    if name not in _MODELS:
+        raise _unknown("name", name, names())
+    try:
+        model = _MODELS[name](ndim=ndim, **options)
+    except TypeError as error:
+        raise ValueError(f"options of model {name!r} do not fit: {error}.") from None
+    model.name, model.options = name, options
+    return model
+
+
+def parameter_count(model: RegistrationModel) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def save(model: RegistrationModel, path: str | os.PathLike, **info: Any) -> None:
+    """Write weights, name and options to one safetensors file.
+
+    Args:
+        model: made by `create` or `load`.
+        path: the file. It is written beside its place and moved there when complete.
+        info: anything JSON can hold that a user of the weights should know: recipe, seed, spacing,
+            orientation, metrics. Added to `model.info`.
+    """
+    header = {"name": model.name, "ndim": model.ndim, "options": model.options}
+    header["info"] = {**model.info, **info}
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(weights, partial, metadata={"regkit": json.dumps(header)})
+    partial.replace(path)
+
+
+def pretrained() -> list[str]:
+    """Names of the shipped weights that `load` takes."""
+    folder = resources.files("regkit") / "weights"
+    return sorted(p.name.removesuffix(".safetensors") for p in folder.iterdir()
+                  if p.name.endswith(".safetensors"))
+
+
+def load(path_or_name: str | os.PathLike) -> RegistrationModel:
+    """A model with trained weights, in evaluation mode, on the CPU.
+
+    Args:
+        path_or_name: a file written by `save`, or one of `pretrained()`.
+
+    Raises:
+        FileNotFoundError: neither a file nor the name of shipped weights.
+        ValueError: not a file of `save`, or weights that do not fit the model it names.
+    """
+    path = Path(path_or_name)
+    if str(path_or_name) in pretrained():
+        path = Path(str(resources.files("regkit") / "weights" / f"{path_or_name}.safetensors"))
+    elif not path.is_file():
+        raise FileNotFoundError(
+            f"path_or_name is {path.name!r}, expected a weights file or one of "
+            f"{', '.join(pretrained()) or 'the shipped weights (none here)'}."
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["regkit"])
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError):
+        raise ValueError(
+            f"path_or_name is {path.name!r}, expected a safetensors file written by regkit."
+        ) from None
+    model = create(header["name"], header["ndim"], **header["options"])
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:
+        raise ValueError(
+            f"path_or_name is {path.name!r}: its weights do not fit the model "
+            f"{header['name']!r} that it names."
+        ) from None
+    model.info = header["info"]
+    return model.eval()

@@ -1,0 +1,83 @@
+"""What every model has in common: its call, its result, its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regkit.spatial import pad_to_multiple, warp
+
+
+@dataclass(frozen=True)
+class Registration:
+    """The answer of a model. All tensors live on the grid of the fixed image.
+
+    moved: (B, C, *S), the moving image looked up through `disp`.
+    disp: (B, d, *S), voxels, moved(x) = moving(x + disp(x)).
+    svf: (B, d, *S), voxels per unit time, of models that integrate one: disp ~ integrate(svf).
+    theta: (B, d, d+1), of models that estimate an affine map.
+    stages: the displacements (or what the model's docstring says) of its intermediate steps.
+    """
+
+    moved: Tensor
+    disp: Tensor
+    svf: Tensor | None = None
+    theta: Tensor | None = None
+    stages: tuple = ()
+
+
+class RegistrationModel(nn.Module):
+    """Base of all networks: model(moving, fixed) -> Registration, for images of any size.
+
+    A subclass implements `estimate`, which sees images padded to a multiple of `divisor`. Set by
+    `regkit.models.create`: `name` and `options`; by `load`: `info`, what the file says of the
+    training (spacing, orientation, recipe, seed, ...).
+    """
+
+    divisor: int = 1
+    name: str = ""
+
+    def __init__(self, ndim: int):
+        super().__init__()
+        if ndim not in (2, 3):
+            raise ValueError(f"ndim is {ndim!r}, expected 2 or 3.")
+        self.ndim = ndim
+        self.options: dict[str, Any] = {}
+        self.info: dict[str, Any] = {}
+
+    def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
+        """`disp`, and any other field of `Registration` but `moved`, for padded images."""
+        raise NotImplementedError(f"{type(self).__name__} does not define estimate.")
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Registration:
+        self._check(moving, fixed)
+        padded_moving, crop = pad_to_multiple(moving, self.divisor)
+        padded_fixed, _ = pad_to_multiple(fixed, self.divisor)
+        found = self.estimate(padded_moving, padded_fixed)
+        for key in ("disp", "svf"):
+            if found.get(key) is not None:
+                found[key] = crop(found[key])
+        found["stages"] = tuple(crop(stage) for stage in found.get("stages", ()))
+        return Registration(moved=warp(moving, found["disp"]), **found)
+
+    def _check(self, moving: Tensor, fixed: Tensor) -> None:
+        expected = "(B, 1, H, W)" if self.ndim == 2 else "(B, 1, D, H, W)"
+        for name, image in (("moving", moving), ("fixed", fixed)):
+            if image.ndim != self.ndim + 2 or image.shape[1] != 1:
+                raise ValueError(
+                    f"{name} has shape {tuple(image.shape)}, expected {expected} "
+                    f"for this {self.ndim}D model."
+                )
+            if not image.is_floating_point():
+                raise ValueError(f"{name} is {image.dtype}, expected a floating point image.")
+            # in training the loop stops on a loss that is not finite, without a look at each image
+            if not self.training and not torch.isfinite(image).all():
+                raise ValueError(f"{name} holds NaN or infinity, expected finite intensities.")
+        if moving.shape != fixed.shape:
+            raise ValueError(
+                f"moving has shape {tuple(moving.shape)} and fixed {tuple(fixed.shape)}, "
+                "expected the same grid (regkit.register brings two scans to one)."
+            )
