@@ -50,7 +50,7 @@ def dice(a: Tensor, b: Tensor, labels: Sequence[int] | Tensor | None = None) -> 
     rest = len(asked)
 
     def slot(x: Tensor) -> Tensor:
-        index = torch.searchsorted(lookup, x.long()).clamp_max(rest - 1)
+        index = torch.searchsorted(lookup, x.long().contiguous()).clamp_max(rest - 1)
         return torch.where(lookup[index] == x, index, rest)
 
     rows = []
