@@ -1,0 +1,297 @@
+"""Keeps the notebooks: `NN_title.md` is what we write, `NN_title.ipynb` is the same, executed.
+
+    python book/tools/notebooks.py sync         write the setup cell, format the code cells
+    python book/tools/notebooks.py try 01       run at REGKIT_BUDGET (default cpu), write nothing
+    python book/tools/notebooks.py execute 01   run at REGKIT_BUDGET, write the .ipynb
+    python book/tools/notebooks.py check        say what is wrong with the committed pairs
+
+A NAME is a chapter number (`01`) or a path; no NAME means all notebooks.
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import jupytext
+import nbformat
+import typer
+from jupytext.config import load_jupytext_config
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "notebooks"
+TEMPLATE = Path(__file__).with_name("setup_cell.py.txt")
+SHARED_METADATA = ("tags", "mystnb", "slideshow")  # cell metadata that the .md keeps
+MAX_BYTES, MAX_BYTES_ALL = 1_000_000, 10_000_000
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|work|Users)/|ipykernel_\d+")
+
+app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
+Names = Annotated[list[str] | None, typer.Argument(help="Chapter numbers or paths; default all.")]
+
+
+# ---------------------------------------------------------------------- reading and writing
+
+
+def select(names: list[str] | None) -> list[Path]:
+    """The `.md` of the notebooks that `names` mean, in order."""
+    every = sorted(FOLDER.glob("*.md"))
+    if not names:
+        return every
+    chosen = []
+    for name in names:
+        stem = Path(name).stem
+        found = [p for p in every if p.stem == stem or p.stem.startswith(f"{stem}_")]
+        if not found:
+            have = ", ".join(p.stem for p in every) or "none"
+            raise typer.BadParameter(f"no notebook is called {name!r}; there are: {have}")
+        chosen += found
+    return chosen
+
+
+def read_text(md: Path) -> NotebookNode:
+    """The notebook that the `.md` describes, without outputs, with cell ids that stay."""
+    notebook = jupytext.read(md, fmt="md:myst")
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+    return notebook
+
+
+def setup_cell() -> str:
+    """The source of the setup cell: the template, filled in from `[tool.regkit]`."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["regkit"]
+    install, _, rest = TEMPLATE.read_text().partition("# ----")
+    body = rest.split("\n", 1)[1]
+    if settings["repository"]:
+        body = install.format(**settings) + body
+    return body.strip()
+
+
+def canonical(md: Path) -> str:
+    """What the `.md` should be: the setup cell filled in, code cells formatted by ruff."""
+    notebook = read_text(md)
+    for cell in code_cells(notebook):
+        if "setup" in cell.metadata.get("tags", []):
+            cell.source = setup_cell()
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "draft.ipynb"
+        nbformat.write(notebook, draft)
+        command = [sys.executable, "-m", "ruff", "format", "--quiet", "--isolated"]
+        subprocess.run([*command, "--line-length=100", str(draft)], check=True)
+        for cell, formatted in zip(
+            notebook.cells, nbformat.read(draft, as_version=4).cells, strict=True
+        ):
+            cell.source = formatted.source
+    return jupytext.writes(notebook, fmt="md:myst", config=load_jupytext_config(str(ROOT)))
+
+
+def cells(notebook: NotebookNode) -> list[tuple[str, str, dict]]:
+    """What the two halves of a pair share."""
+    keep = SHARED_METADATA
+    return [
+        (c.cell_type, c.source, {k: v for k, v in c.metadata.items() if k in keep})
+        for c in notebook.cells
+    ]
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [c for c in notebook.cells if c.cell_type == "code"]
+
+
+def source_hash(notebook: NotebookNode) -> str:
+    """Names the code that the outputs belong to."""
+    code = [c.source for c in code_cells(notebook)]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------- executing
+
+
+def run(notebook: NotebookNode, budget: str) -> None:
+    """Execute in place, and note in the metadata how. Progress bars stay silent."""
+    os.environ.update(REGKIT_BUDGET=budget, TQDM_DISABLE="1")
+    start = time.perf_counter()
+    NotebookClient(
+        notebook,
+        timeout=3600,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(FOLDER)}},
+    ).execute()
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":  # the call stack names files of this machine
+                output.traceback = [f"{output.ename}: {output.evalue}"]
+    notebook.metadata.regkit = {
+        "budget": budget,
+        "source_hash": source_hash(notebook),
+        "seconds": round(time.perf_counter() - start),
+        "cores": os.cpu_count(),
+        "torch": version("torch"),
+    }
+
+
+def update(md: Path, budget: str, force: bool = False) -> bool:
+    """Bring the `.ipynb` beside `md` up to date; True if that took an execution."""
+    path, notebook = md.with_suffix(".ipynb"), read_text(md)
+    if force or not (path.exists() and keep_outputs(path, notebook, budget)):
+        run(notebook, budget)
+        executed = True
+    else:
+        executed = False
+    nbformat.write(notebook, path)
+    return executed
+
+
+def keep_outputs(path: Path, notebook: NotebookNode, budget: str) -> bool:
+    """Take the outputs over from `path`, if they come from the same code at the same budget."""
+    old = nbformat.read(path, as_version=4)
+    made = old.metadata.get("regkit", {})
+    if made.get("budget") != budget:
+        return False
+    if not made.get("source_hash") == source_hash(old) == source_hash(notebook):
+        return False
+    for key in ("regkit", "widgets", "language_info"):
+        if key in old.metadata:
+            notebook.metadata[key] = old.metadata[key]
+    for cell, known in zip(code_cells(notebook), code_cells(old), strict=True):
+        cell.update(outputs=known.outputs, execution_count=known.execution_count)
+    return True
+
+
+# -------------------------------------------------------------------------------- checking
+
+
+def check_pair(md: Path, budget: str = "cpu") -> list[str]:
+    """What is wrong with one pair, a sentence each; empty when it is as it should be."""
+    path, found = md.with_suffix(".ipynb"), []
+    if not path.exists():
+        return [f"{path.name} is missing: execute it."]
+    text, notebook = read_text(md), nbformat.read(path, as_version=4)
+    made = notebook.metadata.get("regkit", {})
+    code = code_cells(notebook)
+
+    if canonical(md) != md.read_text():
+        found.append(f"{md.name} is not as `sync` writes it (setup cell, formatting): run sync.")
+    if cells(text) != cells(notebook):
+        found.append(f"{md.name} and {path.name} differ: execute it.")
+    if made.get("source_hash") != source_hash(notebook):
+        found.append(f"{path.name} is stale: its outputs come from other code.")
+    if made.get("budget") != budget:
+        found.append(f"{path.name} was executed at budget {made.get('budget')}, not {budget}.")
+    if [c.execution_count for c in code] != list(range(1, len(code) + 1)):
+        found.append(f"{path.name} was not executed in order, once, from its first cell.")
+    setup = [n for n, c in enumerate(code) if "setup" in c.metadata.get("tags", [])]
+    if setup != [0]:
+        found.append(f"{path.name}: the first code cell, and no other, is tagged `setup`.")
+    if path.stat().st_size > MAX_BYTES:
+        found.append(f"{path.name} is larger than {MAX_BYTES} bytes.")
+    for number, cell in enumerate(code, 1):
+        found += [f"{path.name}, code cell {number}: {p}" for p in check_outputs(cell)]
+    return found
+
+
+def check_outputs(cell: NotebookNode) -> list[str]:
+    """What is wrong with the outputs of one code cell."""
+    found = []
+    tags = cell.metadata.get("tags", [])
+    for output in cell.outputs:
+        data = output.get("data", {})
+        if output.output_type == "error" and "raises-exception" not in tags:
+            found.append(f"holds an error ({output.ename}: {output.evalue}).")
+        if output.output_type == "stream" and output.name == "stderr":
+            found.append(f"wrote to stderr: {output.text.strip()[:80]!r}.")
+        if any(kind.startswith("image/") for kind in data):
+            alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+            if len(alt) < 20:
+                found.append("shows a picture without alt text (mystnb: image: alt).")
+        texts = [output.get("text", ""), output.get("evalue", "")]
+        texts += [str(v) for k, v in data.items() if k.startswith("text/")]
+        if any(MACHINE_PATH.search(t) for t in texts):
+            found.append("prints a path of one machine.")
+    return found
+
+
+def check_all(names: list[str] | None = None) -> list[str]:
+    """What is wrong with the pairs, and with all of them together."""
+    found = [problem for md in select(names) for problem in check_pair(md)]
+    executed = sorted(FOLDER.glob("*.ipynb"))
+    found += [f"{p.name} has no .md." for p in executed if not p.with_suffix(".md").exists()]
+    if sum(p.stat().st_size for p in executed) > MAX_BYTES_ALL:
+        found.append(f"The notebooks are larger than {MAX_BYTES_ALL} bytes together.")
+    return found
+
+
+# --------------------------------------------------------------------------- command line
+
+
+@app.command("sync")
+def sync_command(names: Names = None) -> None:
+    """Write the setup cell and format the code cells of each .md."""
+    for md in select(names):
+        wanted = canonical(md)
+        if wanted != md.read_text():
+            md.write_text(wanted)
+            print(f"rewrote {md.name}")
+
+
+@app.command("try")
+def try_command(names: Names = None) -> None:
+    """Run at REGKIT_BUDGET (default cpu) and write nothing."""
+    for md in select(names):
+        notebook = read_text(md)
+        with cell_errors_as_text(md):
+            run(notebook, budget_now())
+        print(f"{md.name}: {notebook.metadata.regkit.seconds} s at budget {budget_now()}")
+
+
+@app.command("execute")
+def execute_command(
+    names: Names = None,
+    force: Annotated[bool, typer.Option(help="Run also what only changed in its text.")] = False,
+) -> None:
+    """Run at REGKIT_BUDGET (default cpu) and write each .ipynb."""
+    sync_command(names)
+    for md in select(names):
+        with cell_errors_as_text(md):
+            ran = update(md, budget_now(), force)
+        print(f"{md.with_suffix('.ipynb').name}: {'executed' if ran else 'kept its outputs'}")
+
+
+@app.command("check")
+def check_command(names: Names = None) -> None:
+    """Say what is wrong with the committed pairs."""
+    problems = check_all(names)
+    print("\n".join(problems) or "The notebooks are in order.")
+    raise typer.Exit(bool(problems))
+
+
+def budget_now() -> str:
+    return os.environ.get("REGKIT_BUDGET", "cpu")
+
+
+@contextmanager
+def cell_errors_as_text(md: Path) -> Iterator[None]:
+    """Show a failing cell as a reader would see it, without the tool's own call stack."""
+    try:
+        yield
+    except CellExecutionError as error:
+        print(f"{md.name} failed:\n{error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,262 @@
+"""The committed notebooks are in order, and the checker that says so sees what is wrong."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import notebooks as tool
+
+HEADER = """\
+---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+    format_version: 0.13
+kernelspec:
+  display_name: Python 3 (ipykernel)
+  language: python
+  name: python3
+---
+
+"""
+# The kernel does not import regkit here: the setup cell of these small notebooks is its own.
+TWO_CELLS = """\
+# A title
+
+```{code-cell} ipython3
+:tags: [setup]
+
+x = 20
+```
+
+Some text.
+
+```{code-cell} ipython3
+print(x + 1)
+```
+"""
+
+
+# -------------------------------------------------------------------- the committed notebooks
+
+
+@pytest.mark.parametrize("md", tool.select(None), ids=lambda md: md.stem)
+def test_committed_pair_is_in_order(md):
+    assert tool.check_pair(md) == []
+
+
+def test_every_notebook_has_its_text_and_all_are_small():
+    assert tool.check_all() == []
+
+
+def test_setup_cell_is_the_same_everywhere():
+    setups = {tool.code_cells(tool.read_text(md))[0].source for md in tool.select(None)}
+    assert setups <= {tool.setup_cell()}
+
+
+# ------------------------------------------------------------------------------- the checker
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An own notebook folder, with the setup cell `x = 20` as its template."""
+    template = tmp_path / "template.txt"
+    template.write_text("%pip install {repository}@{ref}\n# ---- below\nx = 20\n")
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(tool, "FOLDER", folder)
+    monkeypatch.setattr(tool, "TEMPLATE", template)
+    monkeypatch.setenv("REGKIT_BUDGET", "cpu")  # so that what an execution sets is undone
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    return folder
+
+
+def write(folder: Path, body: str = TWO_CELLS, name: str = "01_small") -> Path:
+    md = folder / f"{name}.md"
+    md.write_text(HEADER + body)
+    return md
+
+
+def executed(folder: Path, body: str = TWO_CELLS) -> Path:
+    """A pair in order, its outputs written by hand instead of by a kernel."""
+    md = write(folder, body)
+    notebook = tool.read_text(md)
+    for count, cell in enumerate(tool.code_cells(notebook), 1):
+        cell.execution_count = count
+    notebook.metadata.regkit = {"budget": "cpu", "source_hash": tool.source_hash(notebook)}
+    nbformat.write(notebook, md.with_suffix(".ipynb"))
+    return md
+
+
+def spoil(md: Path, change) -> list[str]:
+    """What `check_pair` says after `change` was applied to the executed notebook."""
+    path = md.with_suffix(".ipynb")
+    notebook = nbformat.read(path, as_version=4)
+    change(notebook)
+    nbformat.write(notebook, path)
+    return tool.check_pair(md)
+
+
+def add_output(kind: str, **fields):
+    def change(notebook):
+        notebook.cells[-1].outputs = [nbformat.v4.new_output(kind, **fields)]
+
+    return change
+
+
+def test_pair_in_order_passes(folder):
+    assert tool.check_pair(executed(folder)) == []
+
+
+def test_missing_notebook(folder):
+    assert tool.check_pair(write(folder)) == ["01_small.ipynb is missing: execute it."]
+
+
+def test_notebook_without_text(folder):
+    md = executed(folder)
+    md.unlink()
+    assert tool.check_all() == ["01_small.ipynb has no .md."]
+
+
+def test_changed_text_is_seen(folder):
+    md = executed(folder)
+    md.write_text(md.read_text().replace("Some text.", "Other text."))
+    assert tool.check_pair(md) == ["01_small.md and 01_small.ipynb differ: execute it."]
+
+
+def test_changed_code_is_seen(folder):
+    md = executed(folder)
+    md.write_text(md.read_text().replace("x + 1", "x + 2"))
+    assert tool.check_pair(md) == ["01_small.md and 01_small.ipynb differ: execute it."]
+
+
+def test_stale_outputs_are_seen_when_both_halves_agree(folder):
+    md = executed(folder)
+    md.write_text(md.read_text().replace("x + 1", "x + 2"))
+
+    def same_code(notebook):
+        notebook.cells[-1].source = "print(x + 2)"
+
+    assert spoil(md, same_code) == ["01_small.ipynb is stale: its outputs come from other code."]
+
+
+def test_wrong_budget_is_seen(folder):
+    problems = spoil(executed(folder), lambda nb: nb.metadata.regkit.update(budget="smoke"))
+    assert problems == ["01_small.ipynb was executed at budget smoke, not cpu."]
+
+
+def test_disorder_is_seen(folder):
+    problems = spoil(executed(folder), lambda nb: nb.cells[-1].update(execution_count=7))
+    assert problems == ["01_small.ipynb was not executed in order, once, from its first cell."]
+
+
+def test_error_is_seen_unless_the_cell_announces_it(folder):
+    error = add_output("error", ename="ValueError", evalue="no", traceback=["ValueError: no"])
+    problems = spoil(executed(folder), error)
+    assert problems == ["01_small.ipynb, code cell 2: holds an error (ValueError: no)."]
+    announced = TWO_CELLS.replace("print", ":tags: [raises-exception]\n\nprint")
+    assert spoil(executed(folder, announced), error) == []
+
+
+def test_warnings_and_progress_bars_are_seen(folder):
+    problems = spoil(executed(folder), add_output("stream", name="stderr", text="10%|#  |"))
+    assert problems == ["01_small.ipynb, code cell 2: wrote to stderr: '10%|#  |'."]
+
+
+def test_picture_needs_alt_text(folder):
+    picture = add_output("display_data", data={"image/png": "AAAA"})
+    problems = spoil(executed(folder), picture)
+    assert problems == [
+        "01_small.ipynb, code cell 2: shows a picture without alt text (mystnb: image: alt)."
+    ]
+    alt = "---\nmystnb:\n  image:\n    alt: Two brains side by side.\n---\nprint"
+    assert spoil(executed(folder, TWO_CELLS.replace("print", alt)), picture) == []
+
+
+@pytest.mark.parametrize("path", ["/home/ada/x.nii.gz", "/root/x", "/Users/ada"])
+def test_machine_path_is_seen(folder, path):
+    problems = spoil(executed(folder), add_output("stream", name="stdout", text=f"wrote {path}"))
+    assert problems == ["01_small.ipynb, code cell 2: prints a path of one machine."]
+
+
+def test_large_notebook_is_seen(folder):
+    text = "1" * (tool.MAX_BYTES + 1)
+    problems = spoil(executed(folder), add_output("stream", name="stdout", text=text))
+    assert problems == [f"01_small.ipynb is larger than {tool.MAX_BYTES} bytes."]
+
+
+def test_foreign_setup_cell_is_seen_and_sync_repairs_it(folder):
+    md = executed(folder, TWO_CELLS.replace("x = 20", "x=21"))
+    assert tool.check_pair(md) == [
+        "01_small.md is not as `sync` writes it (setup cell, formatting): run sync."
+    ]
+    tool.sync_command()
+    assert "\n\nx = 20\n```" in md.read_text()
+
+
+def test_missing_setup_cell_is_seen(folder):
+    md = executed(folder, TWO_CELLS.replace(":tags: [setup]\n\n", ""))
+    problem = "01_small.ipynb: the first code cell, and no other, is tagged `setup`."
+    assert tool.check_pair(md) == [problem]
+
+
+def test_unknown_name_is_refused(folder):
+    write(folder)
+    assert tool.select(["01"]) == tool.select(["notebooks/01_small.ipynb"]) == tool.select(None)
+    with pytest.raises(tool.typer.BadParameter, match="'02'; there are: 01_small"):
+        tool.select(["02"])
+
+
+# ------------------------------------------------------------------------ sync and execution
+
+
+def test_sync_keeps_what_it_need_not_change(folder):
+    body = TWO_CELLS.replace("print(x + 1)", "print( x+1 )")
+    md = write(folder, body)
+    tool.sync_command()
+    assert md.read_text() == HEADER + TWO_CELLS
+    assert tool.canonical(md) == md.read_text()
+
+
+def test_setup_cell_installs_only_from_a_named_repository(tmp_path, monkeypatch):
+    project = tmp_path / "pyproject.toml"
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    project.write_text('[tool.regkit]\nrepository = ""\nref = "main"\n')
+    assert "install" not in tool.setup_cell()
+    assert "google.colab" not in tool.setup_cell()
+    project.write_text('[tool.regkit]\nrepository = "https://example.org/r.git"\nref = "v1"\n')
+    assert '"regkit-course @ git+https://example.org/r.git@v1"' in tool.setup_cell()
+    assert tool.setup_cell().endswith("import regkit.book\n\nregkit.book.setup()")
+
+
+def test_execution_writes_a_pair_in_order_and_text_edits_keep_it(folder):
+    error = "\n```{code-cell} ipython3\n:tags: [raises-exception]\n\n1 / 0\n```\n"
+    md = write(folder, TWO_CELLS + error)
+    assert tool.update(md, "cpu") is True
+    assert tool.check_pair(md) == []
+    notebook = nbformat.read(md.with_suffix(".ipynb"), as_version=4)
+    outputs = [cell.outputs for cell in tool.code_cells(notebook)]
+    assert outputs[1][0].text == "21\n"
+    assert outputs[2][0].traceback == ["ZeroDivisionError: division by zero"]
+
+    md.write_text(md.read_text().replace("Some text.", "Other text."))
+    assert tool.update(md, "cpu") is False  # nothing ran
+    assert tool.check_pair(md) == []
+    kept = nbformat.read(md.with_suffix(".ipynb"), as_version=4)
+    assert [cell.outputs for cell in tool.code_cells(kept)] == outputs
+    assert kept.metadata.regkit == notebook.metadata.regkit
+
+    md.write_text(md.read_text().replace("x + 1", "x + 2"))
+    assert tool.update(md, "cpu") is True
+    notebook = nbformat.read(md.with_suffix(".ipynb"), as_version=4)
+    assert tool.code_cells(notebook)[1].outputs[0].text == "22\n"
+
+
+def test_failing_cell_stops_the_execution_and_writes_nothing(folder, capsys):
+    md = write(folder, TWO_CELLS.replace("x + 1", "y + 1"))
+    with pytest.raises(tool.typer.Exit), tool.cell_errors_as_text(md):
+        tool.update(md, "cpu")
+    assert "name 'y' is not defined" in capsys.readouterr().err
+    assert not md.with_suffix(".ipynb").exists()
