@@ -1,0 +1,606 @@
+"""Files and physical space: the only module that knows about millimetres.
+
+Inside regkit everything is voxels. A file adds an *affine*, the 4x4 matrix that sends a voxel index to
+a place in the scanner in millimetres, with the axes to the Right, Anterior and Superior (RAS, the
+convention of NIfTI and nibabel). ITK, ANTs, SimpleITK and 3D Slicer point the first two axes the other
+way (LPS). The two meet in this module and nowhere else.
+
+Reading refuses what cannot be registered, with one sentence. Writing never leaves half a file behind:
+see `staged`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from regkit.spatial import affine_to_disp, check_disp, identity_grid, warp
+
+# what SimpleITK reads for us; NIfTI and FreeSurfer's MGH go through nibabel
+ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS, its own inverse
+VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR: what ITK and ANTs give a displacement field
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image and where it lies.
+
+    data: (1, 1, *S), S of 2 or 3 axes; float32, or int32 for a label map.
+    affine: (4, 4) float64, voxel index -> mm, RAS. Also 4x4 in 2D: the slice is a plane in space.
+    physical: False for a bare array, whose affine is the identity for want of a better one.
+    notes: one sentence for each thing in the header that a user should hear about.
+    """
+
+    data: Tensor
+    affine: np.ndarray
+    physical: bool = True
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """S, without batch and channel."""
+        return tuple(self.data.shape[2:])
+
+    @property
+    def ndim(self) -> int:
+        """2 or 3."""
+        return self.data.ndim - 2
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Voxel size along each array axis, mm."""
+        return spacing_of(self.affine, self.ndim)
+
+
+def spacing_of(affine: np.ndarray, ndim: int) -> tuple[float, ...]:
+    """Voxel size along each of the first `ndim` array axes, mm: the lengths of the columns."""
+    return tuple(float(n) for n in np.linalg.norm(affine[:3, :ndim], axis=0))
+
+
+# reading ---------------------------------------------------------------------------------------------
+
+
+def read(path: str | os.PathLike, name: str = "image", labels: bool = False) -> Image:
+    """Read a 2D or 3D image.
+
+    Args:
+        path: NIfTI (.nii, .nii.gz), or MHA, MHD, NRRD, PNG, JPEG, TIFF (through SimpleITK).
+        name: what the image is called in error messages, for example "moving". The path is never
+            repeated there: a file name may hold a patient's name, and messages end up in logs.
+        labels: read a label map: whole numbers, int32.
+
+    Returns:
+        An `Image`. Trailing axes of size 1 are dropped, so (160, 192, 1) is a 2D image. Integer files
+        become float32 unless `labels` is set.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PermissionError: the file may not be read.
+        ValueError: it is a folder, no image, cut short, of 4 or more axes, holds NaN or infinity, or
+            its header has no usable affine.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{name}: there is no such file.") from None
+    except IsADirectoryError:
+        raise ValueError(f"{name} is a folder, expected one image file.") from None
+    except OSError:
+        raise PermissionError(f"{name}: the file may not be read; check its permissions.") from None
+    lower = path.name.lower()
+    if lower.endswith(NIBABEL_SUFFIXES):
+        import nibabel
+
+        with _readable(name, "MGH" if "mg" in lower[-3:] else "NIfTI"):
+            loaded = nibabel.load(path)
+        return from_nibabel(loaded, name, labels)
+    if lower.endswith(ITK_SUFFIXES):
+        return _from_itk(path, name, labels)
+    known = ", ".join(NIBABEL_SUFFIXES + ITK_SUFFIXES)
+    raise ValueError(f"{name} is a file of an unknown type, expected one of {known}.")
+
+
+@contextmanager
+def _readable(name: str, kind: str) -> Iterator[None]:
+    """Turn whatever a reader throws at a broken file into one sentence."""
+    try:
+        yield
+    except Exception:  # readers raise OSError, EOFError, zlib.error, ValueError, RuntimeError, ...
+        raise ValueError(
+            f"{name} cannot be read as {kind}: the file is cut short, damaged or of another type."
+        ) from None
+
+
+def from_nibabel(image: Any, name: str = "image", labels: bool = False) -> Image:
+    """An `Image` from a nibabel image in memory. Arguments and errors as in `read`."""
+    with _readable(name, "NIfTI"):
+        values = np.asanyarray(image.dataobj)
+        affine, notes = _nifti_affine(image, name)
+    if affine is None:
+        raise ValueError(
+            f"{name} has a header whose sform and qform cannot be inverted, expected a valid affine."
+        )
+    return Image(_tensor(values, name, labels), affine, True, notes)
+
+
+def _nifti_affine(image: Any, name: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """The first usable of sform, qform and plain voxel sizes, and what is odd about it.
+
+    Headers with two matrices that disagree are common after a conversion gone wrong. We follow
+    nibabel and take the sform, but never in silence.
+    """
+    header = image.header
+    found = []
+    for kind in ("sform", "qform"):
+        if hasattr(header, f"get_{kind}"):
+            try:
+                matrix = getattr(header, f"get_{kind}")(coded=True)[0]
+            except Exception:  # a quaternion that is no rotation
+                matrix = np.full((4, 4), np.nan)
+            if matrix is not None:
+                found.append((kind, np.asarray(matrix, dtype=np.float64)))
+    if not found:  # neither is set, or another format of nibabel with one affine only
+        plain = image.affine if image.affine is not None else header.get_best_affine()
+        if not _usable(plain):
+            return None, ()
+        note = f"{name} has no orientation in its header; its axes are taken as they come."
+        return np.asarray(plain, np.float64), (note,) if hasattr(header, "get_sform") else ()
+    usable = [(kind, matrix) for kind, matrix in found if _usable(matrix)]
+    if not usable:
+        return None, ()
+    kind, affine = usable[0]
+    if len(usable) < len(found):
+        return affine, (f"{name} has one unusable matrix in its header; its {kind} is used.",)
+    if len(usable) == 2:
+        apart = _apart(usable[0][1], usable[1][1], image.shape[:3])
+        if apart > 0.1 * min(spacing_of(affine, 3)):
+            return affine, (
+                f"{name} has two matrices in its header that disagree by up to {apart:.1f} mm; "
+                "the sform is used.",
+            )
+    return affine, ()
+
+
+def _apart(a: np.ndarray, b: np.ndarray, shape: Sequence[int]) -> float:
+    """How far two affines put one corner of a grid from each other at most, mm."""
+    sizes = (*shape, 1)[:3]
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in sizes])).reshape(3, -1)
+    return float(np.abs((a - b)[:3, :3] @ corners + (a - b)[:3, 3:]).max())
+
+
+def _usable(affine: np.ndarray) -> bool:
+    """Finite, invertible, and not flat for want of precision."""
+    if not np.isfinite(affine).all():
+        return False
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool((sizes > 0).all() and abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-3)
+
+
+def _from_itk(path: Path, name: str, labels: bool) -> Image:
+    """Read through SimpleITK, and turn LPS into RAS."""
+    import SimpleITK as sitk
+
+    with _readable(name, path.suffix[1:].upper()):
+        loaded = sitk.ReadImage(str(path))
+    d = loaded.GetDimension()
+    if loaded.GetNumberOfComponentsPerPixel() != 1:
+        raise ValueError(
+            f"{name} has {loaded.GetNumberOfComponentsPerPixel()} values per pixel, "
+            "expected a grey image with one."
+        )
+    values = sitk.GetArrayFromImage(loaded).T  # ITK's arrays are (z, y, x)
+    if d > 3:  # refused below, by its shape
+        return Image(_tensor(values, name, labels), np.eye(4))
+    affine = np.eye(4)
+    direction = np.asarray(loaded.GetDirection()).reshape(d, d)
+    affine[:d, :d] = direction * np.asarray(loaded.GetSpacing())
+    affine[:d, 3] = loaded.GetOrigin()
+    if not _usable(affine):
+        raise ValueError(
+            f"{name} has a header whose matrix cannot be inverted, expected a valid one."
+        )
+    return Image(_tensor(values, name, labels), LPS @ affine)
+
+
+def _tensor(values: np.ndarray, name: str, labels: bool) -> Tensor:
+    """(1, 1, *S) float32 (or int32) from an array of a file, or the reason why not."""
+    shape = tuple(values.shape)
+    while values.ndim > 2 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim not in (2, 3) or 0 in shape:
+        hint = " (one volume, not a series)" if values.ndim > 3 else ""
+        raise ValueError(f"{name} has shape {shape}, expected a 2D or 3D image{hint}.")
+    return check_values(values, name, labels)[None, None]
+
+
+def check_values(values: np.ndarray | Tensor, name: str, labels: bool = False) -> Tensor:
+    """The values as float32 (or int32 labels), if they are finite real numbers.
+
+    Raises:
+        ValueError: complex or structured values, NaN or infinity, labels that are not whole numbers.
+    """
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds {array.dtype} values, expected real numbers.")
+    if labels:
+        if array.dtype.kind == "f" and not (
+            np.isfinite(array).all() and (array == np.rint(array)).all()
+        ):
+            raise ValueError(
+                f"{name} holds values that are not whole numbers, expected a label map."
+            )
+        if array.size and max(abs(int(array.min())), abs(int(array.max()))) >= 2**31:
+            raise ValueError(f"{name} holds labels beyond 2^31, expected smaller ones.")
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32))
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    bad = int(array.size - np.isfinite(array).sum())
+    if bad:
+        raise ValueError(
+            f"{name} holds {bad} NaN or infinite value{'s' if bad > 1 else ''}, expected finite numbers."
+        )
+    return torch.from_numpy(array.copy() if not array.flags.writeable else array)
+
+
+def as_image(source: Any, name: str = "image", labels: bool = False) -> Image:
+    """An `Image` from a path, a nibabel image, an array or a tensor.
+
+    An array has the shape S of two or three axes; leading axes of size 1 (batch, channel) may stand
+    before them and are dropped, so (1, 160, 192) is a 2D image. It lies on a grid of 1 mm.
+    """
+    if isinstance(source, Image):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return read(source, name, labels)
+    if hasattr(source, "dataobj"):
+        return from_nibabel(source, name, labels)
+    if not isinstance(source, np.ndarray | Tensor):
+        raise ValueError(
+            f"{name} is of type {type(source).__name__}, "
+            "expected a path, a nibabel image, an array or a tensor."
+        )
+    shape = tuple(source.shape)
+    while source.ndim > 2 and source.shape[0] == 1:
+        source = source[0]
+    if source.ndim not in (2, 3) or 0 in shape:
+        raise ValueError(f"{name} has shape {shape}, expected a 2D or 3D image.")
+    return Image(check_values(source, name, labels)[None, None], np.eye(4), physical=False)
+
+
+# from grid to grid -----------------------------------------------------------------------------------
+
+
+def voxel_map(
+    fixed_affine: np.ndarray,
+    moving_affine: np.ndarray,
+    ndim: int,
+    matrix: np.ndarray | None = None,
+) -> np.ndarray:
+    """The matrix that sends a voxel of the fixed grid to the voxel of the moving grid it lies on.
+
+    fixed voxel -> mm -> (matrix) -> mm -> moving voxel. In 2D both grids are planes in space; what
+    leads out of the plane is dropped.
+
+    Args:
+        fixed_affine, moving_affine: (4, 4), voxel -> mm, RAS.
+        ndim: 2 or 3.
+        matrix: (4, 4), fixed mm -> moving mm, for example from `regkit.classical.align`.
+
+    Returns:
+        (ndim + 1, ndim + 1) float64, homogeneous.
+
+    Raises:
+        ValueError: two slices that lie in different planes.
+    """
+    full = np.linalg.inv(moving_affine) @ (np.eye(4) if matrix is None else matrix) @ fixed_affine
+    if ndim == 3:
+        return full
+    flat = full[np.ix_([0, 1, 3], [0, 1, 3])]
+    area = [np.linalg.norm(np.cross(a[:3, 0], a[:3, 1])) for a in (fixed_affine, moving_affine)]
+    if abs(np.linalg.det(flat[:2, :2])) * area[1] / area[0] < 0.7:  # the cosine between the planes
+        raise ValueError(
+            "moving is a slice of another plane than fixed, expected two slices of one orientation."
+        )
+    return flat
+
+
+def map_to_theta(matrix: np.ndarray, shape: Sequence[int]) -> Tensor:
+    """A voxel map (d+1, d+1) as theta (1, d, d+1) float64, which acts about the centre of `shape`."""
+    d = len(shape)
+    centre = (np.asarray(shape) - 1) / 2
+    linear, offset = matrix[:d, :d], matrix[:d, d]
+    theta = np.concatenate([linear, (linear @ centre + offset - centre)[:, None]], axis=1)
+    return torch.from_numpy(theta)[None]
+
+
+def map_to_disp(matrix: np.ndarray, shape: Sequence[int]) -> Tensor:
+    """A voxel map (d+1, d+1) as displacement (1, d, *shape) float32: matrix x - x."""
+    return affine_to_disp(map_to_theta(matrix, shape), shape).float()
+
+
+def map_points(matrix: np.ndarray, points: Tensor) -> Tensor:
+    """Send voxel coordinates (1, d, *S) through a voxel map (d+1, d+1)."""
+    d = points.shape[1]
+    m = torch.from_numpy(matrix).to(points)
+    return (m[:d, :d] @ points.flatten(2) + m[:d, d:]).reshape(points.shape)
+
+
+def pull(image: Tensor, disp: Tensor, mode: str = "linear") -> Tensor:
+    """`regkit.spatial.warp`, with the image's smallest value outside it.
+
+    Zero is the background of a skull-stripped brain, but water in a CT, where air is -1000. Label maps
+    (mode "nearest") have 0 outside.
+    """
+    if mode == "nearest":
+        return warp(image, disp, mode="nearest")
+    lowest = image.min()
+    return warp(image - lowest, disp) + lowest
+
+
+def resample_to(
+    image: Tensor,
+    affine: np.ndarray,
+    shape: Sequence[int],
+    new_affine: np.ndarray,
+    mode: str = "linear",
+    matrix: np.ndarray | None = None,
+) -> Tensor:
+    """Bring an image to another grid: (1, C, *M) to (1, C, *shape).
+
+    Args:
+        image: (1, C, *M), on the grid of `affine`.
+        affine: (4, 4), voxel -> mm, RAS.
+        shape, new_affine: the new grid.
+        mode: "linear", or "nearest" for label maps. Where the new voxels are larger, "linear" first
+            blurs by the difference, so that fine detail does not turn into noise.
+        matrix: (4, 4), new mm -> old mm, if the image is to move as well.
+    """
+    to_old = voxel_map(new_affine, affine, len(shape), matrix)
+    if mode == "linear":
+        step = np.linalg.norm(to_old[: len(shape), : len(shape)], axis=1)  # new voxel in old ones
+        image = _blur(image, step)
+    return pull(image, map_to_disp(to_old, shape), mode)
+
+
+def _blur(image: Tensor, step: np.ndarray) -> Tensor:
+    """Blur voxels of width 1 to voxels of width `step`, axis by axis.
+
+    A voxel is seen as a Gaussian of its width at half height; the widths of Gaussians add up in squares.
+    """
+    sigma = np.sqrt(np.maximum(step**2 - 1, 0)) / 2.355
+    if (sigma < 0.2).all():
+        return image
+    blurred = ndimage.gaussian_filter(image.numpy(), (0, 0, *sigma), mode="nearest", truncate=3)
+    return torch.from_numpy(blurred)
+
+
+def same_grid(a: Image, b: Image) -> bool:
+    """Whether two images have one grid: the same shape, and corners within 1 % of a voxel."""
+    return a.shape == b.shape and _apart(a.affine, b.affine, a.shape) <= 0.01 * min(a.spacing)
+
+
+def axis_order(affine: np.ndarray, ndim: int) -> list[tuple[int, int]]:
+    """Which array axis runs along R, A and S, and which way: (axis, +1 or -1), first R, then A, then S.
+
+    In 2D: the two axes of the slice in the order of the world axes they run along.
+    """
+    import nibabel
+
+    world = nibabel.io_orientation(affine)[:ndim]  # per array axis: world axis, sign
+    order = np.argsort(world[:, 0])
+    return [(int(k), int(world[k, 1])) for k in order]
+
+
+def working_grid(
+    shape: Sequence[int], affine: np.ndarray, spacing: Sequence[float]
+) -> tuple[tuple[int, ...], np.ndarray]:
+    """A grid that covers another one, its axes to R, A, S (as nearly as they go) with a voxel size.
+
+    The new axes run along the old ones, reordered and flipped, about the same centre. An oblique scan
+    keeps its obliqueness.
+
+    Returns:
+        (new shape, new affine).
+    """
+    d = len(shape)
+    old_spacing = spacing_of(affine, d)
+    new_affine = np.eye(4)
+    new_affine[:3, 2] = affine[:3, 2]  # in 2D: across the slice, as it was
+    new_shape, centre = [], np.append((np.asarray(shape) - 1) / 2, [0.0] * (3 - d) + [1.0])
+    for k, (axis, sign) in enumerate(axis_order(affine, d)):
+        extent = (shape[axis] - 1) * old_spacing[axis]
+        new_shape.append(int(np.ceil(extent / spacing[k] - 1e-3)) + 1)
+        new_affine[:3, k] = sign * affine[:3, axis] / old_spacing[axis] * spacing[k]
+    middle = np.append((np.asarray(new_shape) - 1) / 2, [0.0] * (3 - d))
+    new_affine[:3, 3] = (affine @ centre)[:3] - new_affine[:3, :3] @ middle
+    return tuple(new_shape), new_affine
+
+
+# writing ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def staged(folder: str | os.PathLike, name: str = "out") -> Iterator[Path]:
+    """A temporary folder to write into; what it holds goes to `folder` when the block succeeds.
+
+    After an error nothing is left behind: no half-written file, and no new folder. A new folder
+    appears in one step; into an existing one each file is moved in one step.
+
+    Raises:
+        ValueError: `folder` is a file.
+        PermissionError: it cannot be written.
+    """
+    folder = Path(folder)
+    check_writable(folder, name)
+    parent = folder
+    while not parent.is_dir():
+        parent = parent.parent
+    made: Path | None = None
+    try:
+        made = Path(tempfile.mkdtemp(prefix=".regkit-", dir=parent))
+        yield made
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir():
+            for file in sorted(made.iterdir()):
+                os.replace(file, folder / file.name)
+        else:
+            made.chmod(0o777 & ~_umask())
+            os.replace(made, folder)
+    except PermissionError:
+        raise PermissionError(
+            f"{name}: the folder cannot be written; check its permissions."
+        ) from None
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_writable(folder: str | os.PathLike, name: str = "out") -> None:
+    """Raise, before hours of work, if `folder` could not be written. Errors as in `staged`."""
+    parent = Path(folder)
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise ValueError(f"{name} is a file or lies below one, expected a folder.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{name}: the folder cannot be written; check its permissions.")
+
+
+def write_image(data: Tensor, affine: np.ndarray, path: str | os.PathLike) -> None:
+    """Write (1, 1, *S) as NIfTI. A 2D image becomes a volume of one slice, so that its plane is kept.
+
+    The header is new: nothing of the input's description fields gets into it.
+    """
+    values = data[0, 0].detach().cpu().numpy()
+    if values.ndim == 2:
+        values = values[..., None]
+    _save_nifti(values, affine, path)
+
+
+def _save_nifti(
+    values: np.ndarray, affine: np.ndarray, path: str | os.PathLike, intent: int = 0
+) -> None:
+    """Write a NIfTI file with sform and, where it can say the same, qform; in place when complete."""
+    import nibabel
+
+    image = nibabel.Nifti1Image(values, affine)
+    image.header.set_xyzt_units("mm")
+    image.header.set_intent(intent)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1, strip_shears=True)
+    if not np.allclose(image.get_qform(), affine, atol=1e-3):
+        image.set_qform(None, code=0)  # a sheared grid: a quaternion cannot say it
+    path = Path(path)
+    with staged(path.parent) as folder:
+        nibabel.save(image, folder / path.name)
+
+
+def _is_axial(affine: np.ndarray) -> bool:
+    """Whether a slice lies in the x-y plane, where ITK has 2D images."""
+    return bool(np.allclose(affine[2, :2], 0) and np.allclose(affine[:2, 2], 0))
+
+
+def write_displacement(
+    disp: Tensor, fixed_affine: np.ndarray, moving_affine: np.ndarray, path: str | os.PathLike
+) -> None:
+    """Write a displacement the way ITK, ANTs, SimpleITK and 3D Slicer read it.
+
+    A 5D NIfTI file (X, Y, Z, 1, 3) on the fixed grid with vector intent (1007). Each vector, in mm and
+    LPS, leads from a point of the fixed image to its counterpart in the moving image; ITK resamples
+    the moving image onto the fixed grid with it.
+
+    In 2D the file is (X, Y, 1, 1, 2), the 2D field of ITK, if both slices are axial. Otherwise it is
+    (X, Y, 1, 1, 3), which `read_displacement` understands and ITK's 2D reader does not: ITK has no 2D
+    images in other planes.
+
+    Args:
+        disp: (1, d, *S), voxels, fixed grid -> moving grid.
+        fixed_affine, moving_affine: (4, 4), voxel -> mm, RAS, of the two grids.
+        path: ends in .nii or .nii.gz.
+    """
+    check_disp(disp)
+    d, shape = disp.shape[1], tuple(disp.shape[2:])
+    grid = identity_grid(shape, dtype=torch.float64)[None]
+    start = _to_mm(grid, fixed_affine)
+    end = _to_mm(grid + disp.detach().cpu().double(), moving_affine)
+    vectors = (end - start) * np.diag(LPS)[:3]  # RAS -> LPS
+    flat = d == 2 and _is_axial(fixed_affine) and _is_axial(moving_affine)
+    values = vectors[..., : 2 if flat else 3].reshape(*shape, *[1] * (4 - d), -1)
+    _save_nifti(values.astype(np.float32), fixed_affine, path, VECTOR_INTENT)
+
+
+def _to_mm(voxels: Tensor, affine: np.ndarray) -> np.ndarray:
+    """Voxel coordinates (1, d, *S) to mm, (*S, 3), RAS."""
+    d = voxels.shape[1]
+    return np.moveaxis(voxels[0].numpy(), 0, -1) @ affine[:3, :d].T + affine[:3, 3]
+
+
+def read_displacement(
+    path: str | os.PathLike, moving_affine: np.ndarray, name: str = "disp"
+) -> tuple[Tensor, np.ndarray]:
+    """Read a displacement in the ITK convention: the inverse of `write_displacement`.
+
+    Args:
+        path: NIfTI of shape (X, Y, Z, 1, 3), or (X, Y, 1, 1, 2) in 2D, as ITK and ANTs write them.
+        moving_affine: (4, 4), voxel -> mm, RAS, of the image that will be warped.
+        name: what the file is called in error messages.
+
+    Returns:
+        disp (1, d, *S) float32, voxels, fixed grid -> moving grid; and the fixed grid's affine.
+
+    Raises:
+        FileNotFoundError, PermissionError, ValueError: as in `read`, or it is no displacement.
+    """
+    import nibabel
+
+    path = Path(path)
+    if not path.is_file():
+        if path.exists():
+            raise ValueError(f"{name} is a folder, expected one displacement file.")
+        raise FileNotFoundError(f"{name}: there is no such file.")
+    with _readable(name, "NIfTI"):
+        loaded: Any = nibabel.load(path)
+        values = np.asarray(loaded.dataobj, dtype=np.float64)
+        affine, _ = _nifti_affine(loaded, name)
+    shape = tuple(values.shape)
+    if len(shape) != 5 or shape[3] != 1 or not (shape[4] == 3 or shape[4] == 2 and shape[2] == 1):
+        raise ValueError(f"{name} has shape {shape}, expected (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2).")
+    if affine is None:
+        raise ValueError(
+            f"{name} has a header whose matrix cannot be inverted, expected a valid one."
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} holds NaN or infinite values, expected finite numbers.")
+    d = 2 if shape[2] == 1 else 3
+    vectors = np.zeros((*shape[:3], 3))
+    vectors[..., : shape[4]] = values[:, :, :, 0]
+    vectors *= np.diag(LPS)[:3]
+    voxels = np.moveaxis(np.indices(shape[:3], dtype=np.float64), 0, -1)
+    end = voxels @ affine[:3, :3].T + affine[:3, 3] + vectors
+    back = np.linalg.inv(moving_affine)
+    moved = end @ back[:3, :3].T + back[:3, 3]
+    disp = np.moveaxis(moved - voxels, -1, 0)[:d]
+    if d == 2:
+        disp = disp[..., 0]
+    return torch.from_numpy(np.ascontiguousarray(disp, dtype=np.float32))[None], affine

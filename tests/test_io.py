@@ -1,0 +1,342 @@
+"""Files and physical space, against SimpleITK and by hand."""
+
+from __future__ import annotations
+
+import os
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from regkit import io
+from regkit.spatial import warp_points
+
+
+def oblique(angle: float = 0.3, spacing=(1.0, 1.7, 2.5), origin=(-20.0, 11.0, 7.0)) -> np.ndarray:
+    """A rotated, anisotropic affine, with its second axis flipped."""
+    c, s = np.cos(angle), np.sin(angle)
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array(
+        [[1, 0, 0], [0, c, -s], [0, s, c]]
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([1, -1, 1]) * np.asarray(spacing)
+    affine[:3, 3] = origin
+    return affine
+
+
+def smooth_image(shape, seed=0) -> torch.Tensor:
+    """(1, 1, *shape) in [0, 1], smooth, zero at the border."""
+    grids = np.meshgrid(*[np.linspace(0, 1, n) for n in shape], indexing="ij")
+    frame = np.prod([np.sin(np.pi * g) for g in grids], axis=0)
+    wave = np.prod([np.sin((3 + k + seed) * g + k) for k, g in enumerate(grids)], axis=0)
+    return torch.from_numpy((frame * (0.6 + 0.4 * wave)).astype(np.float32))[None, None]
+
+
+def smooth_disp(shape, size=2.0) -> torch.Tensor:
+    """(1, d, *shape) voxels."""
+    d = len(shape)
+    return torch.cat([size * (smooth_image(shape, seed=k + 1) - 0.3) for k in range(d)], dim=1)
+
+
+def itk_points(affine: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+    """Voxels (N, 3) to LPS mm (N, 3), written out by hand."""
+    ras = voxels @ affine[:3, :3].T + affine[:3, 3]
+    return ras * [-1, -1, 1]
+
+
+# reading -------------------------------------------------------------------------------------------
+
+
+def test_nifti_round_trip_keeps_values_and_place(tmp_path):
+    image, affine = smooth_image((7, 8, 9)), oblique()
+    io.write_image(image, affine, tmp_path / "a.nii.gz")
+    back = io.read(tmp_path / "a.nii.gz")
+    assert torch.equal(back.data, image)
+    np.testing.assert_allclose(back.affine, affine, atol=1e-5)
+    np.testing.assert_allclose(back.spacing, (1.0, 1.7, 2.5), atol=1e-5)
+    assert back.notes == () and back.physical
+    other = sitk.ReadImage(str(tmp_path / "a.nii.gz"))
+    ours = itk_points(affine, np.array([[2.0, 3.0, 4.0]]))[0]
+    np.testing.assert_allclose(other.TransformIndexToPhysicalPoint((2, 3, 4)), ours, atol=1e-4)
+    assert other[2, 3, 4] == image[0, 0, 2, 3, 4]
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+@pytest.mark.parametrize("shape", [(7, 8), (7, 8, 9)])
+def test_itk_formats_agree_with_the_same_image_as_nifti(tmp_path, suffix, shape):
+    image = smooth_image(shape)
+    affine = oblique() if len(shape) == 3 else np.diag([-1.5, -2.0, 1.0, 1.0])
+    io.write_image(image, affine, tmp_path / "a.nii.gz")
+    itk = sitk.ReadImage(str(tmp_path / "a.nii.gz"))
+    sitk.WriteImage(itk if len(shape) == 3 else itk[:, :, 0], str(tmp_path / f"a{suffix}"))
+    back = io.read(tmp_path / f"a{suffix}")
+    assert torch.equal(back.data, image)
+    np.testing.assert_allclose(back.affine, affine, atol=1e-5)
+
+
+def test_integer_files_become_float_and_labels_stay_integer(tmp_path):
+    values = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
+    assert io.read(tmp_path / "a.nii").data.dtype == torch.float32
+    labels = io.read(tmp_path / "a.nii", labels=True).data
+    assert labels.dtype == torch.int32 and torch.equal(labels[0, 0], torch.from_numpy(values).int())
+
+
+def test_scale_and_slope_of_the_header_are_applied(tmp_path):
+    image = nibabel.Nifti1Image(np.full((2, 2, 2), 10, dtype=np.int16), np.eye(4))
+    image.header.set_slope_inter(0.5, -1.0)
+    nibabel.save(image, tmp_path / "a.nii")
+    assert (
+        io.read(tmp_path / "a.nii").data == nibabel.load(tmp_path / "a.nii").get_fdata()[0, 0, 0]
+    ).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((5, 6, 1), (5, 6)), ((5, 6, 7, 1), (5, 6, 7)), ((5, 1, 6), (5, 1, 6))]
+)
+def test_trailing_axes_of_size_one_are_dropped(shape, expected):
+    image = nibabel.Nifti1Image(np.ones(shape, np.float32), np.eye(4))
+    assert io.from_nibabel(image).shape == expected
+
+
+def test_leading_axes_of_arrays_are_dropped():
+    for shape in [(5, 6), (1, 5, 6), (1, 1, 5, 6)]:
+        image = io.as_image(np.ones(shape))
+        assert image.shape == (5, 6) and image.ndim == 2 and not image.physical
+    assert io.as_image(torch.ones(1, 1, 4, 5, 6)).data.shape == (1, 1, 4, 5, 6)
+
+
+def test_a_broken_sform_falls_back_to_the_qform_with_a_note():
+    image = nibabel.Nifti1Image(np.ones((4, 5, 6), np.float32), None)
+    image.set_qform(oblique(), code=1)
+    image.header["sform_code"] = 1  # and all its rows are zero
+    back = io.from_nibabel(image)
+    np.testing.assert_allclose(back.affine, oblique(), atol=1e-4)
+    assert "qform is used" in back.notes[0]
+
+
+def test_disagreeing_matrices_are_noted_with_the_distance():
+    image = nibabel.Nifti1Image(np.ones((4, 5, 6), np.float32), np.eye(4))
+    image.set_sform(np.eye(4), code=1)
+    moved = np.eye(4)
+    moved[0, 3] = 12.0
+    image.set_qform(moved, code=1)
+    back = io.from_nibabel(image)
+    np.testing.assert_array_equal(back.affine, np.eye(4))
+    assert "disagree by up to 12.0 mm" in back.notes[0]
+
+
+def test_a_header_without_orientation_is_noted():
+    image = nibabel.Nifti1Image(np.ones((4, 5, 6), np.float32), None)
+    assert "no orientation" in io.from_nibabel(image).notes[0]
+
+
+# from grid to grid ---------------------------------------------------------------------------------
+
+
+def sitk_image(image: torch.Tensor, affine: np.ndarray) -> sitk.Image:
+    """The same image in SimpleITK, by way of LPS written out by hand."""
+    out = sitk.GetImageFromArray(image[0, 0].numpy().T)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    flip = np.diag([-1.0, -1.0, 1.0])
+    out.SetSpacing(spacing.tolist())
+    out.SetDirection((flip @ (affine[:3, :3] / spacing)).ravel().tolist())
+    out.SetOrigin((flip @ affine[:3, 3]).tolist())
+    return out
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_resample_to_agrees_with_simpleitk(mode):
+    image, affine = smooth_image((21, 18, 15)), oblique(0.2)
+    new_shape, new_affine = (16, 17, 18), oblique(-0.25, (0.9, 1.1, 1.3), (-17.0, 9.0, 9.0))
+    ours = io.resample_to(image, affine, new_shape, new_affine, mode)
+    target = sitk_image(torch.zeros(1, 1, *new_shape), new_affine)
+    kind = sitk.sitkLinear if mode == "linear" else sitk.sitkNearestNeighbor
+    theirs = sitk.Resample(sitk_image(image, affine), target, sitk.Transform(), kind, -1.0)
+    theirs = sitk.GetArrayFromImage(theirs).T
+    inside = theirs >= 0  # ITK has no value where it would have to look beyond the image
+    assert inside.mean() > 0.5
+    apart = np.abs(ours[0, 0].numpy() - theirs)[inside]
+    assert (apart > 1e-4).mean() < (1e-9 if mode == "linear" else 1e-3)  # ties of nearest
+
+
+def test_resampling_to_larger_voxels_averages_and_does_not_pick():
+    checkers = torch.from_numpy(np.indices((32, 32)).sum(0) % 2).float()[None, None]
+    coarse = io.resample_to(checkers, np.eye(4), (8, 8), np.diag([4.0, 4.0, 1.0, 1.0]))
+    assert (coarse[..., 1:-1, 1:-1] - 0.5).abs().max() < 0.02
+
+
+def test_outside_an_image_lies_its_smallest_value():
+    air = torch.full((1, 1, 4, 4), -1000.0)
+    assert (
+        io.resample_to(air, np.eye(4), (4, 4), np.diag([1, 1, 1, 1]) + np.eye(4, k=3)) == -1000
+    ).all()
+
+
+@pytest.mark.parametrize("shape", [(10, 12), (10, 12, 14)])
+def test_a_working_grid_covers_the_image_and_points_to_ras(shape):
+    affine = np.array([[-1.0, 0, 0, 30], [0, 0, 1.5, -12], [0, -2.0, 0, 5], [0, 0, 0, 1]])
+    d = len(shape)
+    new_shape, new_affine = io.working_grid(shape, affine, (0.7, 0.8, 0.9)[:d])
+    np.testing.assert_allclose(io.spacing_of(new_affine, d), (0.7, 0.8, 0.9)[:d])
+    world = nibabel.aff2axcodes(new_affine)[:d]
+    assert world == (("R", "S") if d == 2 else ("R", "A", "S"))
+    to_new = io.voxel_map(affine, new_affine, d)
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(d, -1)
+    inside = to_new[:d, :d] @ corners + to_new[:d, d:]
+    assert inside.min() > -0.01 and (inside.max(1) < np.array(new_shape) - 0.99).all()
+
+
+def test_a_voxel_map_by_hand():
+    """Moving voxels are twice as large and start 3 mm to the right: x = 2 y + 3."""
+    moving = np.diag([2.0, 2.0, 2.0, 1.0])
+    moving[0, 3] = 3.0
+    matrix = io.voxel_map(np.eye(4), moving, 3)
+    np.testing.assert_allclose(matrix @ [5, 4, 2, 1], [1, 2, 1, 1])
+    disp = io.map_to_disp(matrix, (6, 6, 6))
+    np.testing.assert_allclose(disp[0, :, 5, 4, 2], [-4, -2, -1], atol=1e-6)
+    theta = io.map_to_theta(matrix, (6, 6, 6))
+    c = 2.5  # theta is about the centre: A (x - c) + c + t
+    np.testing.assert_allclose(
+        theta[0, :, :3] @ (torch.tensor([5.0, 4, 2]).double() - c) + c + theta[0, :, 3], [1, 2, 1]
+    )
+
+
+# displacements -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def warped(tmp_path_factory):
+    """A displacement between two oblique, anisotropic 3D grids, and the file it was written to."""
+    folder = tmp_path_factory.mktemp("disp")
+    fixed_affine = oblique(0.3, (1.0, 1.7, 2.5), (-20.0, 11.0, 7.0))
+    moving_affine = oblique(0.2, (1.4, 1.2, 2.0), (-21.0, 12.0, 6.0))
+    shape, moving_shape = (20, 16, 12), (17, 21, 14)
+    base = io.map_to_disp(io.voxel_map(fixed_affine, moving_affine, 3), shape)
+    disp = base + smooth_disp(shape)
+    io.write_displacement(disp, fixed_affine, moving_affine, folder / "disp.nii.gz")
+    return folder / "disp.nii.gz", disp, fixed_affine, moving_affine, moving_shape
+
+
+def test_the_file_is_what_itk_calls_a_displacement_field(warped):
+    path, disp, *_ = warped
+    image = nibabel.load(path)
+    assert image.shape == (20, 16, 12, 1, 3)
+    assert image.header["intent_code"] == 1007 and image.get_data_dtype() == np.float32
+
+
+def test_simpleitk_maps_points_as_we_do(warped):
+    path, disp, fixed_affine, moving_affine, _ = warped
+    transform = sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
+    voxels = np.random.default_rng(0).uniform(1, 10, size=(50, 3))
+    voxels[:20] = np.rint(voxels[:20])  # some on grid points, some between
+    ours = warp_points(torch.from_numpy(voxels)[None], disp.double())[0].numpy()
+    ours = itk_points(moving_affine, ours)
+    theirs = [transform.TransformPoint(p) for p in itk_points(fixed_affine, voxels).tolist()]
+    assert np.abs(ours - np.array(theirs)).max() < 1e-3  # mm
+
+
+def test_simpleitk_warps_an_image_as_we_do(warped):
+    path, disp, fixed_affine, moving_affine, moving_shape = warped
+    moving = smooth_image(moving_shape)
+    ours = io.pull(moving, disp)[0, 0].numpy()
+    transform = sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
+    fixed = sitk_image(torch.zeros(1, 1, *disp.shape[2:]), fixed_affine)
+    theirs = sitk.Resample(
+        sitk_image(moving, moving_affine), fixed, transform, sitk.sitkLinear, -1.0
+    )
+    theirs = sitk.GetArrayFromImage(theirs).T
+    inside = theirs >= 0
+    assert inside.mean() > 0.4 and np.abs(ours - theirs)[inside].max() < 1e-4
+
+
+def test_a_displacement_comes_back_from_its_file(warped):
+    path, disp, fixed_affine, moving_affine, _ = warped
+    back, affine = io.read_displacement(path, moving_affine)
+    assert (back - disp).abs().max() < 1e-4
+    np.testing.assert_allclose(affine, fixed_affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal"])
+def test_a_2d_displacement_comes_back_from_its_file(tmp_path, plane):
+    fixed = np.diag([-1.0, 1.5, 1.0, 1.0]) if plane == "axial" else oblique()[:, [0, 2, 1, 3]]
+    moving = fixed.copy()
+    moving[:3, 3] += moving[:3, 2] * 4 + moving[:3, 0]  # another slice, and shifted by one voxel
+    disp = smooth_disp((14, 11))
+    io.write_displacement(disp, fixed, moving, tmp_path / "d.nii.gz")
+    shape = nibabel.load(tmp_path / "d.nii.gz").shape
+    assert shape == (14, 11, 1, 1, 2 if plane == "axial" else 3)
+    back, _ = io.read_displacement(tmp_path / "d.nii.gz", moving)
+    assert back.shape == disp.shape and (back - disp).abs().max() < 1e-4
+
+
+def test_simpleitk_maps_2d_points_as_we_do(tmp_path):
+    affine = np.diag([-1.2, 1.5, 1.0, 1.0])
+    affine[:2, 3] = (40.0, -30.0)
+    disp = smooth_disp((14, 11))
+    io.write_displacement(disp, affine, affine, tmp_path / "d.nii.gz")
+    field = sitk.ReadImage(str(tmp_path / "d.nii.gz"), sitk.sitkVectorFloat64)
+    assert field.GetDimension() == 2
+    transform = sitk.DisplacementFieldTransform(field)
+    start = itk_points(affine, np.array([[3.0, 4.0, 0.0]]))[0, :2]
+    end = np.array([[3.0, 4.0, 0.0]])
+    end[0, :2] += disp[0, :, 3, 4].numpy()
+    ours = itk_points(affine, end)[0, :2]
+    assert np.abs(np.array(transform.TransformPoint(start.tolist())) - ours).max() < 1e-3
+
+
+def test_ants_warps_an_image_as_we_do(warped, tmp_path):
+    ants = pytest.importorskip("ants")
+    path, disp, fixed_affine, moving_affine, moving_shape = warped
+    moving = smooth_image(moving_shape)
+    io.write_image(moving, moving_affine, tmp_path / "m.nii.gz")
+    io.write_image(torch.zeros(1, 1, *disp.shape[2:]), fixed_affine, tmp_path / "f.nii.gz")
+    theirs = ants.apply_transforms(
+        ants.image_read(str(tmp_path / "f.nii.gz")),
+        ants.image_read(str(tmp_path / "m.nii.gz")),
+        transformlist=[str(path)],
+        defaultvalue=-1,
+    ).numpy()
+    inside = theirs >= 0
+    ours = io.pull(moving, disp)[0, 0].numpy()
+    assert inside.mean() > 0.4 and np.abs(ours - theirs)[inside].max() < 1e-3
+
+
+# writing -------------------------------------------------------------------------------------------
+
+
+def test_a_failure_in_the_middle_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), io.staged(tmp_path / "new" / "out") as folder:
+        (folder / "half.txt").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_an_older_result_alone(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(RuntimeError), io.staged(tmp_path) as folder:
+        (folder / "a.txt").write_text("new")
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and (
+        tmp_path / "a.txt"
+    ).read_text() == "old"
+
+
+def test_a_new_folder_has_the_usual_permissions(tmp_path):
+    with io.staged(tmp_path / "out") as folder:
+        (folder / "a.txt").write_text("a")
+    (tmp_path / "usual").mkdir()
+    assert os.stat(tmp_path / "out").st_mode == os.stat(tmp_path / "usual").st_mode
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "usual"]
+
+
+def test_nothing_of_the_input_header_is_written(tmp_path):
+    image = nibabel.Nifti1Image(np.random.rand(4, 4, 4), np.eye(4))
+    image.header["descrip"] = b"Jane Roe 1970-01-01"
+    nibabel.save(image, tmp_path / "Roe_Jane.nii")
+    read = io.read(tmp_path / "Roe_Jane.nii")
+    io.write_image(read.data, read.affine, tmp_path / "out.nii")
+    content = (tmp_path / "out.nii").read_bytes()
+    assert b"Roe" not in content and b"Jane" not in content
