@@ -1,0 +1,104 @@
+"""The book's vendored files are what NOTICE and the table of sums say; its extension works."""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+STATIC = ROOT / "book" / "_static"
+
+
+def vendored() -> dict[str, Path]:
+    """Every file in a library's folder, by its path below book/_static."""
+    return {
+        p.relative_to(STATIC).as_posix(): p for p in sorted(STATIC.glob("*/**/*")) if p.is_file()
+    }
+
+
+def sums() -> dict[str, str]:
+    """The table of sums: file -> sha256."""
+    lines = (STATIC / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
+
+
+def extension():
+    """book/_ext/regkit_book.py as a module."""
+    path = ROOT / "book" / "_ext" / "regkit_book.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_lists_exactly_the_files_that_are_there():
+    assert sorted(sums()) == sorted(vendored())
+    assert "mathjax/tex-svg-full.js" in sums()
+
+
+@pytest.mark.parametrize("name", sorted(sums()))
+def test_vendored_file_has_its_sum(name):
+    assert hashlib.sha256((STATIC / name).read_bytes()).hexdigest() == sums()[name]
+
+
+def test_every_library_has_its_licence_beside_it_and_a_line_in_notice():
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    for folder in sorted({name.split("/")[0] for name in vendored()}):
+        assert f"{folder}/LICENSE" in vendored()
+        assert f"\n{folder}/ " in notice
+
+
+def test_versions_in_notice_are_those_inside_the_files():
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    mathjax = (STATIC / "mathjax" / "tex-svg-full.js").read_text(encoding="utf-8")
+    require = (STATIC / "requirejs" / "require.js").read_text(encoding="utf-8")
+    assert "mathjax 3.2.2 " in notice and 'VERSION="3.2.2"' in mathjax
+    assert "requirejs 2.3.8 " in notice and "RequireJS 2.3.8 " in require
+
+
+def test_the_configuration_names_files_that_exist_and_no_other_host():
+    text = (ROOT / "_config.yml").read_text(encoding="utf-8")
+    config = yaml.safe_load(text)["sphinx"]["config"]
+    assert "://" not in text
+    for name in [config["mathjax_path"], *config["nb_ipywidgets_js"], *config["html_css_files"]]:
+        assert (STATIC / name).is_file(), name
+
+
+def test_the_contents_list_each_page_once():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    listed = [c["file"] for part in toc["parts"] for c in part["chapters"]] + [toc["root"]]
+    pages = [f"book/{p.stem}" for p in (ROOT / "book").glob("*.md")]
+    assert len(set(listed)) == len(listed)
+    assert sorted(f for f in listed if f.startswith("book/")) == sorted(pages)
+
+
+def test_remote_style_sheets_are_taken_out_of_stored_output():
+    link = '<link rel="stylesheet"\nhref="https://maxcdn.bootstrapcdn.com/font-awesome/x.css">'
+    page = f"<p>a</p>{link}\n<link rel='icon' href='b.svg'><p>c</p>"
+    clean = "<p>a</p><link rel='icon' href='b.svg'><p>c</p>"
+    assert extension().without_remote_styles(page) == clean
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("", {}),
+        ("[tool.regkit]\nrepository = ''", {"repository": ""}),
+        ("[tool.regkit]\nref = 'v1'\n[tool.x]\ny = 1", {"ref": "v1"}),
+    ],
+)
+def test_the_settings_are_read_from_pyproject(tmp_path, text, settings):
+    (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
+    assert extension().project_settings(tmp_path) == settings
+
+
+def test_buttons_appear_only_with_a_repository():
+    hidden = extension().theme_options(repository="", ref="main")
+    assert not hidden["launch_buttons"] and not hidden["use_repository_button"]
+    assert hidden["repository_url"] == ""
+    shown = extension().theme_options(repository="https://example.org/a/b/", ref="v1")
+    assert shown["launch_buttons"]["colab_url"] and shown["use_repository_button"]
+    assert shown["repository_url"] == "https://example.org/a/b"
+    assert shown["repository_branch"] == "v1"
