@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+from regkit import io
 
 
 @dataclass(frozen=True)
@@ -246,28 +246,16 @@ def _slice(scan: Scan, axis: int, index: int, name: str) -> Scan:
     return Scan(name, image, labels, affine)
 
 
-def _nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    image = nib.Nifti1Image.from_filename(path)
-    return np.asarray(image.dataobj), image.affine
-
-
-def _itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Array in index order (x, y[, z]) and its RAS affine, of any file that SimpleITK reads."""
-    import SimpleITK as sitk
-
-    image = sitk.ReadImage(str(path))
-    d = image.GetDimension()
-    affine = np.eye(4)
-    direction = np.array(image.GetDirection()).reshape(d, d)
-    affine[:d, :d] = direction * np.array(image.GetSpacing())
-    affine[:d, 3] = image.GetOrigin()
-    return sitk.GetArrayFromImage(image).T, LPS_TO_RAS @ affine
+def _read(path: Path, labels: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Array (*S) in the file's own order, and its RAS affine."""
+    image = io.read(path, path.name, labels)
+    return image.data[0, 0].numpy(), image.affine
 
 
 def _picture(path: Path) -> Tensor:
     """A 2D picture (1, W, H) float32: axis 0 to the right, axis 1 up, intensities of the file."""
     if path.suffix == ".mha":
-        array = _itk(path)[0]
+        array = _read(path)[0]
     else:
         from PIL import Image  # comes with matplotlib
 
@@ -291,7 +279,7 @@ def load_oasis_pair(progress: bool = False) -> tuple[Scan, Scan]:
     folder = fetch("oasis_3d", progress)
     with np.load(folder / "vxm_subject.npz", allow_pickle=False) as arrays:
         moving = _scan("vxm_subject", OASIS_AFFINE, arrays["vol"], arrays["seg"])
-    image, affine = _nifti(folder / "clapirn_B.nii.gz")
+    image, affine = _read(folder / "clapirn_B.nii.gz")
     return moving, _scan("clapirn_B", affine, image)
 
 
@@ -340,10 +328,12 @@ def load_oasis_heads(progress: bool = False) -> tuple[Scan, Scan]:
         c2fvit_B: image in [0, 1], no labels.
     """
     folder = fetch("oasis_3d", progress)
-    onehot, affine = _nifti(folder / "c2fvit_A_seg13_onehot.nii.gz")
-    labels = onehot.astype(np.int16) @ np.arange(1, 14, dtype=np.int16)  # channels do not overlap
-    a = _scan("c2fvit_A", affine, _nifti(folder / "c2fvit_A.nii.gz")[0], labels)
-    image, affine = _nifti(folder / "c2fvit_B.nii.gz")
+    onehot = nib.Nifti1Image.from_filename(folder / "c2fvit_A_seg13_onehot.nii.gz")
+    # (256, 256, 256, 13), and the channels do not overlap
+    labels = np.asarray(onehot.dataobj).astype(np.int16) @ np.arange(1, 14, dtype=np.int16)
+    image, affine = _read(folder / "c2fvit_A.nii.gz")
+    a = _scan("c2fvit_A", affine, image, labels)
+    image, affine = _read(folder / "c2fvit_B.nii.gz")
     return a, _scan("c2fvit_B", affine, image)
 
 
@@ -351,7 +341,7 @@ def load_oasis_stack(progress: bool = False) -> Tensor:
     """The 80 aligned axial OASIS slices: (80, 1, 128, 128) float32 in [0, 1], no labels."""
     sample = _sample("oasis2d_mermaid")
     folder = fetch(sample.name, progress)
-    slices = [_itk(folder / path)[0] for path in sorted(file.path for file in sample.files)]
+    slices = [_read(folder / path)[0] for path in sorted(file.path for file in sample.files)]
     return torch.from_numpy(np.stack(slices))[:, None]
 
 
@@ -380,8 +370,8 @@ def load_ptbp_slices(indices: Sequence[int] = (4, 9, 14), progress: bool = False
     numbers = sorted(int(p.name[5:].split(".")[0]) for p in folder.glob("ilist*.nii.gz"))
     scans = []
     for number in numbers:
-        image, affine = _nifti(folder / f"ilist{number}.nii.gz")
-        labels, _ = _nifti(folder / f"slist{number}.nii.gz")
+        image, affine = _read(folder / f"ilist{number}.nii.gz")
+        labels, _ = _read(folder / f"slist{number}.nii.gz", labels=True)
         slab = _scan(f"child{number}", affine, image, labels)
         scans += [_slice(slab, axis=2, index=i, name=f"{slab.name}_slice{i}") for i in indices]
     return scans
@@ -400,11 +390,11 @@ def load_lung(progress: bool = False) -> tuple[Scan, Scan, np.ndarray, np.ndarra
     folder = fetch("lung_ct", progress)
     scans = []
     for name in ("baseline", "followup"):
-        image, affine = _itk(folder / f"3DCT_lung_{name}.mha")
-        mask, _ = _itk(folder / f"3DCT_lung_{name}_mask.mha")
+        image, affine = _read(folder / f"3DCT_lung_{name}.mha")
+        mask, _ = _read(folder / f"3DCT_lung_{name}_mask.mha", labels=True)
         scans.append(_scan(name, affine, image, mask))
     table = _table()["lung_ct_landmarks"]
-    flip = np.diag(LPS_TO_RAS)[:3]
+    flip = np.diag(io.LPS)[:3]  # the table is the source's: LPS
     points = [np.array(table[name]) * flip for name in ("baseline", "followup")]
     return scans[0], scans[1], points[0], points[1]
 
@@ -417,7 +407,7 @@ def load_labelmaps(progress: bool = False) -> list[Scan]:
     folder = fetch("brain_labelmaps", progress)
     scans = []
     for i in range(1, 6):
-        labels, affine = _nifti(folder / f"brain{i}_labels.nii.gz")
+        labels, affine = _read(folder / f"brain{i}_labels.nii.gz", labels=True)
         scans.append(_scan(f"brain{i}", affine, labels=labels))
     return scans
 
