@@ -127,9 +127,7 @@ class _LocalCorrelation(torch.autograd.Function):
 
 
 @full_precision
-def lncc(
-    moved: Tensor, fixed: Tensor, window: int = 9, mask: Tensor | None = None
-) -> Tensor:
+def lncc(moved: Tensor, fixed: Tensor, window: int = 9, mask: Tensor | None = None) -> Tensor:
     """1 - mean squared local correlation over window^d boxes, in [0, 1].
 
     Bright and dark may change places from box to box, and each box may have its own brightness and

@@ -313,9 +313,7 @@ def affine_to_disp(theta: Tensor, shape: Sequence[int]) -> Tensor:
 @full_precision
 def resize(image: Tensor, shape: Sequence[int]) -> Tensor:
     """Resample (B, C, *S) to (B, C, *shape), linearly; the corner voxels stay corner voxels."""
-    return F.interpolate(
-        image, size=tuple(shape), mode=LINEAR[image.ndim - 2], align_corners=True
-    )
+    return F.interpolate(image, size=tuple(shape), mode=LINEAR[image.ndim - 2], align_corners=True)
 
 
 @full_precision
@@ -356,5 +354,9 @@ def pad_to_multiple(image: Tensor, k: int) -> tuple[Tensor, Callable[[Tensor], T
     before = [m // 2 for m in missing]
     sides = [(b, m - b) for b, m in zip(before, missing, strict=True)]
     padded = F.pad(image, [n for side in reversed(sides) for n in side]) if any(missing) else image
-    window = (slice(None), slice(None), *[slice(b, b + n) for b, n in zip(before, shape, strict=True)])
+    window = (
+        slice(None),
+        slice(None),
+        *[slice(b, b + n) for b, n in zip(before, shape, strict=True)],
+    )
     return padded, lambda x: x[window]

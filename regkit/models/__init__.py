@@ -106,8 +106,11 @@ def save(model: RegistrationModel, path: str | os.PathLike, **info: Any) -> None
 def pretrained() -> list[str]:
     """Names of the shipped weights that `load` takes."""
     folder = resources.files("regkit") / "weights"
-    return sorted(p.name.removesuffix(".safetensors") for p in folder.iterdir()
-                  if p.name.endswith(".safetensors"))
+    return sorted(
+        p.name.removesuffix(".safetensors")
+        for p in folder.iterdir()
+        if p.name.endswith(".safetensors")
+    )
 
 
 def load(path_or_name: str | os.PathLike) -> RegistrationModel:

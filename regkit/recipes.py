@@ -1,0 +1,149 @@
+"""The settings of each training, as data: what a paper says, and what each budget can afford.
+
+A recipe is one frozen record. `get("vxm_diff_2d")` gives it at the current budget; the budget is the
+environment variable REGKIT_BUDGET, one of "smoke" (does it run?), "cpu" (real learning in minutes on
+two cores), "gpu" (at most 15 minutes on a Colab T4) and "paper" (the published protocol).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+BUDGETS = ("smoke", "cpu", "gpu", "paper")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a training run depends on. It is stored in every checkpoint.
+
+    model, ndim, options: what `regkit.models.create` takes.
+    shape: of the images; spacing follows from the population's field of view.
+    subjects, validation: how many of the embedded population (seeds 0 and 1; 2 is for tests).
+    contrast, amplitude: of the population. flip: mirror pairs at random.
+    similarity: "lncc", "mse", "ncc" or "mutual_information". window: of lncc.
+    weights: of the terms of the objective: "similarity", "diffusion" (of the velocity where there is
+        one, else of the displacement), "bending", "folding", and "dice", the label loss.
+    bidirectional: the fixed image is also warped to the moving one, by the inverse; half weight each.
+    lr, schedule: of Adam; "constant", or "cosine" down to zero.
+    batch, steps, validate_every, seed, precision ("no", "bf16", "fp16").
+    """
+
+    name: str
+    model: str
+    ndim: int
+    shape: tuple[int, ...]
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    subjects: int = 100
+    validation: int = 8
+    contrast: str = "t1"
+    amplitude: float = 1.0
+    flip: bool = False
+    similarity: str = "lncc"
+    window: int = 9
+    weights: Mapping[str, float] = field(
+        default_factory=lambda: {"similarity": 1.0, "diffusion": 1.0}
+    )
+    bidirectional: bool = False
+    lr: float = 1e-3
+    schedule: str = "cosine"
+    batch: int = 8
+    steps: int = 300
+    validate_every: int = 100
+    seed: int = 0
+    precision: str = "no"
+
+
+_TMI = "Balakrishnan et al., IEEE TMI 2019; steps, rate and schedule are ours"
+_MEDIA = "Dalca et al., Medical Image Analysis 2019, without its variance; rates are ours"
+
+# name -> the recipe at budget "cpu", and what other budgets change
+_RECIPES: dict[str, tuple[Recipe, dict[str, dict[str, Any]]]] = {}
+
+
+def _add(recipe: Recipe, **budgets: dict[str, Any]) -> None:
+    _RECIPES[recipe.name] = (recipe, budgets)
+
+
+_SMOKE_2D = {
+    "shape": (48, 64),
+    "subjects": 4,
+    "validation": 2,
+    "batch": 2,
+    "steps": 4,
+    "validate_every": 2,
+}
+_SMOKE_3D = {
+    "shape": (32, 48, 32),
+    "subjects": 3,
+    "validation": 2,
+    "batch": 1,
+    "steps": 2,
+    "validate_every": 1,
+}
+
+for _model, _source in (("vxm1", _TMI), ("vxm2", _TMI), ("vxm", _TMI), ("vxm_diff", _MEDIA)):
+    _add(
+        Recipe(name=f"{_model}_2d", model=_model, ndim=2, shape=(80, 96), source=_source),
+        smoke=_SMOKE_2D,
+        gpu={
+            "shape": (160, 192),
+            "subjects": 400,
+            "batch": 16,
+            "steps": 4000,
+            "validate_every": 500,
+        },
+        paper={
+            "shape": (160, 192),
+            "subjects": 400,
+            "batch": 1,
+            "steps": 150_000,
+            "lr": 1e-4,
+            "schedule": "constant",
+            "validate_every": 1000,
+        },
+    )
+    _add(
+        Recipe(name=f"{_model}_3d", model=_model, ndim=3, shape=(80, 96, 80), source=_source,
+               options={} if _model in ("vxm1", "vxm2") else {"half_resolution": True},
+               subjects=40, validation=4, batch=1, steps=400, validate_every=200),
+        smoke=_SMOKE_3D,
+        gpu={"subjects": 100, "steps": 4000, "validate_every": 500},
+        paper={"shape": (160, 192, 160), "options": {}, "subjects": 200, "steps": 150_000,
+               "lr": 1e-4, "schedule": "constant", "validate_every": 1000},
+    )  # fmt: skip
+
+
+def names() -> list[str]:
+    """The recipes that `get` knows."""
+    return list(_RECIPES)
+
+
+def budget() -> str:
+    """The budget of this process: REGKIT_BUDGET, else "gpu" where CUDA is there, else "cpu"."""
+    value = os.environ.get("REGKIT_BUDGET") or ("gpu" if torch.cuda.is_available() else "cpu")
+    if value not in BUDGETS:
+        raise ValueError(f"REGKIT_BUDGET is {value!r}, expected one of {', '.join(BUDGETS)}.")
+    return value
+
+
+def get(name: str, at: str | None = None, **changes: Any) -> Recipe:
+    """A recipe by name.
+
+    Args:
+        name: one of `names()`.
+        at: the budget, by default `budget()`.
+        changes: fields to set otherwise, such as steps=1000.
+    """
+    if name not in _RECIPES:
+        raise ValueError(f"recipe is {name!r}, expected one of {', '.join(names())}.")
+    at = at or budget()
+    if at not in BUDGETS:
+        raise ValueError(f"budget is {at!r}, expected one of {', '.join(BUDGETS)}.")
+    recipe, budgets = _RECIPES[name]
+    return replace(recipe, **{**budgets.get(at, {}), **changes})
