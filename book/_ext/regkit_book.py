@@ -22,7 +22,7 @@ def without_remote_styles(html: str) -> str:
 
 
 def project_settings(root: Path) -> dict[str, str]:
-    """The table `[tool.regkit]` of the pyproject.toml in folder `root`; empty where there is none."""
+    """The table `[tool.regkit]` of pyproject.toml in folder `root`; empty where there is none."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     return project.get("tool", {}).get("regkit", {})
 
