@@ -1,0 +1,75 @@
+# make book        build the HTML book, print where it is
+# make test        lint, types, unit tests, every notebook at budget smoke
+# make test-site   open every page of the book in a browser
+# make test-cpu    every notebook at budget cpu (minutes each)
+# make notebooks   execute the notebooks at budget cpu and write them (NAMES="01 03" for some)
+# make lint        what CI says about style and types; make format repairs the style
+# make clean       remove what was built; .venv stays
+#
+# Each target sets up .venv by itself, again when pyproject.toml or constraints.txt change.
+
+SHELL := /bin/bash
+BIN := .venv/bin
+READY := .venv/.ready
+# The first of these that works makes .venv: make PYTHON=... chooses another.
+PYTHON ?= python3.11 python3.12 python3.13 python3
+EXTRAS := book,baselines,compare,dev
+NBVAL := --nbval-lax --nbval-current-env --nbval-sanitize-with=tests/nbval.ini
+
+.DEFAULT_GOAL := help
+.PHONY: help book test test-site test-cpu notebooks lint format clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+$(READY): pyproject.toml constraints.txt
+	@rm -f $@; \
+	if ! [ -x $(BIN)/python ]; then \
+	    found=; \
+	    for python in $(PYTHON); do \
+	        if $$python -c 'import ensurepip, sys; assert (3, 11) <= sys.version_info < (3, 14)' \
+	            >/dev/null 2>&1; then found=$$python; break; fi; \
+	    done; \
+	    if [ -z "$$found" ]; then \
+	        echo "No Python 3.11 to 3.13 with venv is here (tried: $(PYTHON)): install one." >&2; exit 1; \
+	    fi; \
+	    if [ $$found != python3.11 ]; then echo "No python3.11 here: .venv is made with $$found."; fi; \
+	    $$found -m venv .venv || exit 1; \
+	fi
+	@echo "Setting up .venv (about 2.5 GB, some minutes the first time)."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@touch $@
+
+book: $(READY)
+	@rm -rf _build  # an incremental build does not copy changed static files
+	$(BIN)/jupyter-book build -W -n --keep-going .
+	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# One thread and two workers; a notebook's cells stay on one worker.
+test: lint
+	REGKIT_BUDGET=smoke TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	    -n 2 --dist loadfile $(NBVAL) --nbval-cell-timeout=300 --ignore=tests/site tests notebooks
+
+test-cpu: $(READY)
+	REGKIT_BUDGET=cpu TQDM_DISABLE=1 $(BIN)/python -m pytest \
+	    $(NBVAL) --nbval-cell-timeout=1200 --timeout=1800 notebooks
+
+test-site: book
+	$(BIN)/python -m pytest tests/site
+
+notebooks: $(READY)
+	REGKIT_BUDGET=cpu $(BIN)/python book/tools/notebooks.py execute --force $(NAMES)
+
+format: $(READY)
+	$(BIN)/python book/tools/notebooks.py sync
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf _build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

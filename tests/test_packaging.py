@@ -1,0 +1,188 @@
+"""The lists of versions agree, regkit fits into Colab, and no file says what it must not."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import entry_points, packages_distributions, version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CORE = [Requirement(r) for r in PROJECT["dependencies"]]
+EXTRAS = {
+    extra: [Requirement(r) for r in lines]
+    for extra, lines in PROJECT["optional-dependencies"].items()
+}
+CONDA_NAMES = {"pytorch": "torch"}  # conda-forge's name -> the name used elsewhere
+
+
+def bounds(requirements) -> dict[str, str]:
+    return {canonicalize_name(r.name): str(r.specifier) for r in requirements}
+
+
+def pins(file: str) -> dict[str, str]:
+    """name -> version of a file of `name==version` lines."""
+    lines = [x for x in (ROOT / file).read_text().splitlines() if x and not x.startswith("#")]
+    found = {}
+    for line in lines:
+        name, pinned = line.split("==")
+        found[canonicalize_name(name)] = pinned
+    return found
+
+
+DIRECT = bounds(CORE + [r for rs in EXTRAS.values() for r in rs])
+
+
+# ----------------------------------------------------------------------- the lists of versions
+
+
+def test_environment_yml_has_the_bounds_of_pyproject():
+    lines = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    from_pip = next(x["pip"] for x in lines if isinstance(x, dict))
+    conda = [Requirement(x) for x in lines if isinstance(x, str) and x != "pip"]
+    pip = [Requirement(x) for x in from_pip if x != "-e ."]
+    assert "-e ." in from_pip
+    for requirement in conda:
+        requirement.name = CONDA_NAMES.get(requirement.name, requirement.name)
+    listed = bounds(conda + pip)
+    assert listed.pop("python").startswith(("<3.14,>=3.11", ">=3.11"))
+    assert listed == DIRECT
+
+
+def test_constraints_pin_everything_that_pyproject_names_inside_its_bounds():
+    pinned = pins("constraints.txt")
+    assert set(DIRECT) <= set(pinned)
+    outside = [
+        f"{name}=={pinned[name]} is not {bound}"
+        for name, bound in DIRECT.items()
+        if not Requirement(f"{name}{bound}").specifier.contains(pinned[name])
+    ]
+    assert outside == []
+
+
+def test_core_has_lower_bounds_only_and_they_admit_what_colab_has():
+    colab = pins("tests/colab.txt")
+    assert {"torch", "numpy", "ipywidgets"} <= set(colab)
+    for requirement in CORE:
+        assert [s.operator for s in requirement.specifier] == [">="], str(requirement)
+        there = colab.get(canonicalize_name(requirement.name))
+        assert there is None or requirement.specifier.contains(there), str(requirement)
+
+
+def test_requires_python_is_what_the_environment_and_the_workflow_say():
+    assert PROJECT["requires-python"] == ">=3.11"
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+
+
+def test_version_is_the_same_everywhere():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    assert PROJECT["version"] == str(cited) == version("regkit-course")
+    assert f"\n## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+# --------------------------------------------------------------------------------- the package
+
+
+def imports(path: Path) -> set[tuple[str, bool]]:
+    """(top module, is it imported with the file) of each import statement of a file."""
+    found = set()
+    tree = ast.parse(path.read_text())
+    lazy = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {(alias.name.split(".")[0], id(node) not in lazy) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add((node.module.split(".")[0], id(node) not in lazy))
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "regkit").rglob("*.py")), ids=lambda p: p.stem)
+def test_what_the_package_imports_is_declared(path):
+    """At import: the core. Inside functions: also the extras, and what comes with the core."""
+    owners = packages_distributions()
+    core = set(bounds(CORE))
+    lazily = set(DIRECT) | {"ipython", "myst-nb"}  # of ipywidgets, of jupyter-book
+    for module, at_import in imports(path):
+        if module in sys.stdlib_module_names or module == "regkit":
+            continue
+        names = {canonicalize_name(n) for n in owners.get(module, [module])}
+        assert names & (core if at_import else lazily), f"{path.name} imports {module}, undeclared"
+
+
+def test_command_exists():
+    (command,) = entry_points(group="console_scripts", name="regkit")
+    assert callable(command.load())
+
+
+def test_weights_are_small_and_in_the_distribution():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    shipped = {
+        path
+        for pattern in setuptools["package-data"]["regkit"]
+        for path in (ROOT / "regkit").glob(pattern)
+    }
+    present = {
+        p for p in (ROOT / "regkit").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")
+    }
+    assert present <= shipped
+    assert sum(p.stat().st_size for p in present) <= 20_000_000
+
+
+# ---------------------------------------------------------------------------------- every file
+
+
+def tracked() -> dict[str, str]:
+    """Text of each file in git, without what others wrote (book/_static/<library>/)."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    texts = {}
+    for name in filter(None, listed.stdout.split("\0")):
+        path = ROOT / name
+        if re.match(r"book/_static/[^/]+/", name) or not path.is_file():
+            continue
+        data = path.read_bytes()
+        if b"\0" not in data:
+            texts[name] = data.decode("utf-8")
+    return texts
+
+
+# Written so that this file does not contain what it looks for.
+FORBIDDEN = {
+    "the index's name `regkit` belongs to somebody else": r'pip install (-\S+ )*"?regkit(?!-|\w)',
+    "the name of a package registry's host": r"py[p]i\.org|python[h]osted\.org|npm[j]s\.",
+    "a path of one machine": r"(?<![\w.:/*])/(?:work|root|home/\w+|Users/\w+)/",
+    "code in a data file may run when it is read": r"pickle\.loads?\(|allow_pickle=Tru[e]",
+    "a shell, or an archive that may write anywhere": r"shell=Tru[e]|extractal[l]\(",
+}
+
+
+@pytest.mark.parametrize("reason", FORBIDDEN)
+def test_no_file_says_what_it_must_not(reason):
+    found = [
+        f"{name}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]}"
+        for name, text in tracked().items()
+        for match in re.finditer(FORBIDDEN[reason], text)
+    ]
+    assert found == []
+
+
+def test_pages_link_to_no_colab_while_the_repository_is_not_named():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["regkit"]
+    assert set(settings) == {"repository", "ref"}
+    if not settings["repository"]:
+        pages = {n: text for n, text in tracked().items() if n.endswith((".md", ".ipynb"))}
+        assert [n for n, text in pages.items() if "colab.research.google" in text] == []
