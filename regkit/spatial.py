@@ -5,9 +5,10 @@ says where in the moving image to look,
 
     moved(x) = moving(x + disp(x)).
 
-A displacement `disp` has the shape (B, d, *S) with d = len(S) in {2, 3}. Channel i moves along array
-axis i, in voxels. Nothing here knows about millimetres, except `rigid_theta`, which takes the voxel
-size so that a rotation stays a rotation on anisotropic voxels; physical space lives in `regkit.io`.
+A displacement `disp` has the shape (B, d, *S) with d = len(S) in {2, 3}. Channel i moves along
+array axis i, in voxels. Nothing here knows about millimetres, except `rigid_theta`, which takes the
+voxel size so that a rotation stays a rotation on anisotropic voxels; physical space lives in
+`regkit.io`.
 
 Under autocast everything here still computes in float32: a displacement of 40.03 voxels has no room
 for its fraction in half precision.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +32,8 @@ def full_precision(function: Callable) -> Callable:
     """Run `function` in float32 at least: half-precision arguments are raised, autocast is off."""
 
     @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-        def raised(x):
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        def raised(x: Any) -> Any:
             return x.float() if isinstance(x, Tensor) and x.dtype in HALF else x
 
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
@@ -55,7 +57,9 @@ def check_disp(disp: Tensor, name: str = "disp") -> None:
 
 
 def identity_grid(
-    shape: Sequence[int], device: torch.device | str | None = None, dtype=torch.float32
+    shape: Sequence[int],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Absolute voxel coordinates of a grid: (d, *S), entry i counts along array axis i."""
     axes = [torch.arange(n, device=device, dtype=dtype) for n in shape]
@@ -282,7 +286,10 @@ def rigid_theta(
         about1 = matrix((c1, zero, s1), (zero, one, zero), (-s1, zero, c1))
         about2 = matrix((c2, -s2, zero), (s2, c2, zero), (zero, zero, one))
         rotation = about0 @ about1 @ about2
-    size = torch.as_tensor(spacing, dtype=rotation.dtype, device=rotation.device).expand(d)
+    size = torch.as_tensor(spacing, dtype=rotation.dtype, device=rotation.device)
+    if size.shape not in ((), (d,)) or not (size > 0).all():
+        raise ValueError(f"spacing is {spacing}, expected one positive number or {d} of them.")
+    size = size.expand(d)
     return torch.cat([rotation * size / size[:, None], translation.unsqueeze(-1)], dim=-1)
 
 
@@ -321,7 +328,8 @@ def resize_disp(disp: Tensor, shape: Sequence[int]) -> Tensor:
     """Bring a displacement to a grid of another size: resample AND rescale.
 
     A shift of 3 voxels is one of 6 voxels where the voxels are half as big. With corner voxels
-    staying corner voxels the factor along an axis is (n_new - 1)/(n_old - 1), and 1 where n_old = 1.
+    staying corner voxels the factor along an axis is (n_new - 1)/(n_old - 1), and 1 where n_old is
+    1.
 
     Args:
         disp: (B, d, *S), voxels of S.
@@ -332,6 +340,8 @@ def resize_disp(disp: Tensor, shape: Sequence[int]) -> Tensor:
     """
     check_disp(disp)
     old = disp.shape[2:]
+    if len(shape) != len(old) or min(shape) < 1:
+        raise ValueError(f"shape is {tuple(shape)}, expected {len(old)} positive sizes.")
     factors = [(new - 1) / (n - 1) if n > 1 else 1.0 for new, n in zip(shape, old, strict=True)]
     scale = disp.new_tensor(factors).reshape(1, -1, *[1] * len(old))
     return resize(disp, shape) * scale
@@ -349,6 +359,10 @@ def pad_to_multiple(image: Tensor, k: int) -> tuple[Tensor, Callable[[Tensor], T
     """
     if k < 1:
         raise ValueError(f"k is {k}, expected 1 or more.")
+    if image.ndim not in (4, 5):
+        raise ValueError(
+            f"image has shape {tuple(image.shape)}, expected (B, C, H, W) or (B, C, D, H, W)."
+        )
     shape = image.shape[2:]
     missing = [-n % k for n in shape]
     before = [m // 2 for m in missing]
