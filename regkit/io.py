@@ -1,12 +1,12 @@
 """Files and physical space: the only module that knows about millimetres.
 
-Inside regkit everything is voxels. A file adds an *affine*, the 4x4 matrix that sends a voxel index to
-a place in the scanner in millimetres, with the axes to the Right, Anterior and Superior (RAS, the
-convention of NIfTI and nibabel). ITK, ANTs, SimpleITK and 3D Slicer point the first two axes the other
-way (LPS). The two meet in this module and nowhere else.
+Inside regkit everything is voxels. A file adds an *affine*, the 4x4 matrix that sends a voxel index
+to a place in the scanner in millimetres, with the axes to the Right, Anterior and Superior (RAS,
+the convention of NIfTI and nibabel). ITK, ANTs, SimpleITK and 3D Slicer point the first two axes
+the other way (LPS). The two meet in this module and nowhere else.
 
-Reading refuses what cannot be registered, with one sentence. Writing never leaves half a file behind:
-see `staged`.
+Reading refuses what cannot be registered, with one sentence. Writing never leaves half a file
+behind: see `staged`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def spacing_of(affine: np.ndarray, ndim: int) -> tuple[float, ...]:
     return tuple(float(n) for n in np.linalg.norm(affine[:3, :ndim], axis=0))
 
 
-# reading ---------------------------------------------------------------------------------------------
+# reading ----------------------------------------------------------------------------------------
 
 
 def read(path: str | os.PathLike, name: str = "image", labels: bool = False) -> Image:
@@ -83,14 +83,14 @@ def read(path: str | os.PathLike, name: str = "image", labels: bool = False) -> 
         labels: read a label map: whole numbers, int32.
 
     Returns:
-        An `Image`. Trailing axes of size 1 are dropped, so (160, 192, 1) is a 2D image. Integer files
-        become float32 unless `labels` is set.
+        An `Image`. Trailing axes of size 1 are dropped, so (160, 192, 1) is a 2D image. Integer
+        files become float32 unless `labels` is set.
 
     Raises:
         FileNotFoundError: there is no such file.
         PermissionError: the file may not be read.
-        ValueError: it is a folder, no image, cut short, of 4 or more axes, holds NaN or infinity, or
-            its header has no usable affine.
+        ValueError: it is a folder, no image, cut short, of 4 or more axes, holds NaN or infinity,
+            or its header has no usable affine.
     """
     path = Path(path)
     try:
@@ -133,7 +133,7 @@ def from_nibabel(image: Any, name: str = "image", labels: bool = False) -> Image
         affine, notes = _nifti_affine(image, name)
     if affine is None:
         raise ValueError(
-            f"{name} has a header whose sform and qform cannot be inverted, expected a valid affine."
+            f"{name} has a header whose matrix cannot be inverted, expected a valid one."
         )
     return Image(_tensor(values, name, labels), affine, True, notes)
 
@@ -232,7 +232,7 @@ def check_values(values: np.ndarray | Tensor, name: str, labels: bool = False) -
     """The values as float32 (or int32 labels), if they are finite real numbers.
 
     Raises:
-        ValueError: complex or structured values, NaN or infinity, labels that are not whole numbers.
+        ValueError: complex or structured values, NaN or infinity, labels that are no whole numbers.
     """
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if array.dtype.kind not in "biuf":
@@ -251,9 +251,8 @@ def check_values(values: np.ndarray | Tensor, name: str, labels: bool = False) -
         array = np.ascontiguousarray(array, dtype=np.float32)
     bad = int(array.size - np.isfinite(array).sum())
     if bad:
-        raise ValueError(
-            f"{name} holds {bad} NaN or infinite value{'s' if bad > 1 else ''}, expected finite numbers."
-        )
+        noun = "values" if bad > 1 else "value"
+        raise ValueError(f"{name} holds {bad} NaN or infinite {noun}, expected finite numbers.")
     return torch.from_numpy(array.copy() if not array.flags.writeable else array)
 
 
@@ -282,7 +281,7 @@ def as_image(source: Any, name: str = "image", labels: bool = False) -> Image:
     return Image(check_values(source, name, labels)[None, None], np.eye(4), physical=False)
 
 
-# from grid to grid -----------------------------------------------------------------------------------
+# from grid to grid ------------------------------------------------------------------------------
 
 
 def voxel_map(
@@ -320,7 +319,7 @@ def voxel_map(
 
 
 def map_to_theta(matrix: np.ndarray, shape: Sequence[int]) -> Tensor:
-    """A voxel map (d+1, d+1) as theta (1, d, d+1) float64, which acts about the centre of `shape`."""
+    """A voxel map (d+1, d+1) as theta (1, d, d+1) float64, about the centre of `shape`."""
     d = len(shape)
     centre = (np.asarray(shape) - 1) / 2
     linear, offset = matrix[:d, :d], matrix[:d, d]
@@ -343,8 +342,8 @@ def map_points(matrix: np.ndarray, points: Tensor) -> Tensor:
 def pull(image: Tensor, disp: Tensor, mode: str = "linear") -> Tensor:
     """`regkit.spatial.warp`, with the image's smallest value outside it.
 
-    Zero is the background of a skull-stripped brain, but water in a CT, where air is -1000. Label maps
-    (mode "nearest") have 0 outside.
+    Zero is the background of a skull-stripped brain, but water in a CT, where air is -1000. Label
+    maps (mode "nearest") have 0 outside.
     """
     if mode == "nearest":
         return warp(image, disp, mode="nearest")
@@ -380,7 +379,7 @@ def resample_to(
 def _blur(image: Tensor, step: np.ndarray) -> Tensor:
     """Blur voxels of width 1 to voxels of width `step`, axis by axis.
 
-    A voxel is seen as a Gaussian of its width at half height; the widths of Gaussians add up in squares.
+    A voxel is seen as a Gaussian of its width at half height; widths add up in squares.
     """
     sigma = np.sqrt(np.maximum(step**2 - 1, 0)) / 2.355
     if (sigma < 0.2).all():
@@ -395,7 +394,7 @@ def same_grid(a: Image, b: Image) -> bool:
 
 
 def axis_order(affine: np.ndarray, ndim: int) -> list[tuple[int, int]]:
-    """Which array axis runs along R, A and S, and which way: (axis, +1 or -1), first R, then A, then S.
+    """Which array axis runs along R, then A, then S, and which way: (axis, +1 or -1).
 
     In 2D: the two axes of the slice in the order of the world axes they run along.
     """
@@ -411,8 +410,8 @@ def working_grid(
 ) -> tuple[tuple[int, ...], np.ndarray]:
     """A grid that covers another one, its axes to R, A, S (as nearly as they go) with a voxel size.
 
-    The new axes run along the old ones, reordered and flipped, about the same centre. An oblique scan
-    keeps its obliqueness.
+    The new axes run along the old ones, reordered and flipped, about the same centre. An oblique
+    scan keeps its obliqueness.
 
     Returns:
         (new shape, new affine).
@@ -431,7 +430,7 @@ def working_grid(
     return tuple(new_shape), new_affine
 
 
-# writing ---------------------------------------------------------------------------------------------
+# writing ----------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -488,7 +487,7 @@ def check_writable(folder: str | os.PathLike, name: str = "out") -> None:
 
 
 def write_image(data: Tensor, affine: np.ndarray, path: str | os.PathLike) -> None:
-    """Write (1, 1, *S) as NIfTI. A 2D image becomes a volume of one slice, so that its plane is kept.
+    """Write (1, 1, *S) as NIfTI. A 2D image becomes a volume of one slice: its plane is kept.
 
     The header is new: nothing of the input's description fields gets into it.
     """
@@ -501,7 +500,7 @@ def write_image(data: Tensor, affine: np.ndarray, path: str | os.PathLike) -> No
 def _save_nifti(
     values: np.ndarray, affine: np.ndarray, path: str | os.PathLike, intent: int = 0
 ) -> None:
-    """Write a NIfTI file with sform and, where it can say the same, qform; in place when complete."""
+    """Write NIfTI with sform and, where it can say the same, qform; in place when complete."""
     import nibabel
 
     image = nibabel.Nifti1Image(values, affine)
@@ -526,13 +525,13 @@ def write_displacement(
 ) -> None:
     """Write a displacement the way ITK, ANTs, SimpleITK and 3D Slicer read it.
 
-    A 5D NIfTI file (X, Y, Z, 1, 3) on the fixed grid with vector intent (1007). Each vector, in mm and
-    LPS, leads from a point of the fixed image to its counterpart in the moving image; ITK resamples
-    the moving image onto the fixed grid with it.
+    A 5D NIfTI file (X, Y, Z, 1, 3) on the fixed grid with vector intent (1007). Each vector, in mm
+    and LPS, leads from a point of the fixed image to its counterpart in the moving image; ITK
+    resamples the moving image onto the fixed grid with it.
 
-    In 2D the file is (X, Y, 1, 1, 2), the 2D field of ITK, if both slices are axial. Otherwise it is
-    (X, Y, 1, 1, 3), which `read_displacement` understands and ITK's 2D reader does not: ITK has no 2D
-    images in other planes.
+    In 2D the file is (X, Y, 1, 1, 2), the 2D field of ITK, if both slices are axial. Otherwise it
+    is (X, Y, 1, 1, 3), which `read_displacement` understands and ITK's 2D reader does not: ITK has
+    no 2D images in other planes.
 
     Args:
         disp: (1, d, *S), voxels, fixed grid -> moving grid.

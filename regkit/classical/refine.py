@@ -1,0 +1,55 @@
+"""Improve a displacement for one pair, by plain gradient descent on the displacement itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from regkit.losses import diffusion, lncc
+from regkit.spatial import warp
+
+RATE = 0.1  # voxels per step, about
+SMOOTHNESS = 1.0  # weight of the diffusion against lncc, as in VoxelMorph
+
+
+def refine(
+    moving: Tensor,
+    fixed: Tensor,
+    disp: Tensor,
+    steps: int,
+    smoothness: float = SMOOTHNESS,
+    rate: float = RATE,
+    progress: Callable[[float], None] | None = None,
+) -> Tensor:
+    """`steps` steps of Adam on every vector of `disp`, minimising
+
+        lncc(warp(moving, disp), fixed) + smoothness * diffusion(disp).
+
+    Args:
+        moving, fixed: (B, 1, *S).
+        disp: (B, d, *S), voxels, where to start.
+        steps: at least 0.
+        smoothness: larger is smoother, and further from the images.
+        rate: learning rate; Adam moves each vector by about this many voxels per step.
+        progress: called with the fraction done, 0 to 1.
+
+    Returns:
+        (B, d, *S), voxels: the iterate with the lowest objective, so never worse than `disp`.
+    """
+    current = disp.detach().clone().requires_grad_(True)
+    optimiser = torch.optim.Adam([current], lr=rate)
+    best, lowest = current.detach().clone(), float("inf")
+    for step in range(steps + 1):
+        objective = lncc(warp(moving, current), fixed) + smoothness * diffusion(current)
+        if objective.item() < lowest:
+            best, lowest = current.detach().clone(), objective.item()
+        if step == steps:
+            break
+        optimiser.zero_grad()
+        objective.backward()
+        optimiser.step()
+        if progress is not None:
+            progress((step + 1) / steps)
+    return best
