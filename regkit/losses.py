@@ -10,6 +10,8 @@ All of them compute in float32 at least, also under autocast.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -17,15 +19,15 @@ from torch.utils.checkpoint import checkpoint
 from regkit.spatial import check_disp, full_precision, jacobian_determinant
 
 
-def _check_pair(moved: Tensor, fixed: Tensor) -> None:
+def _check_pair(moved: Tensor, fixed: Tensor, names: tuple[str, str] = ("moved", "fixed")) -> None:
     if moved.shape != fixed.shape or moved.ndim not in (4, 5):
         raise ValueError(
-            f"moved has shape {tuple(moved.shape)} and fixed {tuple(fixed.shape)}, "
+            f"{names[0]} has shape {tuple(moved.shape)} and {names[1]} {tuple(fixed.shape)}, "
             "expected the same (B, C, H, W) or (B, C, D, H, W)."
         )
     if not (moved.is_floating_point() and fixed.is_floating_point()):
         raise ValueError(
-            f"moved is {moved.dtype} and fixed {fixed.dtype}, expected floating point images."
+            f"{names[0]} is {moved.dtype} and {names[1]} {fixed.dtype}, expected floating point."
         )
 
 
@@ -87,7 +89,7 @@ class _LocalCorrelation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, i: Tensor, j: Tensor, weight: Tensor | None, window: int):  # type: ignore[override]
+    def forward(ctx: Any, i: Tensor, j: Tensor, weight: Tensor | None, window: int) -> Tensor:
         count = _box_sum(torch.ones_like(i[:1, :1]), window)
         mean_i, mean_j = _box_sum(i, window) / count, _box_sum(j, window) / count
         var_i = _box_sum(i * i, window).div_(count).addcmul_(mean_i, mean_i, value=-1)
@@ -110,10 +112,10 @@ class _LocalCorrelation(torch.autograd.Function):
         return torch.where(counted.any(), cc.sum() / total, torch.ones_like(cc.sum()))
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         i, j, mean_i, mean_j, p, cc, var_i, var_j, count = ctx.saved_tensors
 
-        def gradient(x, y, mean_x, mean_y, var_y):
+        def gradient(x: Tensor, y: Tensor, mean_x: Tensor, mean_y: Tensor, var_y: Tensor) -> Tensor:
             """With respect to y."""
             q = torch.where(var_y > ctx.floor, cc / var_y, 0.0)
             constant = _box_sum((p * mean_x - q * mean_y).div_(count), ctx.window)
@@ -134,7 +136,8 @@ def lncc(moved: Tensor, fixed: Tensor, window: int = 9, mask: Tensor | None = No
     contrast: the value does not change when either image is replaced by a*x + b. Boxes at the
     border use the voxels that exist. Boxes in which both images are constant (background) are left
     out of the mean; where only one is constant, the correlation counts as 0; with no box left the
-    loss is 0. So lncc(x, x) is 0 for any x.
+    loss is 0. So lncc(x, x) is 0 for any x. In float32, "constant" is a standard deviation below
+    about 1 % of the image's own: less than that drowns in rounding.
 
     Args:
         moved, fixed: (B, C, *S), any scale (Hounsfield units too).
@@ -208,9 +211,12 @@ def mutual_information(moved: Tensor, fixed: Tensor, bins: int = 32) -> Tensor:
         a, b = unit(a).flatten(), unit(b).flatten()
         chunks = zip(a.split(2**16), b.split(2**16), strict=True)
         joint = sum(checkpoint(histogram, x, y, use_reentrant=False) for x, y in chunks) / a.numel()
-        independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
-        ratio = torch.where(joint > 0, joint / independent, 1.0)
-        total = total + (joint * ratio.log()).sum()
+        # 0 log 0 is 0: with log 1 for the logarithm, its gradient is a number too
+        log, log_a, log_b = (
+            x.where(x > 0, x.new_ones(())).log()
+            for x in (joint, joint.sum(1, keepdim=True), joint.sum(0, keepdim=True))
+        )
+        total = total + (joint * (log - log_a - log_b)).sum()
     return -total / len(moved)
 
 
@@ -264,7 +270,7 @@ def soft_dice(a: Tensor, b: Tensor) -> Tensor:
         a, b: (B, L, *S), one channel per label: one-hot, or warped one-hot. Channels that are empty
             in both are left out of the mean; with none left the loss is 0.
     """
-    _check_pair(a, b)
+    _check_pair(a, b, ("a", "b"))
     overlap = (a * b).flatten(2).sum(-1)
     size = a.flatten(2).sum(-1) + b.flatten(2).sum(-1)
     present = size > 0

@@ -1,0 +1,452 @@
+"""Losses against tables, invariances, NumPy, SciPy and MONAI."""
+
+import inspect
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy.interpolate import BSpline
+
+from regkit import losses, spatial
+
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+DTYPES = [torch.float32, torch.float64]
+SHAPES = [(13, 16), (9, 10, 11)]
+SINGLETONS = [(1, 12), (12, 1), (9, 1, 11)]
+SIMILARITIES = [losses.mse, losses.ncc, losses.lncc, losses.mutual_information]
+REGULARISERS = [losses.diffusion, losses.bending, losses.folding]
+
+
+def images(shape, batch=2, channels=1, dtype=torch.float64, seed=0):
+    """Two noisy images with something in common."""
+    generator = torch.Generator().manual_seed(seed)
+    a, noise = torch.rand(2, batch, channels, *shape, generator=generator, dtype=dtype)
+    return a, 0.6 * a + 0.4 * noise
+
+
+def field(shape, batch=2, dtype=torch.float64, seed=0, size=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return size * torch.randn(batch, len(shape), *shape, generator=generator, dtype=dtype)
+
+
+# --- what all of them share --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", SIMILARITIES)
+def test_similarities_take_moved_then_fixed(loss):
+    assert list(inspect.signature(loss).parameters)[:2] == ["moved", "fixed"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES + SINGLETONS)
+def test_every_loss_is_a_finite_number_with_finite_gradients(shape, dtype, device):
+    a, b = (x.to(device).requires_grad_() for x in images(shape, dtype=dtype))
+    u, v = (field(shape, dtype=dtype, seed=s).to(device).requires_grad_() for s in (1, 2))
+    terms = [(loss, (a, b)) for loss in (*SIMILARITIES, losses.soft_dice)]
+    terms += [(loss, (u,)) for loss in REGULARISERS] + [(losses.consistency, (u, v))]
+    for loss, arguments in terms:
+        value = loss(*arguments)
+        assert value.shape == () and value.dtype == dtype and value.device == a.device
+        assert torch.isfinite(value), loss.__name__
+        for gradient in torch.autograd.grad(value, arguments):
+            assert torch.isfinite(gradient).all(), loss.__name__
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_losses_compute_in_float32_under_autocast_and_for_half_precision(half):
+    a, b = images((13, 16), dtype=torch.float32)
+    u = field((13, 16), dtype=torch.float32)
+    pairs = [(loss, (a, b)) for loss in SIMILARITIES] + [(loss, (u,)) for loss in REGULARISERS]
+    for loss, arguments in pairs:
+        expected = loss(*arguments)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(loss(*arguments), expected)
+        raised = loss(*[x.to(half) for x in arguments])
+        assert raised.dtype == torch.float32
+        assert torch.equal(raised, loss(*[x.to(half).float() for x in arguments]))
+
+
+# --- mse and ncc -------------------------------------------------------------------------------
+
+
+def test_mse_table():
+    a = torch.tensor([[1.0, 2.0], [3.0, 4.0]])[None, None]
+    b = torch.tensor([[1.0, 0.0], [3.0, 1.0]])[None, None]
+    assert float(losses.mse(a, b)) == (4 + 9) / 4
+    assert float(losses.mse(b, b)) == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ncc_is_one_minus_pearson(shape):
+    a, b = images(shape, batch=2, channels=2)
+    flat = [x.flatten(2).flatten(0, 1).numpy() for x in (a, b)]
+    expected = 1 - np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(*flat, strict=True)])
+    assert float(losses.ncc(a, b)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_ncc_of_perfect_opposite_and_constant_images():
+    a, _ = images((13, 16))
+    assert float(losses.ncc(a, 3 * a + 7)) == pytest.approx(0, abs=1e-12)
+    assert float(losses.ncc(a, -a)) == pytest.approx(2, abs=1e-12)
+    assert float(losses.ncc(a, torch.full_like(a, 5))) == 1
+    assert float(losses.ncc(torch.zeros_like(a), torch.zeros_like(a))) == 1
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e4])
+def test_ncc_does_not_mind_the_scale_in_float32(scale):
+    a, b = images((13, 16), dtype=torch.float32)
+    assert float(losses.ncc(scale * a, scale * b)) == pytest.approx(
+        float(losses.ncc(a, b)), abs=1e-5
+    )
+
+
+# --- lncc --------------------------------------------------------------------------------------
+
+
+def lncc_by_hand(a, b, window=9, mask=None):
+    """The definition, one window after the other, in NumPy: (*S) arrays."""
+    values = []
+    radius = window // 2
+    for centre in np.ndindex(a.shape):
+        if mask is not None and not mask[centre]:
+            continue
+        box = tuple(slice(max(c - radius, 0), c + radius + 1) for c in centre)
+        x, y = a[box].ravel(), b[box].ravel()
+        flat = np.ptp(x) == 0, np.ptp(y) == 0
+        if all(flat):
+            continue
+        values.append(0.0 if any(flat) else np.corrcoef(x, y)[0, 1] ** 2)
+    return 1 - np.mean(values) if values else 0.0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [3, 5, 9])
+@pytest.mark.parametrize("shape", [*SHAPES, *SINGLETONS, (4, 5)])
+def test_lncc_is_its_definition(shape, window, dtype, device):
+    a, b = images(shape, batch=1)
+    checkers = spatial.identity_grid(shape, dtype=torch.float64).sum(0) % 2  # no window is flat
+    a, b = a + checkers, b - 0.7 * checkers
+    expected = lncc_by_hand(a[0, 0].numpy(), b[0, 0].numpy(), window)
+    found = losses.lncc(a.to(device, dtype), b.to(device, dtype), window=window)
+    assert float(found) == pytest.approx(expected, abs=1e-10 if dtype == torch.float64 else 2e-5)
+
+
+def test_lncc_agrees_with_monai_inside():
+    """MONAI pads with zeros, so only a pair that is 0 near its border has the same windows."""
+    monai_losses = pytest.importorskip("monai.losses")
+    for shape in SHAPES:
+        a, b = images(shape, batch=2, dtype=torch.float32)
+        inner = torch.zeros(shape, dtype=torch.bool)
+        inner[(slice(4, -4),) * len(shape)] = True  # boxes of 9 centred here lie inside
+        mask = inner[None, None].expand(2, 1, *shape)
+        ours = losses.lncc(a, b, window=9, mask=mask)
+        kernel = monai_losses.LocalNormalizedCrossCorrelationLoss(
+            spatial_dims=len(shape), kernel_size=9, reduction="none", smooth_nr=0, smooth_dr=1e-12
+        )
+        theirs = kernel(a, b)[mask]
+        assert float(ours) == pytest.approx(1 + float(theirs.mean()), abs=2e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_lncc_still_sees_faint_texture_in_float32(scale):
+    """Texture of 3 % of the image's standard deviation, far from the mean, beside a bright edge."""
+    a, b = images((24, 20), batch=1, seed=2)
+    edge = 3.5 * (torch.arange(24) > 11).double()[:, None]
+    a, b = (scale * (x / x.std() * 0.05 + edge) for x in (a, b))
+    expected = lncc_by_hand(a[0, 0].numpy(), b[0, 0].numpy(), 5)
+    found = losses.lncc(a.float(), b.float(), window=5)
+    assert float(found) == pytest.approx(expected, abs=5e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_lncc_of_an_image_with_itself_is_0_background_or_not(shape, dtype):
+    a, _ = images(shape, dtype=dtype)
+    brain = torch.zeros_like(a)
+    window = (..., *[slice(3, 7)] * len(shape))
+    brain[window] = a[window]
+    for x in (a, brain, torch.zeros_like(a), torch.full_like(a, 7.3), -1000 + 0 * a):
+        assert float(losses.lncc(x, x)) == pytest.approx(
+            0, abs=1e-12 if dtype == torch.float64 else 1e-5
+        )
+
+
+def test_lncc_windows_where_one_image_is_constant_count_as_no_correlation():
+    a, _ = images((13, 16))
+    flat = torch.full_like(a, 2.0)
+    assert float(losses.lncc(a, flat)) == 1 == float(losses.lncc(flat, a))
+    # both constant, but different: nothing to compare anywhere
+    assert float(losses.lncc(flat, 0 * flat)) == 0
+    # b is constant in the left half, both are at the far right
+    b = a.clone()
+    a[..., 11:] = 0
+    b[..., 11:] = 0
+    b[..., :5] = 3.0
+    expected = np.mean([lncc_by_hand(*(x[i, 0].numpy() for x in (a, b)), 3) for i in range(2)])
+    # the mean runs over all counted windows of the batch, as many in each image here
+    assert float(losses.lncc(a, b, window=3)) == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lncc_is_invariant_to_brightness_and_contrast(dtype):
+    a, b = images((24, 20), dtype=dtype)
+    expected = float(losses.lncc(a, b))
+    tolerance = 1e-9 if dtype == torch.float64 else 2e-4
+    for scale, shift in ((2.0, 0.0), (-1.0, 0.0), (1e3, 1e3), (1e-3, 0.5), (4000.0, -1000.0)):
+        assert float(losses.lncc(scale * a + shift, b)) == pytest.approx(expected, abs=tolerance)
+        assert float(losses.lncc(a, scale * b + shift)) == pytest.approx(expected, abs=tolerance)
+
+
+def test_lncc_mask_chooses_the_windows():
+    a, b = images((13, 16), batch=1)
+    mask = torch.rand(1, 1, 13, 16, generator=torch.Generator().manual_seed(3)) > 0.7
+    expected = lncc_by_hand(a[0, 0].numpy(), b[0, 0].numpy(), 5, mask[0, 0].numpy())
+    assert float(losses.lncc(a, b, window=5, mask=mask)) == pytest.approx(expected, abs=1e-10)
+    assert float(losses.lncc(a, b, mask=torch.zeros_like(mask))) == 0
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (4, 3, 5), (6, 1)])
+def test_lncc_gradient(shape):
+    """Up to the change of the image's own mean and scale, which leaves the value as it is."""
+    a, b = (x.requires_grad_() for x in images(shape, batch=1, seed=4))
+    assert torch.autograd.gradcheck(lambda x, y: losses.lncc(x, y, window=3), (a, b), atol=1e-6)
+
+
+def test_lncc_gradient_with_windows_that_are_constant():
+    a, b = images((8, 7), batch=2, seed=5)
+    a[..., :4], b[..., 5:] = 1.0, 2.0
+    mask = torch.rand(2, 1, 8, 7, generator=torch.Generator().manual_seed(6)) > 0.3
+
+    def loss(x):
+        # move the textured part only: a constant window that stops being one is a jump
+        y = a.clone()
+        y[..., 4:] = x
+        return losses.lncc(y, b, window=3, mask=mask)
+
+    assert torch.autograd.gradcheck(loss, a[..., 4:].clone().requires_grad_(), atol=1e-6)
+
+
+# --- mutual information ------------------------------------------------------------------------
+
+
+def mi_by_hand(a, b, bins):
+    """Mattes: cubic B-spline histogram with two bins of margin, by SciPy, one image."""
+    spline = BSpline.basis_element([-2, -1, 0, 1, 2], extrapolate=False)
+
+    def weights(x):
+        position = 2 + (x - x.min()) / np.ptp(x) * (bins - 5)
+        return np.nan_to_num(spline(position[:, None] - np.arange(bins)))
+
+    joint = weights(a.ravel()).T @ weights(b.ravel()) / a.size
+    outer = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    seen = joint > 0
+    return float((joint[seen] * np.log(joint[seen] / outer[seen])).sum())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 40)])
+@pytest.mark.parametrize("bins", [8, 32])
+def test_mutual_information_agrees_with_its_histogram_in_numpy(bins, shape, device):
+    a, b = images(shape, batch=3)
+    expected = -np.mean(
+        [mi_by_hand(x[0].numpy(), y[0].numpy(), bins) for x, y in zip(a, b, strict=True)]
+    )
+    found = losses.mutual_information(a.to(device), b.to(device), bins=bins)
+    assert float(found) == pytest.approx(expected, abs=1e-10)
+
+
+def test_mutual_information_agrees_with_numpys_histogram_where_bins_are_sharp():
+    """Two levels far apart fill no common bin: the MI of a 2 x 2 table, whatever the windows."""
+    generator = torch.Generator().manual_seed(0)
+    a = (torch.rand(1, 1, 50, 50, generator=generator) > 0.4).double()
+    flip = (torch.rand(a.shape, generator=generator) > 0.9).double()
+    b = (a - flip).abs()
+    joint, _, _ = np.histogram2d(a.numpy().ravel(), b.numpy().ravel(), bins=2)
+    joint /= joint.sum()
+    outer = joint.sum(1, keepdims=True) @ joint.sum(0, keepdims=True)
+    expected = (joint * np.log(joint / outer)).sum()
+    assert float(losses.mutual_information(a, b)) == pytest.approx(-expected, abs=1e-9)
+    # it only asks whether one image predicts the other
+    for swapped in (1 - b, 5 - 3 * b):
+        assert float(losses.mutual_information(a, swapped)) == pytest.approx(-expected, abs=1e-9)
+    assert float(losses.mutual_information(a, a)) == pytest.approx(
+        float((joint.sum(1) * np.log(joint.sum(1))).sum()), abs=1e-9
+    )
+
+
+def test_mutual_information_of_strangers_and_of_a_constant():
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.rand(2, 1, 1, 200, 200, generator=generator, dtype=torch.float64)
+    assert -0.02 < float(losses.mutual_information(a, b, bins=16)) < 0
+    assert float(losses.mutual_information(a, 0 * b)) == pytest.approx(0, abs=1e-9)
+    assert float(losses.mutual_information(a, a)) < -1
+
+
+def test_mutual_information_gradient():
+    a, b = (x.requires_grad_() for x in images((6, 7), batch=1, seed=7))
+
+    def loss(x, y):
+        # the extremes set the scale and count as constants; hold them fixed
+        frame = torch.tensor([[-0.2] * 7, [1.2] * 7], dtype=x.dtype)[None, None]
+        return losses.mutual_information(
+            torch.cat([x, frame], 2), torch.cat([y, frame.flip(3)], 2), bins=8
+        )
+
+    assert torch.autograd.gradcheck(loss, (a, b), atol=1e-6)
+
+
+def test_mutual_information_sums_over_chunks():
+    a, b = images((400, 300), batch=1)  # more than one chunk
+    expected = -mi_by_hand(a.numpy(), b.numpy(), 32)
+    assert float(losses.mutual_information(a, b)) == pytest.approx(expected, abs=1e-10)
+
+
+# --- regularisers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES + SINGLETONS)
+@pytest.mark.parametrize("loss", REGULARISERS)
+def test_regularisers_are_0_for_a_translation(loss, shape):
+    disp = torch.arange(1.0, len(shape) + 1).reshape(1, -1, *[1] * len(shape))
+    assert float(loss(disp.expand(2, len(shape), *shape))) == 0
+
+
+def test_diffusion_table():
+    """u_0 = x_0^2 on 3 rows: forward differences 1 and 3 along axis 0, none along axis 1."""
+    x = spatial.identity_grid((3, 4), dtype=torch.float64)
+    disp = torch.stack([x[0] ** 2, 0 * x[0]])[None]
+    # along axis 0 half the channels have mean (1 + 9) / 2; the mean of the two axes is half of it
+    assert float(losses.diffusion(disp)) == pytest.approx(5 / 2 / 2)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_diffusion_of_a_linear_map_is_the_mean_of_its_squared_slopes(d):
+    generator = torch.Generator().manual_seed(8)
+    slopes = torch.randn(d, d, generator=generator, dtype=torch.float64)
+    theta = torch.cat([torch.eye(d) + slopes, torch.zeros(d, 1)], 1)[None]
+    disp = spatial.affine_to_disp(theta, (6, 7, 5)[:d])
+    assert float(losses.diffusion(disp)) == pytest.approx(float(slopes.square().mean()))
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_bending_is_0_for_affine_maps_and_known_for_quadratic_ones(d):
+    shape = (6, 7, 8)[:d]
+    generator = torch.Generator().manual_seed(9)
+    theta = torch.randn(1, d, d + 1, generator=generator, dtype=torch.float64)
+    disp = spatial.affine_to_disp(theta, shape)
+    assert float(losses.bending(disp)) == pytest.approx(0, abs=1e-20)
+    x = spatial.identity_grid(shape, dtype=torch.float64)
+    bent = torch.zeros(1, d, *shape, dtype=torch.float64)
+    bent[0, 0] = 3 * x[0] ** 2 / 2 + 2 * x[0] * x[1]
+    # d2/d0d0 = 3 and d2/d0d1 = 2 (counted twice) in one of d channels
+    assert float(losses.bending(bent)) == pytest.approx((3**2 + 2 * 2**2) / d)
+
+
+def test_bending_agrees_with_monai_up_to_the_stencil():
+    """MONAI takes central differences twice; on a smooth field both approach the derivative."""
+    monai_losses = pytest.importorskip("monai.losses")
+    shape = (64, 64)
+    x = 2 * math.pi * spatial.identity_grid(shape, dtype=torch.float64) / 64
+    disp = torch.stack([(x[0] + 2 * x[1]).sin(), (2 * x[0]).cos() * x[1].sin()])[None]
+    with warnings.catch_warnings():  # MONAI 1.6 indexes in a way that PyTorch has deprecated
+        warnings.simplefilter("ignore", UserWarning)
+        theirs = float(monai_losses.BendingEnergyLoss()(disp))
+        their_diffusion = float(monai_losses.DiffusionLoss()(disp))
+    assert float(losses.bending(disp)) == pytest.approx(theirs, rel=0.03)
+    # its diffusion sums over axes what ours averages, again with central differences
+    theirs = their_diffusion / 2
+    assert float(losses.diffusion(disp)) == pytest.approx(theirs, rel=0.02)
+
+
+def test_folding_table():
+    grid = spatial.identity_grid((5, 4), dtype=torch.float64)
+    twice_over = torch.stack([-3 * grid[0], 0 * grid[1]])[None]  # det = -2 everywhere
+    assert float(losses.folding(twice_over)) == 2
+    half = torch.cat([twice_over, 0 * twice_over])
+    assert float(losses.folding(half)) == 1
+
+
+def test_regularisers_see_every_axis_and_gradcheck():
+    disp = 2 * field((4, 5), batch=1, seed=10)
+    for loss in REGULARISERS:
+        assert torch.autograd.gradcheck(loss, disp.clone().requires_grad_())
+        swapped = disp.flip(1).transpose(2, 3)  # the same field with its axes renamed
+        assert float(loss(swapped)) == pytest.approx(float(loss(disp)))
+
+
+def test_consistency_table():
+    u = torch.zeros(1, 2, 3, 4)
+    assert float(losses.consistency(u, u + 2)) == 4
+    assert float(losses.consistency(u, u)) == 0
+
+
+# --- soft Dice ---------------------------------------------------------------------------------
+
+
+def test_soft_dice_table():
+    a = torch.tensor([[1.0, 1.0], [0.0, 0.0]])[None, None]
+    b = torch.tensor([[1.0, 0.0], [0.0, 0.0]])[None, None]
+    assert float(losses.soft_dice(a, b)) == pytest.approx(1 - 2 / 3)
+    assert float(losses.soft_dice(a, a)) == 0
+    assert float(losses.soft_dice(a, 1 - a)) == 1
+    empty = torch.zeros_like(a)
+    assert float(losses.soft_dice(empty, empty)) == 0
+    assert float(losses.soft_dice(a, empty)) == 1
+    # a label that is empty in both is left out of the mean, one that is empty in one counts 0
+    three = torch.cat([a, empty, a], 1), torch.cat([b, empty, empty], 1)
+    assert float(losses.soft_dice(*three)) == pytest.approx(1 - (2 / 3 + 0) / 2)
+
+
+def test_soft_dice_agrees_with_monai():
+    monai_losses = pytest.importorskip("monai.losses")
+    for shape in SHAPES:
+        generator = torch.Generator().manual_seed(11)
+        maps = [
+            torch.nn.functional.one_hot(
+                torch.randint(0, 4, (2, *shape), generator=generator), 4
+            ).movedim(-1, 1).double()
+            for _ in range(2)
+        ]  # fmt: skip
+        theirs = monai_losses.DiceLoss(smooth_nr=0, smooth_dr=1e-12)(*maps)
+        assert float(losses.soft_dice(*maps)) == pytest.approx(float(theirs), abs=1e-9)
+
+
+def test_soft_dice_gradient():
+    a, b = (x.requires_grad_() for x in images((3, 4), channels=2))
+    assert torch.autograd.gradcheck(losses.soft_dice, (a, b))
+
+
+# --- bad input ---------------------------------------------------------------------------------
+
+
+def bad_calls():
+    image, other = torch.zeros(1, 1, 4, 5), torch.zeros(1, 1, 5, 4)
+    shapes = ["moved", "(1, 1, 4, 5)", "fixed", "(1, 1, 5, 4)", "expected the same"]
+    for loss in SIMILARITIES:
+        yield loss, (image, other), {}, shapes
+        yield loss, (image.long(), image), {}, ["moved", "int64", "expected floating point"]
+        yield loss, (image[0, 0], image[0, 0]), {}, ["(4, 5)", "expected"]
+    yield losses.soft_dice, (image, other), {}, ["a has", "(1, 1, 5, 4)", "expected the same"]
+    yield losses.lncc, (image, image), {"window": 4}, ["window", "4", "odd"]
+    yield losses.lncc, (image, image), {"window": -1}, ["window", "-1", "odd"]
+    yield losses.lncc, (image, image), {"mask": other}, ["mask", "(1, 1, 5, 4)", "expected (B, 1"]
+    yield losses.mutual_information, (image, image), {"bins": 3}, ["bins", "3", "6 or more"]
+    for loss in REGULARISERS:
+        yield loss, (image,), {}, ["disp", "(1, 1, 4, 5)", "expected"]
+    u, v = torch.zeros(1, 2, 4, 5), torch.zeros(1, 2, 5, 4)
+    yield losses.consistency, (u, v), {}, ["u has", "(1, 2, 4, 5)", "v", "expected the same"]
+    yield losses.consistency, (image, u), {}, ["u has", "(1, 1, 4, 5)"]
+
+
+@pytest.mark.parametrize(("loss", "arguments", "options", "parts"), list(bad_calls()))
+def test_bad_input_is_one_sentence(loss, arguments, options, parts):
+    with pytest.raises(ValueError) as caught:
+        loss(*arguments, **options)
+    sentence = str(caught.value)
+    for part in parts:
+        assert part in sentence
+    assert "\n" not in sentence and sentence.endswith(".")
