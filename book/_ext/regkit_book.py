@@ -42,7 +42,10 @@ def theme_options(repository: str = "", ref: str = "main", **_) -> dict:
 
 
 def _configure(app, config):
-    config.html_theme_options.update(theme_options(**project_settings(Path(app.srcdir))))
+    settings = project_settings(Path(app.srcdir))
+    config.html_theme_options.update(theme_options(**settings))
+    if settings.get("repository"):
+        app.tags.add("public")  # {only} public: text that needs the public repository
     # Jupyter Book always loads sphinx-thebe, which names a CDN in a script of every page.
     for listeners in app.events.listeners.values():
         for listener in list(listeners):
