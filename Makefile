@@ -53,11 +53,11 @@ lint: $(READY)
 
 # One thread and two workers; a notebook's cells stay on one worker.
 test: lint
-	REGKIT_BUDGET=smoke TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	REGKIT_BUDGET=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	    -n 2 --dist loadfile $(NBVAL) --nbval-cell-timeout=300 --ignore=tests/site tests notebooks
 
 test-cpu: $(READY)
-	REGKIT_BUDGET=cpu TQDM_DISABLE=1 $(BIN)/python -m pytest \
+	REGKIT_BUDGET=cpu $(BIN)/python -m pytest \
 	    $(NBVAL) --nbval-cell-timeout=1200 --timeout=1800 notebooks
 
 test-site: book

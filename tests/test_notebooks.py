@@ -69,7 +69,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "FOLDER", folder)
     monkeypatch.setattr(tool, "TEMPLATE", template)
     monkeypatch.setenv("REGKIT_BUDGET", "cpu")  # so that what an execution sets is undone
-    monkeypatch.setenv("TQDM_DISABLE", "1")
     return folder
 
 
@@ -261,3 +260,23 @@ def test_failing_cell_stops_the_execution_and_writes_nothing(folder, capsys):
         tool.update(md, "cpu")
     assert "name 'y' is not defined" in capsys.readouterr().err
     assert not md.with_suffix(".ipynb").exists()
+
+
+def test_progress_bars_are_dropped_and_other_widgets_kept(folder):
+    cell = "\n```{{code-cell}} ipython3\n{}\n```\n"
+    bar = cell.format("from tqdm.auto import tqdm\n\nfor _ in tqdm(range(3)):\n    pass")
+    slider = cell.format("import ipywidgets\n\nipywidgets.IntSlider(7)")
+
+    md = write(folder, TWO_CELLS + bar)
+    tool.update(md, "cpu")
+    notebook = nbformat.read(md.with_suffix(".ipynb"), as_version=4)
+    assert notebook.cells[-1].outputs == [] and "widgets" not in notebook.metadata
+
+    md = write(folder, TWO_CELLS + bar + slider)
+    tool.update(md, "cpu")
+    notebook = nbformat.read(md.with_suffix(".ipynb"), as_version=4)
+    shown = notebook.cells[-1].outputs[0].data[tool.WIDGET]["model_id"]
+    state = notebook.metadata.widgets[tool.WIDGETS].state
+    assert state[shown].state.value == 7
+    kinds = {model.model_name for model in state.values()}
+    assert kinds == {"IntSliderModel", "LayoutModel", "SliderStyleModel"}

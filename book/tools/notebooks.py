@@ -36,6 +36,11 @@ FOLDER = ROOT / "notebooks"
 TEMPLATE = Path(__file__).with_name("setup_cell.py.txt")
 SHARED_METADATA = ("tags", "mystnb", "slideshow")  # cell metadata that the .md keeps
 MAX_BYTES, MAX_BYTES_ALL = 1_000_000, 10_000_000
+WIDGET, WIDGETS = (
+    "application/vnd.jupyter.widget-view+json",
+    "application/vnd.jupyter.widget-state+json",
+)
+PROGRESS_BAR = re.compile(r"\d+%\||\dit \[")  # what tqdm writes as the text of its widget
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|work|Users)/|ipykernel_\d+")
 
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
@@ -120,8 +125,8 @@ def source_hash(notebook: NotebookNode) -> str:
 
 
 def run(notebook: NotebookNode, budget: str) -> None:
-    """Execute in place, and note in the metadata how. Progress bars stay silent."""
-    os.environ.update(REGKIT_BUDGET=budget, TQDM_DISABLE="1")
+    """Execute in place, drop the progress bars, and note in the metadata how it was made."""
+    os.environ["REGKIT_BUDGET"] = budget
     start = time.perf_counter()
     NotebookClient(
         notebook,
@@ -135,6 +140,7 @@ def run(notebook: NotebookNode, budget: str) -> None:
         for output in cell.get("outputs", []):
             if output.output_type == "error":  # the call stack names files of this machine
                 output.traceback = [f"{output.ename}: {output.evalue}"]
+    drop_progress_bars(notebook)
     notebook.metadata.regkit = {
         "budget": budget,
         "source_hash": source_hash(notebook),
@@ -142,6 +148,31 @@ def run(notebook: NotebookNode, budget: str) -> None:
         "cores": os.cpu_count(),
         "torch": version("torch"),
     }
+
+
+def drop_progress_bars(notebook: NotebookNode) -> None:
+    """Remove tqdm's widgets, whose final state says nothing, and keep all other widgets."""
+    shown = set()
+    for cell in code_cells(notebook):
+        cell.outputs = [
+            output
+            for output in cell.outputs
+            if WIDGET not in output.get("data", {})
+            or not PROGRESS_BAR.search(output.data.get("text/plain", ""))
+        ]
+        shown |= {o.data[WIDGET]["model_id"] for o in cell.outputs if WIDGET in o.get("data", {})}
+
+    state = notebook.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {})
+    needed, todo = {}, list(shown)
+    while todo:  # a widget refers to its parts by "IPY_MODEL_<id>"
+        name = todo.pop()
+        if name in state and name not in needed:
+            needed[name] = state[name]
+            todo += re.findall(r"IPY_MODEL_(\w+)", json.dumps(state[name]))
+    if needed:
+        notebook.metadata.widgets[WIDGETS].state = needed
+    else:
+        notebook.metadata.pop("widgets", None)
 
 
 def update(md: Path, budget: str, force: bool = False) -> bool:
