@@ -13,7 +13,13 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from regkit.spatial import check_disp, full_precision, jacobian_determinant, warp_points
+from regkit.spatial import (
+    check_disp,
+    check_spacing,
+    full_precision,
+    jacobian_determinant,
+    warp_points,
+)
 
 
 def _check_labels(a: Tensor, b: Tensor, labels: Sequence[int] | Tensor | None) -> list[int]:
@@ -63,7 +69,7 @@ def dice(a: Tensor, b: Tensor, labels: Sequence[int] | Tensor | None = None) -> 
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    """The voxels of a mask that touch its outside (face neighbours); the image border is outside."""
+    """The voxels of a mask that touch its outside across a face; the image border is outside."""
     return mask & ~ndimage.binary_erosion(mask)
 
 
@@ -87,8 +93,7 @@ def hd95(
         (B, L) float64. A label in neither image: NaN. In one of them only: infinity.
     """
     chosen = _check_labels(a, b, labels)
-    d = a.ndim - 2
-    size = np.broadcast_to(np.asarray(spacing, dtype=float), d)
+    size = check_spacing(spacing, a.ndim - 2).numpy()
     result = torch.full((len(a), len(chosen)), torch.nan, dtype=torch.float64)
     for row, (image_a, image_b) in enumerate(zip(a.cpu().numpy(), b.cpu().numpy(), strict=True)):
         for column, label in enumerate(chosen):
@@ -142,6 +147,10 @@ def endpoint_error(disp: Tensor, true_disp: Tensor, mask: Tensor | None = None) 
             f"true_disp has shape {tuple(true_disp.shape)}, expected that of disp, "
             f"{tuple(disp.shape)}."
         )
+    if mask is not None and (mask.ndim != disp.ndim or mask.shape[2:] != disp.shape[2:]):
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}, expected (B, 1, *S) for disp {tuple(disp.shape)}."
+        )
     error = (disp - true_disp).norm(dim=1, keepdim=True)
     inside = torch.ones_like(error) if mask is None else (mask != 0).expand_as(error).to(error)
     return (error * inside).flatten(1).sum(1) / inside.flatten(1).sum(1)
@@ -156,7 +165,8 @@ def tre(
 ) -> Tensor:
     """Target registration error: distance between mapped and true landmarks, (B, N), in [0, inf).
 
-    Each fixed landmark p is carried to p + disp(p) and compared with its partner in the moving image.
+    Each fixed landmark p is carried to p + disp(p) and compared with its partner in the moving
+    image.
 
     Args:
         disp: (B, d, *S), voxels.
@@ -170,5 +180,4 @@ def tre(
             f"{tuple(fixed_points.shape)}."
         )
     miss = warp_points(fixed_points, disp) - moving_points
-    size = torch.as_tensor(spacing, dtype=miss.dtype, device=miss.device)
-    return (miss * size).norm(dim=-1)
+    return (miss * check_spacing(spacing, miss.shape[-1]).to(miss)).norm(dim=-1)

@@ -56,6 +56,14 @@ def check_disp(disp: Tensor, name: str = "disp") -> None:
         raise ValueError(f"{name} is {disp.dtype}, expected floating point voxels.")
 
 
+def check_spacing(spacing: float | Sequence[float] | Tensor, d: int) -> Tensor:
+    """Voxel sizes (d,) float64 from one number or d of them; ValueError for anything else."""
+    size = torch.as_tensor(spacing, dtype=torch.float64)
+    if size.shape not in ((), (d,)) or not (size > 0).all():
+        raise ValueError(f"spacing is {spacing}, expected one positive number or {d} of them.")
+    return size.expand(d)
+
+
 def identity_grid(
     shape: Sequence[int],
     device: torch.device | str | None = None,
@@ -286,10 +294,7 @@ def rigid_theta(
         about1 = matrix((c1, zero, s1), (zero, one, zero), (-s1, zero, c1))
         about2 = matrix((c2, -s2, zero), (s2, c2, zero), (zero, zero, one))
         rotation = about0 @ about1 @ about2
-    size = torch.as_tensor(spacing, dtype=rotation.dtype, device=rotation.device)
-    if size.shape not in ((), (d,)) or not (size > 0).all():
-        raise ValueError(f"spacing is {spacing}, expected one positive number or {d} of them.")
-    size = size.expand(d)
+    size = check_spacing(spacing, d).to(rotation)
     return torch.cat([rotation * size / size[:, None], translation.unsqueeze(-1)], dim=-1)
 
 
