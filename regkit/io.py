@@ -370,6 +370,10 @@ def resample_to(
         matrix: (4, 4), new mm -> old mm, if the image is to move as well.
     """
     to_old = voxel_map(new_affine, affine, len(shape), matrix)
+    if tuple(shape) == tuple(image.shape[2:]) and np.allclose(
+        to_old, np.eye(len(to_old)), atol=1e-6
+    ):
+        return image
     if mode == "linear":
         step = np.linalg.norm(to_old[: len(shape), : len(shape)], axis=1)  # new voxel in old ones
         image = _blur(image, step)

@@ -14,6 +14,7 @@ RATE = 0.1  # voxels per step, about
 SMOOTHNESS = 1.0  # weight of the diffusion against lncc, as in VoxelMorph
 
 
+@torch.enable_grad()
 def refine(
     moving: Tensor,
     fixed: Tensor,

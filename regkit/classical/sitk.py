@@ -8,6 +8,7 @@ blurred, coarse copy of the images to a fine one, and starts where the centres o
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -117,7 +118,7 @@ def _coarse(image: Image, in_frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return values, in_frame @ voxel_map(affine, image.affine, image.ndim)
 
 
-def _to_sitk(values: np.ndarray, matrix: np.ndarray):
+def _to_sitk(values: np.ndarray, matrix: np.ndarray) -> Any:
     """A SimpleITK image of an array and the (d+1, d+1) matrix voxel -> frame."""
     import SimpleITK as sitk
 
@@ -130,7 +131,7 @@ def _to_sitk(values: np.ndarray, matrix: np.ndarray):
     return out
 
 
-def _report(search, progress: Callable[[float], None], stage: int, stages: int) -> None:
+def _report(search: Any, progress: Callable[[float], None], stage: int, stages: int) -> None:
     """Call `progress` at every iteration; how many there will be is not known, so it creeps."""
     import SimpleITK as sitk
 

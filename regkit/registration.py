@@ -1,0 +1,519 @@
+"""Register one pair of images: from two files to one displacement, in one call.
+
+    result = regkit.register("moving.nii.gz", "fixed.nii.gz")
+    result.save("out")
+
+The pair is brought to a working grid, with voxels as in the network's training; the network answers
+there; and the answer is brought back to the grid of the fixed image, in voxels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import regkit
+from regkit import classical, io, losses, metrics, models
+from regkit.models import RegistrationModel
+from regkit.spatial import warp
+
+CLASSICAL = ("rigid", "affine")  # methods without a network
+PREFERRED = "vxm_diff"  # what "auto" takes among the shipped weights
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `register` found. All tensors are on the CPU.
+
+    moved: (1, 1, *S), the moving image on the fixed grid, in its own units.
+    disp: (1, d, *S), voxels, fixed grid -> moving grid: the whole transform, the affine part and
+        what the two headers say included. moved(x) = moving(x + disp(x)).
+    theta: (1, d, d+1), the part of `disp` that is affine, as in `regkit.spatial.affine_to_disp`;
+        None where no affine registration was done.
+    metrics: numbers on the fixed grid. `lncc` and `ncc` are correlations in [0, 1] and [-1, 1]
+        (1 is best), `mse` is between the intensities scaled to [0, 1] (0 is best), each before and
+        after; `folding_percent`, `folding_count` and `sd_log_jacobian` of the map; `seconds`; with
+        labels `dice`, before and after. And what is needed to do it again: method, versions, ...
+    warnings: one sentence for each thing that looks wrong.
+    affine: (4, 4), voxel -> mm, RAS, of the fixed grid, and `moving_affine` of the moving one.
+    moved_labels: (1, 1, *S) int32, if labels were given.
+    """
+
+    moved: Tensor
+    disp: Tensor
+    theta: Tensor | None
+    metrics: dict[str, Any]
+    warnings: list[str]
+    affine: np.ndarray
+    moving_affine: np.ndarray
+    moved_labels: Tensor | None = None
+    _page: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Write moved.nii.gz, disp.nii.gz, metrics.json and report.png into `folder`.
+
+        `disp.nii.gz` is in the ITK convention, see `regkit.io.write_displacement`. After an error
+        nothing is left half-written.
+
+        Raises:
+            ValueError, PermissionError: `folder` is a file, or cannot be written.
+        """
+        with io.staged(folder) as temporary:
+            io.write_image(self.moved, self.affine, temporary / "moved.nii.gz")
+            io.write_displacement(
+                self.disp, self.affine, self.moving_affine, temporary / "disp.nii.gz"
+            )
+            if self.moved_labels is not None:
+                io.write_image(self.moved_labels, self.affine, temporary / "moved_labels.nii.gz")
+            text = json.dumps(_plain({**self.metrics, "warnings": self.warnings}), indent=1)
+            (temporary / "metrics.json").write_text(text + "\n")
+            self.report().savefig(temporary / "report.png")
+        return Path(folder)
+
+    def report(self) -> Any:
+        """The page of pictures and numbers that `save` writes, as matplotlib figure."""
+        from regkit import plot
+
+        numbers = {k: v for k, v in self.metrics.items() if k not in ("seed", "device")}
+        return plot.report(metrics=numbers, **self._page)
+
+
+def register(
+    moving: Any,
+    fixed: Any,
+    method: str | os.PathLike = "auto",
+    affine: Literal["auto", "rigid", "affine", False] = "auto",
+    refine: int = 0,
+    device: str = "auto",
+    *,
+    moving_labels: Any = None,
+    fixed_labels: Any = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Find where each voxel of the fixed image lies in the moving image.
+
+    Args:
+        moving, fixed: two images of 2 or 3 axes; paths or nibabel images, whose place in space is
+            respected, so that shape, voxel size and orientation may differ; or arrays or tensors of
+            shape S, both on one grid. Integer images are converted to float32.
+        method: the name of shipped weights (`regkit.models.pretrained()`), the name of a model with
+            shipped weights, a weights file, "rigid" or "affine" (no network), or "auto": the
+            shipped weights for this number of axes.
+        affine: an affine registration before the network: "rigid", "affine", False, or "auto",
+            which does one where the two headers put the images on different grids.
+        refine: steps of gradient descent on the displacement afterwards, see
+            `regkit.classical.refine`.
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+        moving_labels, fixed_labels: label maps on the grids of the two images, for the Dice.
+        progress: called with the name of the stage and the fraction done, 0 to 1.
+
+    Returns:
+        A `Result`. A network is run on a grid of the voxel size and orientation it was trained at,
+        with intensities scaled to its range. Arrays have no voxel size: there it runs on the grid
+        as it is, and intensities that are in its range already stay as they are.
+
+    Raises:
+        FileNotFoundError, PermissionError: an image cannot be found or read.
+        ValueError: anything else that cannot be registered, in one sentence.
+    """
+    start = time.perf_counter()
+    tell = progress or (lambda stage, fraction: None)
+    tell("reading", 0.0)
+    chosen = _device(device)
+    _check_settings(method, affine, refine)
+    moving_image, fixed_image = _images(moving, fixed)
+    d = fixed_image.ndim
+    name, model = _method(method, d)
+    if affine == "auto" and name in CLASSICAL:
+        affine = name  # type: ignore[assignment]
+    labels = _labels(moving_labels, fixed_labels, moving_image, fixed_image)
+    warnings = [*moving_image.notes, *fixed_image.notes]
+    warnings += _look(moving_image, fixed_image, model)
+
+    matrix = None  # fixed mm -> moving mm
+    if affine == "auto":
+        affine = False if io.same_grid(moving_image, fixed_image) else "affine"
+    if affine:
+        tell("affine", 0.05)
+        matrix = classical.align(
+            moving_image, fixed_image, affine, lambda f: tell("affine", 0.05 + 0.4 * f)
+        )
+
+    # on the working grid
+    tell("network", 0.45)
+    shape, grid_affine = fixed_image.shape, fixed_image.affine
+    spacing = model.info.get("spacing") if model is not None and fixed_image.physical else None
+    if spacing:
+        shape, grid_affine = io.working_grid(fixed_image.shape, fixed_image.affine, spacing)
+    low, high = (model.info.get("range") if model is not None else None) or (0.0, 1.0)
+    pair = []
+    for image, to_moving in ((moving_image, matrix), (fixed_image, None)):
+        values = _scaled(image.data, (low, high), keep=not image.physical)
+        on_grid = values
+        if image is moving_image or spacing:
+            on_grid = io.resample_to(values, image.affine, shape, grid_affine, matrix=to_moving)
+        pair.append(on_grid.to(chosen))
+    with torch.no_grad():
+        if model is None:
+            inner = torch.zeros(1, d, *shape, device=chosen)
+        else:
+            inner = model.to(chosen)(*pair).disp.float()
+    if refine:
+        tell("refining", 0.55)
+        inner = classical.refine(
+            pair[0], pair[1], inner, refine, progress=lambda f: tell("refining", 0.55 + 0.3 * f)
+        )
+    inner = inner.cpu()
+    if not torch.isfinite(inner).all():
+        raise ValueError(f"method {name!r} gave a displacement that is not finite for this pair.")
+
+    # back on the fixed grid
+    tell("measuring", 0.85)
+    if spacing:
+        to_grid = io.voxel_map(fixed_image.affine, grid_affine, d)
+        inner = warp(inner, io.map_to_disp(to_grid, fixed_image.shape), padding="border")
+
+    def whole(target: np.ndarray) -> Tensor:
+        """The whole transform in voxels of a grid: x -> map(x) + linear part times inner(x)."""
+        outer = io.map_to_disp(
+            io.voxel_map(fixed_image.affine, target, d, matrix), fixed_image.shape
+        )
+        linear = io.voxel_map(grid_affine, target, d, matrix)[:d, :d]
+        turn = torch.from_numpy(linear).float()
+        return outer + (turn @ inner.flatten(2)).reshape(outer.shape)
+
+    disp = whole(moving_image.affine)
+    # The same in voxels of the fixed grid. It answers the questions about the map itself: a moving
+    # image with other voxels, or a mirrored one, does not fold or stretch anything.
+    own = whole(fixed_image.affine)
+    moved = io.pull(moving_image.data, disp)
+    before = io.resample_to(
+        moving_image.data, moving_image.affine, fixed_image.shape, fixed_image.affine
+    )
+    numbers = {
+        **_compare(before, moved, fixed_image.data),
+        "folding_percent": float(metrics.folding_percent(own)),
+        "folding_count": int(metrics.folding_count(own)),
+        "sd_log_jacobian": float(metrics.sd_log_jacobian(own)),
+    }
+    moved_labels = None
+    if labels is not None:
+        moved_labels = io.pull(labels[0].data, disp, "nearest")
+        scores, missing = _dice(labels, moved_labels)
+        numbers |= scores
+        warnings += missing
+    warnings += _judge(disp, moving_image.shape, numbers)
+    numbers |= {
+        "method": name,
+        "affine": affine or "none",
+        "refine": refine,
+        "seconds": round(time.perf_counter() - start, 2),
+        "device": chosen.type,
+        "seed": 0,  # nothing is drawn at random
+        "versions": _versions(),
+    }
+    tell("done", 1.0)
+    return Result(
+        moved=moved,
+        disp=disp,
+        theta=None
+        if matrix is None
+        else io.map_to_theta(
+            io.voxel_map(fixed_image.affine, moving_image.affine, d, matrix), fixed_image.shape
+        ).float(),
+        metrics=numbers,
+        warnings=warnings,
+        affine=fixed_image.affine,
+        moving_affine=moving_image.affine,
+        moved_labels=moved_labels,
+        _page=_page(before, fixed_image, moved, own, name),
+    )
+
+
+# what was asked for -----------------------------------------------------------------------------
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {device!r}, expected 'auto', 'cpu' or 'cuda'.")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device is {device!r} and PyTorch sees no such GPU here, expected 'cpu' or 'auto'."
+        )
+    return chosen
+
+
+def _check_settings(method: Any, affine: Any, refine: Any) -> None:
+    if affine not in ("auto", "rigid", "affine", False):
+        raise ValueError(f"affine is {affine!r}, expected 'auto', 'rigid', 'affine' or False.")
+    if not isinstance(refine, int) or refine < 0:
+        raise ValueError(f"refine is {refine!r}, expected a number of steps, 0 or more.")
+    if _is_file(method):
+        return
+    known = ["auto", *CLASSICAL, *models.names(), *models.pretrained()]
+    if method not in known:
+        near = difflib.get_close_matches(str(method), known, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}" if near else ""
+        raise ValueError(f"method is {str(method)!r}, expected one of {', '.join(known)}{hint}.")
+
+
+def _is_file(method: Any) -> bool:
+    return isinstance(method, os.PathLike) or str(method).endswith(".safetensors")
+
+
+def _method(method: str | os.PathLike, d: int) -> tuple[str, RegistrationModel | None]:
+    """The name that goes into the metrics, and the network; None for a classical method."""
+    if method in CLASSICAL:
+        return str(method), None
+    if _is_file(method) or method in models.pretrained():
+        name, model = Path(method).name, models.load(method)
+        if model.ndim != d:
+            raise ValueError(f"method {name!r} is a {model.ndim}D network and the images are {d}D.")
+        return name, model
+    shipped = {name: models.load(name) for name in models.pretrained()}
+    fitting = [name for name, model in shipped.items() if model.ndim == d]
+    if method != "auto":
+        fitting = [name for name in fitting if shipped[name].name == method]
+    elif not fitting:
+        raise ValueError(f"method is 'auto', and no weights for {d}D images are shipped.")
+    if not fitting:
+        raise ValueError(
+            f"method is {method!r}, for which no {d}D weights are shipped, expected a weights file "
+            f"(`regkit train` makes one) or one of {', '.join(shipped) or 'rigid, affine'}."
+        )
+    name = min(fitting, key=lambda name: (shipped[name].name != PREFERRED, name))
+    return name, shipped[name]
+
+
+def _images(moving: Any, fixed: Any) -> tuple[io.Image, io.Image]:
+    """Both images, or the reason why they are no pair."""
+    a, b = io.as_image(moving, "moving"), io.as_image(fixed, "fixed")
+    if a.ndim != b.ndim:
+        raise ValueError(
+            f"moving is {a.ndim}D {a.shape} and fixed {b.ndim}D {b.shape}, "
+            "expected the same number of axes."
+        )
+    if not (a.physical and b.physical):
+        if a.shape != b.shape:
+            raise ValueError(
+                f"moving has shape {a.shape} and fixed {b.shape}, expected the same: arrays are on "
+                "one grid (files and nibabel images may differ)."
+            )
+        # an array beside a file lies on the file's grid
+        affine = a.affine if a.physical else b.affine
+        physical = a.physical or b.physical
+        a, b = (io.Image(x.data, affine, physical, x.notes) for x in (a, b))
+    io.voxel_map(b.affine, a.affine, a.ndim)  # slices of different planes are refused here
+    return a, b
+
+
+def _labels(
+    moving_labels: Any, fixed_labels: Any, moving: io.Image, fixed: io.Image
+) -> tuple[io.Image, io.Image, Tensor] | None:
+    """Both label maps, and the moving one brought to the fixed grid by the headers alone."""
+    if moving_labels is None and fixed_labels is None:
+        return None
+    if moving_labels is None or fixed_labels is None:
+        missing = "moving_labels" if moving_labels is None else "fixed_labels"
+        raise ValueError(f"{missing} is missing, expected label maps of both images or of none.")
+    maps = []
+    for name, source, image in (
+        ("moving_labels", moving_labels, moving),
+        ("fixed_labels", fixed_labels, fixed),
+    ):
+        found = io.as_image(source, name, labels=True)
+        if not found.physical:
+            found = io.Image(found.data, image.affine)
+        if found.shape != image.shape:
+            raise ValueError(
+                f"{name} has shape {found.shape}, expected that of its image, {image.shape}."
+            )
+        if image.physical and not io.same_grid(found, image):
+            raise ValueError(f"{name} lies elsewhere in space than its image, expected one grid.")
+        maps.append(found)
+    before = io.resample_to(maps[0].data, moving.affine, fixed.shape, fixed.affine, "nearest")
+    return maps[0], maps[1], before
+
+
+# intensities and numbers ------------------------------------------------------------------------
+
+
+def _scaled(image: Tensor, to: tuple[float, float] = (0.0, 1.0), keep: bool = False) -> Tensor:
+    """Intensities scaled to a range; a thousandth at either end is cut off.
+
+    keep: leave them alone if they are in the range already.
+    """
+    low, high = to
+    if keep and image.min() >= low and image.max() <= high:
+        return image
+    bottom, top = np.percentile(image.numpy(), (0.1, 99.9))
+    if not top > bottom:
+        bottom, top = float(image.min()), float(image.max())
+    if not top > bottom:
+        return torch.full_like(image, low)
+    return ((image - bottom) / (top - bottom)).clamp(0, 1) * (high - low) + low
+
+
+def _compare(before: Tensor, after: Tensor, fixed: Tensor) -> dict[str, dict[str, float]]:
+    """Similarity to the fixed image before and after, intensities scaled to [0, 1]."""
+    target = _scaled(fixed)
+    found: dict[str, dict[str, float]] = {"lncc": {}, "ncc": {}, "mse": {}}
+    for when, image in (("before", before), ("after", after)):
+        image = _scaled(image)
+        found["lncc"][when] = 1 - float(losses.lncc(image, target))
+        found["ncc"][when] = 1 - float(losses.ncc(image, target))
+        found["mse"][when] = float(losses.mse(image, target))
+    return found
+
+
+def _dice(
+    labels: tuple[io.Image, io.Image, Tensor], moved_labels: Tensor
+) -> tuple[dict[str, Any], list[str]]:
+    """Dice before and after over the labels that both maps hold; a sentence about the others."""
+    moving, fixed, before = labels
+    found = [set(image.data.unique().tolist()) - {0} for image in (moving, fixed)]
+    shared = sorted(found[0] & found[1])
+    if not shared:
+        raise ValueError("moving_labels and fixed_labels share no label, expected at least one.")
+    scores = [metrics.dice(x, fixed.data, shared)[0].tolist() for x in (before, moved_labels)]
+    numbers = {
+        "dice": {w: float(np.mean(s)) for w, s in zip(("before", "after"), scores, strict=True)},
+        "dice_per_label": {
+            str(label): {"before": b, "after": a}
+            for label, b, a in zip(shared, *scores, strict=True)
+        },
+    }
+    lost = sorted(found[0] ^ found[1])
+    if not lost:
+        return numbers, []
+    noun = "labels" if len(lost) > 1 else "label"
+    verb = "are" if len(lost) > 1 else "is"
+    listed = ", ".join(map(str, lost[:10])) + (" and more" if len(lost) > 10 else "")
+    return numbers, [f"{noun} {listed} {verb} in one image only and left out of the Dice."]
+
+
+def _look(moving: io.Image, fixed: io.Image, model: RegistrationModel | None) -> list[str]:
+    """What can be said against the pair before anything is computed."""
+    found = []
+    for name, image in (("moving", moving), ("fixed", fixed)):
+        if image.data.min() == image.data.max():
+            found.append(f"{name} has the same intensity everywhere.")
+        elif model is not None and image.physical and image.data.min() < -200:
+            found.append(
+                f"{name} has intensities down to {float(image.data.min()):.0f}, as in a CT: "
+                "the network was trained on brain MR."
+            )
+    covered = _covered(
+        io.map_to_disp(io.voxel_map(fixed.affine, moving.affine, fixed.ndim), fixed.shape),
+        moving.shape,
+    )
+    if covered < 0.25:
+        found.append(
+            f"By their headers the images hardly overlap ({100 * covered:.0f} % of the fixed grid)."
+        )
+    if model is not None and model.info.get("spacing") and fixed.physical:
+        if fixed.ndim == 2:
+            import nibabel
+
+            seen = "".join(sorted(nibabel.aff2axcodes(fixed.affine)[:2]))
+            if any(letter in seen for letter in "SI"):
+                found.append("The images are no axial slices, which the network was trained on.")
+        shape, _ = io.working_grid(fixed.shape, fixed.affine, model.info["spacing"])
+        if max(shape) > 400:
+            found.append(f"The field of view is large for the network: {shape} of its voxels.")
+    return found
+
+
+def _judge(disp: Tensor, moving_shape: tuple[int, ...], numbers: Mapping[str, Any]) -> list[str]:
+    """What can be said against the answer."""
+    found = []
+    covered = _covered(disp, moving_shape)
+    if covered < 0.5:
+        found.append(f"Only {100 * covered:.0f} % of the fixed image lies inside the moving image.")
+    if numbers["folding_percent"] > 1:
+        found.append(f"The displacement folds in {numbers['folding_percent']:.1f} % of the voxels.")
+    if numbers["lncc"]["after"] < numbers["lncc"]["before"]:
+        found.append("The images agree less after registration than before (LNCC).")
+    return found
+
+
+def _covered(disp: Tensor, moving_shape: tuple[int, ...]) -> float:
+    """The fraction of the fixed grid that looks into the moving image, not beside it."""
+    inside = torch.ones(disp.shape[2:], dtype=torch.bool)
+    for axis, n in enumerate(moving_shape):
+        index = torch.arange(disp.shape[axis + 2]).reshape(
+            [-1 if k == axis else 1 for k in range(inside.ndim)]
+        )
+        place = disp[0, axis] + index
+        inside &= (place > -0.5) & (place < n - 0.5)
+    return float(inside.float().mean())
+
+
+def _versions() -> dict[str, str]:
+    import nibabel
+
+    return {
+        "regkit": regkit.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "nibabel": nibabel.__version__,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: numbers that are not finite become null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _page(before: Tensor, fixed: io.Image, moved: Tensor, own: Tensor, name: str) -> dict[str, Any]:
+    """What the report shows, turned and flipped so that a brain stands upright."""
+    import nibabel
+
+    order = io.axis_order(fixed.affine, fixed.ndim)
+    axes = [0, 1, *(axis + 2 for axis, _ in order)]
+    flipped = [k + 2 for k, (_, sign) in enumerate(order) if sign < 0]
+
+    def turned(x: Tensor) -> Tensor:
+        return x.permute(axes).flip(flipped)
+
+    signs = torch.tensor([float(sign) for _, sign in order]).reshape(1, -1, *[1] * fixed.ndim)
+    letters: tuple[str, ...] = ()
+    if fixed.physical:
+        codes = nibabel.aff2axcodes(fixed.affine)
+        opposite = dict(zip("RLAPSI", "LRPAIS", strict=True))
+        letters = tuple(codes[a] if s > 0 else opposite[codes[a]] for a, s in order)
+    return {
+        "moving": turned(before),
+        "fixed": turned(fixed.data),
+        "moved": turned(moved),
+        "disp": turned(own)[:, [axis for axis, _ in order]] * signs,
+        "spacing": [fixed.spacing[axis] for axis, _ in order],
+        "orientation": letters,
+        "title": f"Registration by {name}",
+    }
