@@ -87,7 +87,8 @@ class Result:
         """The page of pictures and numbers that `save` writes, as matplotlib figure."""
         from regkit import plot
 
-        numbers = {k: v for k, v in self.metrics.items() if k not in ("seed", "device")}
+        shown = ("lncc", "ncc", "dice", "folding_percent", "sd_log_jacobian", "seconds")
+        numbers = {name: self.metrics[name] for name in shown if name in self.metrics}
         return plot.report(metrics=numbers, **self._page)
 
 
@@ -132,7 +133,7 @@ def register(
     start = time.perf_counter()
     tell = progress or (lambda stage, fraction: None)
     tell("reading", 0.0)
-    chosen = _device(device)
+    chosen = choose_device(device)
     _check_settings(method, affine, refine)
     moving_image, fixed_image = _images(moving, fixed)
     d = fixed_image.ndim
@@ -239,14 +240,20 @@ def register(
         affine=fixed_image.affine,
         moving_affine=moving_image.affine,
         moved_labels=moved_labels,
-        _page=_page(before, fixed_image, moved, own, name),
+        _page=_page(before, fixed_image, moved, own)
+        | {"title": "Registration: " + _steps(name, affine, refine)},
     )
 
 
 # what was asked for -----------------------------------------------------------------------------
 
 
-def _device(device: str) -> torch.device:
+def choose_device(device: str) -> torch.device:
+    """The device of that name. "auto" is a GPU where there is one.
+
+    Raises:
+        ValueError: an unknown name, or CUDA where PyTorch sees no such GPU.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -491,7 +498,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _page(before: Tensor, fixed: io.Image, moved: Tensor, own: Tensor, name: str) -> dict[str, Any]:
+def _steps(name: str, affine: str | bool, refine: int) -> str:
+    """What was done, in words."""
+    first = [str(affine)] if affine and affine != name else []
+    last = [f"{refine} steps of refinement"] if refine else []
+    return ", ".join([*first, name, *last])
+
+
+def _page(before: Tensor, fixed: io.Image, moved: Tensor, own: Tensor) -> dict[str, Any]:
     """What the report shows, turned and flipped so that a brain stands upright."""
     import nibabel
 
@@ -515,5 +529,4 @@ def _page(before: Tensor, fixed: io.Image, moved: Tensor, own: Tensor, name: str
         "disp": turned(own)[:, [axis for axis, _ in order]] * signs,
         "spacing": [fixed.spacing[axis] for axis, _ in order],
         "orientation": letters,
-        "title": f"Registration by {name}",
     }

@@ -10,8 +10,10 @@ from torch import Tensor
 from regkit.losses import diffusion, lncc
 from regkit.spatial import warp
 
-RATE = 0.1  # voxels per step, about
-SMOOTHNESS = 1.0  # weight of the diffusion against lncc, as in VoxelMorph
+RATE = 0.2  # voxels per step, about
+# Weight of the diffusion against lncc. At 1 the free displacement folds in 1 % of the voxels of two
+# brain slices, at 4 in less than 0.1 %, with the same Dice; at 8 the Dice falls.
+SMOOTHNESS = 4.0
 
 
 @torch.enable_grad()
