@@ -72,10 +72,12 @@ def create(name: str, ndim: int = 3, **options: Any) -> RegistrationModel:
     """
     if name not in _MODELS:
         raise _unknown("name", name, names())
+    if ndim not in (2, 3):
+        raise ValueError(f"ndim is {ndim!r}, expected 2 or 3.")
     try:
         model = _MODELS[name](ndim=ndim, **options)
-    except TypeError as error:
-        raise ValueError(f"options of model {name!r} do not fit: {error}.") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"options {options} do not fit the model {name!r}: {error}.") from None
     model.name, model.options = name, options
     return model
 
@@ -99,8 +101,14 @@ def save(model: RegistrationModel, path: str | os.PathLike, **info: Any) -> None
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-    save_file(weights, partial, metadata={"regkit": json.dumps(header)})
-    partial.replace(path)
+    try:
+        save_file(weights, partial, metadata={"regkit": json.dumps(header)})
+        partial.replace(path)
+    except (OSError, safetensors.SafetensorError):
+        partial.unlink(missing_ok=True)
+        raise ValueError(
+            f"path is {path.name!r}, expected a file in a folder that exists and can be written."
+        ) from None
 
 
 def pretrained() -> list[str]:
@@ -134,18 +142,19 @@ def load(path_or_name: str | os.PathLike) -> RegistrationModel:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["regkit"])
+            name, ndim, options, info = (header[k] for k in ("name", "ndim", "options", "info"))
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError):
+    except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError):
         raise ValueError(
             f"path_or_name is {path.name!r}, expected a safetensors file written by regkit."
         ) from None
-    model = create(header["name"], header["ndim"], **header["options"])
+    model = create(name, ndim, **options)
     try:
         model.load_state_dict(weights)
     except RuntimeError:
         raise ValueError(
             f"path_or_name is {path.name!r}: its weights do not fit the model "
-            f"{header['name']!r} that it names."
+            f"{name!r} that it names."
         ) from None
-    model.info = header["info"]
+    model.info = info
     return model.eval()

@@ -1,16 +1,16 @@
 """VoxelMorph: one U-Net looks at both images and writes down the displacement.
 
-Balakrishnan, Zhao, Sabuncu, Guttag and Dalca, "An unsupervised learning model for deformable medical
-image registration", CVPR 2018 (`vxm1`, `vxm2`); the same, "VoxelMorph: a learning framework for
-deformable medical image registration", IEEE TMI 2019; Dalca, Balakrishnan, Guttag and Sabuncu,
+Balakrishnan, Zhao, Sabuncu, Guttag and Dalca, "An unsupervised learning model for deformable
+medical image registration", CVPR 2018 (`vxm1`, `vxm2`); the same, "VoxelMorph: a learning framework
+for deformable medical image registration", IEEE TMI 2019; Dalca, Balakrishnan, Guttag and Sabuncu,
 "Unsupervised learning of probabilistic diffeomorphic registration", Medical Image Analysis 2019
 (the velocity field of `vxm_diff`).
 
 Three generations of the published code exist and disagree. `vxm1` and `vxm2` follow the networks of
 2018 (the PyTorch form: strided convolutions of kernel 4 on the way down, 3 elsewhere), and hand the
-raw images to the last level. `vxm` and
-`vxm_diff` follow the default of version 0.2, which shrinks by max-pooling. Parameters, 3D / 2D:
-vxm1 355,579 / 104,802; vxm2 396,451 / 118,386; vxm and vxm_diff 327,331 / 109,170.
+raw images to the last level. `vxm` and `vxm_diff` follow the default of version 0.2, which shrinks
+by max-pooling. Parameters, 3D / 2D: vxm1 355,579 / 104,802; vxm2 396,451 / 118,386; vxm and
+vxm_diff 327,331 / 109,170.
 
 What differs from the published code: the images may have any size (they are padded to a multiple of
 16), and `vxm_diff` is the deterministic form: no variance, no sampling, no Kullback-Leibler term.

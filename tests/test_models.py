@@ -1,0 +1,379 @@
+"""Models against the published parameter counts and the contract every model keeps."""
+
+import json
+import math
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from regkit import losses, models, spatial
+from regkit.models import base, voxelmorph
+
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+NAMES = models.names()
+# counted by running the published code
+PARAMETERS = {
+    ("vxm1", 3): 355_579,
+    ("vxm1", 2): 104_802,
+    ("vxm2", 3): 396_451,
+    ("vxm2", 2): 118_386,
+    ("vxm", 3): 327_331,
+    ("vxm", 2): 109_170,
+    ("vxm_diff", 3): 327_331,
+    ("vxm_diff", 2): 109_170,
+}
+SIZES = {2: (37, 53), 3: (21, 34, 45)}
+every_model = pytest.mark.parametrize(
+    ("name", "ndim"), [(name, ndim) for name in NAMES for ndim in (2, 3)]
+)
+
+
+def pair(shape, batch=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(2, batch, 1, *shape, generator=generator)
+
+
+def with_visible_output(name, ndim, **options):
+    """A model whose head is not near zero any more, so that its answer is one: about a voxel."""
+    torch.manual_seed(1)
+    model = models.create(name, ndim=ndim, **options)
+    with torch.no_grad():
+        for head in (m for m in model.modules() if isinstance(m, voxelmorph.DispHead)):
+            head.conv.weight.normal_(std=1.0)
+        result = model.eval()(*pair((32,) * ndim))
+        raw = result.disp if result.svf is None else result.svf
+        for head in (m for m in model.modules() if isinstance(m, voxelmorph.DispHead)):
+            head.conv.weight.div_(raw.abs().max() / 1.5)
+    return model
+
+
+def test_names():
+    assert NAMES[:4] == ["vxm1", "vxm2", "vxm", "vxm_diff"]
+    assert {name for name, _ in PARAMETERS} <= set(NAMES)
+
+
+@pytest.mark.parametrize(("name", "ndim"), list(PARAMETERS))
+def test_parameter_counts_are_the_published_ones_and_those_of_the_docstring(name, ndim):
+    expected = PARAMETERS[name, ndim]
+    assert models.parameter_count(models.create(name, ndim=ndim)) == expected
+    assert f"{expected:,}" in voxelmorph.__doc__
+
+
+@every_model
+def test_an_untrained_model_is_the_identity(name, ndim):
+    model = models.create(name, ndim=ndim)
+    moving, fixed = pair(SIZES[ndim], batch=2)
+    result = model(moving, fixed)
+    assert isinstance(result, models.Registration)
+    assert result.moved.shape == moving.shape
+    assert result.disp.shape == (2, ndim, *SIZES[ndim])
+    assert 0 < result.disp.abs().max() < 1e-3
+    torch.testing.assert_close(result.moved, moving, atol=1e-3, rtol=0)
+
+
+@every_model
+def test_the_gradient_reaches_every_parameter(name, ndim):
+    model = with_visible_output(name, ndim).train()
+    moving, fixed = pair((32,) * ndim)
+    result = model(moving, fixed)
+    (losses.mse(result.moved, fixed) + losses.diffusion(result.disp)).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert torch.isfinite(parameter.grad).all() and parameter.grad.abs().max() > 0, key
+
+
+@every_model
+def test_a_few_steps_of_training_lower_the_loss(name, ndim):
+    shape = (16,) * ndim
+    grid = spatial.identity_grid(shape) - 7.5
+    blob = torch.exp(-grid.square().sum(0) / 18)[None, None]
+    moving = spatial.warp(blob, torch.full((1, ndim, *shape), 1.5))
+    torch.manual_seed(0)
+    model = models.create(name, ndim=ndim).train()
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    history = []
+    for _ in range(40):
+        optimiser.zero_grad()
+        loss = losses.mse(model(moving, blob).moved, blob)
+        loss.backward()
+        optimiser.step()
+        history.append(float(loss.detach()))
+    assert min(history[-5:]) < 0.7 * history[0]
+
+
+@every_model
+def test_moved_is_the_moving_image_looked_up_through_disp(name, ndim):
+    model = with_visible_output(name, ndim)
+    moving, fixed = pair(SIZES[ndim], batch=2)
+    with torch.no_grad():
+        result = model(moving, fixed)
+    assert 0.2 < result.disp.abs().max() < 20
+    assert torch.equal(result.moved, spatial.warp(moving, result.disp))
+    # each image of the batch is registered for itself
+    with torch.no_grad():
+        second = model(moving[1:], fixed[1:])
+    torch.testing.assert_close(second.disp, result.disp[1:], atol=1e-4, rtol=0)
+
+
+@every_model
+def test_any_size_is_the_padded_size_cut_back(name, ndim):
+    model = with_visible_output(name, ndim)
+    moving, fixed = pair(SIZES[ndim])
+    padded, crop = spatial.pad_to_multiple(moving, model.divisor)
+    with torch.no_grad():
+        expected = crop(model(padded, spatial.pad_to_multiple(fixed, model.divisor)[0]).disp)
+        assert torch.equal(model(moving, fixed).disp, expected)
+        for shape in [(1, 40), (16, 3), (5, 1, 18)]:
+            if len(shape) == ndim:
+                result = model(*pair(shape))
+                assert result.disp.shape == (1, ndim, *shape)
+                assert torch.isfinite(result.disp).all()
+
+
+@pytest.mark.parametrize("half_resolution", [False, True])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_vxm_diff_integrates_its_velocity_to_an_invertible_map(ndim, half_resolution):
+    model = with_visible_output("vxm_diff", ndim, half_resolution=half_resolution)
+    with torch.no_grad():
+        result = model(*pair((48,) * ndim if ndim == 2 else (32,) * 3))
+    svf, disp = result.svf, result.disp
+    assert svf.shape == disp.shape and 0.5 < svf.abs().max() < 5
+    # the velocity is worked with at half resolution: the integral on the full grid is close
+    inner = (..., *[slice(6, -6)] * ndim)
+    direct = spatial.integrate(svf)
+    assert (direct - disp)[inner].abs().max() < 0.15 * disp.abs().max()
+    there_and_back = spatial.compose(direct, spatial.integrate(-svf))
+    assert there_and_back[inner].abs().mean() < 0.05 * disp.abs().mean()
+    assert (spatial.jacobian_determinant(disp) > 0).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "vxm_diff"])
+def test_only_models_that_integrate_have_a_velocity(name):
+    assert models.create(name, ndim=2)(*pair((32, 32))).svf is None
+
+
+def test_vxm_diff_with_a_constant_velocity_is_a_translation():
+    """Also across the change to half resolution, which must rescale and not only resample."""
+    model = models.create("vxm_diff", ndim=2)
+    with torch.no_grad():
+        model.head.conv.weight.zero_()
+        model.head.conv.bias.copy_(torch.tensor([1.5, -0.75]))
+        result = model(*pair((32, 48)))
+    expected = torch.tensor([1.5, -0.75]).reshape(1, 2, 1, 1).expand(1, 2, 32, 48)
+    torch.testing.assert_close(result.svf, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(result.disp, expected, atol=1e-5, rtol=0)
+
+
+def test_half_resolution_is_rescaled_to_the_image_grid():
+    model = models.create("vxm", ndim=2, half_resolution=True)
+    with torch.no_grad():
+        model.head.conv.weight.zero_()
+        model.head.conv.bias.copy_(torch.tensor([1.0, 2.0]))
+        disp = model(*pair((32, 48))).disp
+    expected = torch.tensor([31 / 15, 2 * 47 / 23]).reshape(1, 2, 1, 1).expand(1, 2, 32, 48)
+    torch.testing.assert_close(disp, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@every_model
+def test_displacements_are_float32_under_autocast(name, ndim, device):
+    model = with_visible_output(name, ndim).to(device)
+    moving, fixed = (x.to(device) for x in pair((32,) * ndim))
+    with torch.no_grad():
+        expected = model(moving, fixed).disp
+        with torch.autocast(device, dtype=torch.bfloat16):
+            result = model(moving, fixed)
+    assert result.disp.dtype == result.moved.dtype == torch.float32
+    assert result.disp.device.type == device
+    assert (result.disp - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
+@every_model
+def test_the_same_seed_makes_the_same_model(name, ndim):
+    states = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        states.append(models.create(name, ndim=ndim).state_dict())
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert not all(torch.equal(states[0][k], states[2][k]) for k in states[0])
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+@every_model
+def test_save_and_load(name, ndim, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    model = with_visible_output(name, ndim)
+    models.save(model, path, spacing=[2.0] * ndim, orientation="RAS", seed=7)
+    loaded = models.load(path)
+    assert (loaded.name, loaded.ndim, loaded.options) == (name, ndim, model.options)
+    assert loaded.info == {"spacing": [2.0] * ndim, "orientation": "RAS", "seed": 7}
+    assert not loaded.training
+    for shape in [(16,) * ndim, SIZES[ndim]]:  # no size is written into the file
+        with torch.no_grad():
+            torch.testing.assert_close(
+                loaded(*pair(shape)).disp, model(*pair(shape)).disp, atol=0, rtol=0
+            )
+    # nothing but parameters, and no half-written file beside it
+    assert set(load_file(path)) == {key for key, _ in model.named_parameters()}
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    # what was loaded can be saved again, with more to say
+    models.save(loaded, path, seed=8)
+    assert models.load(str(path)).info == {"spacing": [2.0] * ndim, "orientation": "RAS", "seed": 8}
+
+
+def test_options_travel_with_the_weights(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    models.save(models.create("vxm_diff", ndim=2, steps=5, half_resolution=True), path)
+    loaded = models.load(path)
+    assert loaded.options == {"steps": 5, "half_resolution": True} and loaded.steps == 5
+    models.save(models.create("vxm", ndim=2, encoder=[8, 8, 8, 8], last=(8,)), path)
+    assert models.parameter_count(models.load(path)) < 60_000
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    weights = {k: v.clone() for k, v in models.create("vxm1", ndim=2).state_dict().items()}
+    header = {"name": "vxm", "ndim": 2, "options": {}, "info": {}}
+    save_file(weights, path, metadata={"regkit": json.dumps(header)})
+    with pytest.raises(ValueError, match=r"weights\.safetensors.*do not fit.*'vxm'"):
+        models.load(path)
+    # the same network in 3D
+    weights = {k: v.clone() for k, v in models.create("vxm", ndim=3).state_dict().items()}
+    save_file(weights, path, metadata={"regkit": json.dumps(header)})
+    with pytest.raises(ValueError, match="do not fit"):
+        models.load(path)
+
+
+class Bomb:
+    """Unpickling it creates a file: nothing here may ever unpickle."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_nothing_is_ever_unpickled(tmp_path):
+    for name in ("weights.pt", "weights.safetensors"):
+        with open(tmp_path / name, "wb") as file:
+            pickle.dump(Bomb(tmp_path / "boom"), file)
+        with pytest.raises(ValueError, match="expected a safetensors file written by regkit"):
+            models.load(tmp_path / name)
+        torch.save({"a": torch.zeros(2)}, tmp_path / name)
+        with pytest.raises(ValueError, match="expected a safetensors file"):
+            models.load(tmp_path / name)
+    assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "not JSON",
+        "[]",
+        "{}",
+        '{"name": "vxm"}',
+        '{"name": "vxn", "ndim": 2, "options": {}, "info": {}}',
+        '{"name": "vxm", "ndim": 5, "options": {}, "info": {}}',
+        '{"name": "vxm", "ndim": 2, "options": {"colour": 1}, "info": {}}',
+        '{"name": "vxm", "ndim": 2, "options": {"encoder": 3}, "info": {}}',
+    ],
+)
+def test_safetensors_that_we_did_not_write_are_refused(header, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    metadata = None if header is None else {"regkit": header}
+    save_file({"a": torch.zeros(2)}, path, metadata=metadata)
+    with pytest.raises(ValueError) as caught:
+        models.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_and_absent_files(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    models.save(models.create("vxm", ndim=2), path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="expected a safetensors file"):
+        models.load(path)
+    with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors.*expected a weights file"):
+        models.load(tmp_path / "nothing.safetensors")
+    with pytest.raises(FileNotFoundError, match="expected a weights file"):
+        models.load(tmp_path)
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    with pytest.raises(ValueError, match="path is .*weights.*a folder that exists") as caught:
+        models.save(models.create("vxm", ndim=2), tmp_path / "absent" / "weights.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_shipped_weights_say_what_they_expect():
+    shipped = models.pretrained()
+    assert "vxm_diff_brain_3d" in shipped
+    for name in shipped:
+        model = models.load(name)
+        assert len(model.info["spacing"]) == model.ndim and min(model.info["spacing"]) > 0
+        assert model.info["orientation"] == "RAS" and model.info["range"] == [0, 1]
+        assert {"recipe", "seed", "steps", "metrics"} <= set(model.info)
+    folder = models.resources.files("regkit") / "weights"
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 20e6
+
+
+# --- bad input ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "parts"),
+    [
+        (lambda: models.create("vxm_dif"), ["name is 'vxm_dif'", "did you mean 'vxm_diff'"]),
+        (lambda: models.create("unet"), ["name is 'unet'", "expected one of vxm1"]),
+        (lambda: models.create("vxm", ndim=4), ["ndim is 4", "2 or 3"]),
+        (lambda: models.create("vxm", colour="red"), ["options", "'vxm'", "colour"]),
+        (lambda: models.create("vxm", encoder=(16, 32)), ["options", "encoder"]),
+    ],
+)
+def test_creating_what_does_not_exist(call, parts):
+    with pytest.raises(ValueError) as caught:
+        call()
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def bad_pairs():
+    good = torch.rand(1, 1, 16, 16)
+    for position, name in enumerate(("moving", "fixed")):
+
+        def swap(bad, position=position):
+            return (bad, good) if position == 0 else (good, bad)
+
+        yield swap(torch.rand(1, 1, 4, 4, 4)), [name, "(1, 1, 4, 4, 4)", "(B, 1, H, W)", "2D model"]
+        yield swap(torch.rand(16, 16)), [name, "(16, 16)", "expected (B, 1, H, W)"]
+        yield swap(torch.rand(1, 3, 16, 16)), [name, "(1, 3, 16, 16)", "expected (B, 1, H, W)"]
+        yield swap(good.to(torch.uint8)), [name, "uint8", "expected a floating point"]
+        yield swap(good / 0 * 0), [name, "NaN"]
+        yield swap(good.clone().index_fill(2, torch.tensor(3), math.inf)), [name, "infinity"]
+        yield swap(torch.rand(1, 1, 16, 20)), [name, "(1, 1, 16, 20)", "same grid"]
+        yield swap(torch.rand(2, 1, 16, 16)), [name, "(2, 1, 16, 16)"]
+
+
+@pytest.mark.parametrize(("images", "parts"), list(bad_pairs()))
+def test_bad_images_are_one_sentence(images, parts):
+    model = models.create("vxm", ndim=2).eval()
+    with pytest.raises(ValueError) as caught:
+        model(*images)
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_a_model_without_estimate_says_so():
+    class Empty(base.RegistrationModel):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Empty does not define estimate"):
+        Empty(2)(*pair((4, 4)))
