@@ -24,7 +24,8 @@ class Recipe:
     model, ndim, options: what `regkit.models.create` takes.
     shape: of the images; spacing follows from the population's field of view.
     subjects, validation: how many of the embedded population (seeds 0 and 1; 2 is for tests).
-    contrast, amplitude: of the population. flip: mirror pairs at random.
+    contrast, amplitude: of the population. gamma: change the
+        contrast of each image at random, x -> x^g with |log g| <= gamma.
     similarity: "lncc", "mse", "ncc" or "mutual_information". window: of lncc.
     weights: of the terms of the objective: "similarity", "diffusion" (of the velocity where there is
         one, else of the displacement), "bending", "folding", and "dice", the label loss.
@@ -43,18 +44,18 @@ class Recipe:
     validation: int = 8
     contrast: str = "t1"
     amplitude: float = 1.0
-    flip: bool = False
+    gamma: float = 0.0
     similarity: str = "lncc"
-    window: int = 9
+    window: int = 7
     weights: Mapping[str, float] = field(
-        default_factory=lambda: {"similarity": 1.0, "diffusion": 1.0}
+        default_factory=lambda: {"similarity": 1.0, "diffusion": 0.1}
     )
     bidirectional: bool = False
-    lr: float = 1e-3
+    lr: float = 3e-3
     schedule: str = "cosine"
     batch: int = 8
-    steps: int = 300
-    validate_every: int = 100
+    steps: int = 800
+    validate_every: int = 200
     seed: int = 0
     precision: str = "no"
 
@@ -111,7 +112,7 @@ for _model, _source in (("vxm1", _TMI), ("vxm2", _TMI), ("vxm", _TMI), ("vxm_dif
     _add(
         Recipe(name=f"{_model}_3d", model=_model, ndim=3, shape=(80, 96, 80), source=_source,
                options={} if _model in ("vxm1", "vxm2") else {"half_resolution": True},
-               subjects=40, validation=4, batch=1, steps=400, validate_every=200),
+               subjects=40, validation=3, gamma=0.3, lr=2e-3, batch=1, steps=400, validate_every=200),
         smoke=_SMOKE_3D,
         gpu={"subjects": 100, "steps": 4000, "validate_every": 500},
         paper={"shape": (160, 192, 160), "options": {}, "subjects": 200, "steps": 150_000,

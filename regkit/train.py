@@ -100,7 +100,7 @@ def objective(result: Registration, batch: dict[str, Tensor], recipe: Recipe) ->
 def _label_loss(disp: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """Soft Dice of the warped labels: the semi-supervised term of VoxelMorph (TMI 2019, eq. 8)."""
     if "moving_labels" not in batch:
-        raise ValueError("weights names 'dice', expected pairs with labels (flip=False).")
+        raise ValueError("weights names 'dice', expected pairs with labels.")
     moving, fixed = batch["moving_labels"].long(), batch["fixed_labels"].long()
     labels = torch.unique(torch.cat([moving, fixed]))
     labels = labels[labels != 0]
@@ -164,7 +164,7 @@ def train(
     with accelerator.main_process_first():  # the others then read what the first one made
         subjects = population(recipe.subjects, recipe.shape, seed=0, **make)
         held_out = chain(population(recipe.validation, recipe.shape, seed=1, **make))
-    pairs = RandomPairs(subjects, recipe.steps * recipe.batch, recipe.seed, recipe.flip)
+    pairs = RandomPairs(subjects, recipe.steps * recipe.batch, recipe.seed, recipe.gamma)
 
     network = models.create(recipe.model, recipe.ndim, **recipe.options)
     network.info = {

@@ -20,17 +20,16 @@ class RandomPairs(Dataset):
         subjects: at least two, all of one shape.
         length: how many pairs there are.
         seed: of the draw.
-        flip: mirror a pair along axis 0 (left and right) half of the time. Labels are then left
-            out: a mirrored left label is not a right one.
+        gamma: change the contrast of each image at random, x -> x^g with |log g| <= gamma, so that
+            a network does not get used to one scanner. Images in [0, 1] stay there.
 
-    Each item is a dictionary of `moving` and `fixed`, (1, *S), and without `flip` also
-    `moving_labels` and `fixed_labels`, (1, *S).
+    Each item is a dictionary of `moving`, `fixed`, `moving_labels` and `fixed_labels`, (1, *S).
     """
 
-    def __init__(self, subjects: Sequence[Subject], length: int, seed: int = 0, flip: bool = False):
+    def __init__(self, subjects: Sequence[Subject], length: int, seed: int = 0, gamma: float = 0.0):
         if len(subjects) < 2:
             raise ValueError(f"subjects holds {len(subjects)}, expected at least 2 to make pairs.")
-        self.subjects, self.length, self.seed, self.flip = subjects, length, seed, flip
+        self.subjects, self.length, self.seed, self.gamma = subjects, length, seed, gamma
 
     def __len__(self) -> int:
         return self.length
@@ -39,12 +38,10 @@ class RandomPairs(Dataset):
         random = np.random.default_rng([self.seed, index])
         first, second = random.choice(len(self.subjects), 2, replace=False)
         moving, fixed = self.subjects[first], self.subjects[second]
-        if self.flip:
-            axes = [1] if random.random() < 0.5 else []
-            return {"moving": moving.image.flip(axes), "fixed": fixed.image.flip(axes)}
+        powers = np.exp(random.uniform(-self.gamma, self.gamma, 2))
         return {
-            "moving": moving.image,
-            "fixed": fixed.image,
+            "moving": moving.image ** powers[0],
+            "fixed": fixed.image ** powers[1],
             "moving_labels": moving.labels,
             "fixed_labels": fixed.labels,
         }
