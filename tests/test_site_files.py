@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,15 @@ def test_the_contents_list_each_page_once():
     pages = [f"book/{p.stem}" for p in (ROOT / "book").glob("*.md")]
     assert len(set(listed)) == len(listed)
     assert sorted(f for f in listed if f.startswith("book/")) == sorted(pages)
+
+
+def test_the_data_page_names_every_open_sample_and_its_source():
+    page = (ROOT / "book" / "data.md").read_text(encoding="utf-8")
+    samples = json.loads((ROOT / "regkit" / "data" / "samples.json").read_text(encoding="utf-8"))
+    for name, sample in samples["samples"].items():
+        assert f"| `{name}` |" in page
+        for source in sample["sources"]:
+            assert source["repository"] in page
 
 
 def test_remote_style_sheets_are_taken_out_of_stored_output():

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 # Bytes of a page and the images it shows.
 BUDGET = 3_000_000
-TIMEOUT_MS = 30_000
+TIMEOUT_MS = 30_000  # for a page, and for its widgets, to be drawn
 WIDGET_FILES = ("/requirejs/", "/html-manager/", "/_static/widgets.js")
 
 # What the drawn page says about itself, once MathJax and the widgets are done.
@@ -86,12 +86,15 @@ def broken_link(href: str, root: Path) -> str | None:
     return None
 
 
-def problems(browser, path: Path, root: Path, budget: int = BUDGET) -> list[str]:
+def problems(
+    browser, path: Path, root: Path, budget: int = BUDGET, timeout_ms: int = TIMEOUT_MS
+) -> list[str]:
     """One line for each defect of the page at `path` in the book at `root`.
 
     Args:
         browser: a browser started by Playwright.
         budget: bytes that the page and the images it shows may have together.
+        timeout_ms: milliseconds that the page, and then its widgets, may take to be drawn.
     """
     refresh = _anchors(path).refresh
     if refresh:
@@ -122,7 +125,7 @@ def problems(browser, path: Path, root: Path, budget: int = BUDGET) -> list[str]
             found.append(f"console error: {message.text[:200]}")
 
     context = browser.new_context(offline=True)
-    context.set_default_timeout(TIMEOUT_MS)
+    context.set_default_timeout(timeout_ms)
     try:
         page = context.new_page()
         page.on("request", on_request)

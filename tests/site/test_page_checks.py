@@ -1,6 +1,7 @@
 """Each defect that page_checks looks for is found on a small page that has it, and only there."""
 
 import base64
+import json
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,19 @@ def site(tmp_path):
     (tmp_path / "_static").symlink_to(STATIC)
     (tmp_path / "page.html").touch()
     return tmp_path
+
+
+@pytest.fixture
+def widget():
+    """A stored slider, as MyST-NB puts it into a page."""
+    from ipywidgets import IntSlider
+    from ipywidgets.embed import embed_data
+
+    data = embed_data(views=[IntSlider(description="$a^2$")])
+    mime = "application/vnd.jupyter.widget-"
+    state = f'<script type="{mime}state+json">{json.dumps(data["manager_state"])}</script>'
+    view = f'<script type="{mime}view+json">{json.dumps(data["view_specs"][0])}</script>'
+    return f"<div>{view}</div>{state}"
 
 
 def check(browser, site, body, **options):
@@ -91,3 +105,20 @@ def test_a_redirection_is_a_link(browser, site):
         '<meta http-equiv="Refresh" content="0; url=absent.html">', encoding="utf-8"
     )
     assert problems(browser, site / "start2.html", site) == ["broken link: absent.html"]
+
+
+WIDGET_SCRIPTS = "".join(
+    f'<script src="_static/{name}"></script>'
+    for name in ("requirejs/require.js", "widgets.js", "html-manager/embed-amd.js")
+)
+
+
+def test_a_page_with_widgets_draws_them_from_the_vendored_files(browser, site, widget):
+    math = f'{MATH}<script async src="_static/mathjax/tex-svg-full.js"></script>'
+    assert check(browser, site, widget + WIDGET_SCRIPTS) == []
+    assert check(browser, site, widget + WIDGET_SCRIPTS + math) == []
+
+
+def test_an_undrawn_widget_is_found(browser, site, widget):
+    found = check(browser, site, widget, timeout_ms=2000)
+    assert found == ["undrawn widgets: 0 drawn for 1 stored views"]
