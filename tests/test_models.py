@@ -318,7 +318,7 @@ def test_shipped_weights_say_what_they_expect():
         model = models.load(name)
         assert len(model.info["spacing"]) == model.ndim and min(model.info["spacing"]) > 0
         assert model.info["orientation"] == "RAS" and model.info["range"] == [0, 1]
-        assert {"recipe", "seed", "steps", "metrics"} <= set(model.info)
+        assert isinstance(model.info["recipe"]["seed"], int)
     folder = models.resources.files("regkit") / "weights"
     assert sum(p.stat().st_size for p in folder.iterdir()) < 20e6
 
