@@ -5,6 +5,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import yaml
 
@@ -25,9 +26,9 @@ def sums() -> dict[str, str]:
     return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
 
 
-def extension():
-    """book/_ext/regkit_book.py as a module."""
-    path = ROOT / "book" / "_ext" / "regkit_book.py"
+def load(path: str):
+    """A file of the folder book as a module."""
+    path = ROOT / "book" / path
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -88,7 +89,7 @@ def test_remote_style_sheets_are_taken_out_of_stored_output():
     link = '<link rel="stylesheet"\nhref="https://maxcdn.bootstrapcdn.com/font-awesome/x.css">'
     page = f"<p>a</p>{link}\n<link rel='icon' href='b.svg'><p>c</p>"
     clean = "<p>a</p><link rel='icon' href='b.svg'><p>c</p>"
-    assert extension().without_remote_styles(page) == clean
+    assert load("_ext/regkit_book.py").without_remote_styles(page) == clean
 
 
 @pytest.mark.parametrize(
@@ -101,14 +102,26 @@ def test_remote_style_sheets_are_taken_out_of_stored_output():
 )
 def test_the_settings_are_read_from_pyproject(tmp_path, text, settings):
     (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
-    assert extension().project_settings(tmp_path) == settings
+    assert load("_ext/regkit_book.py").project_settings(tmp_path) == settings
 
 
 def test_buttons_appear_only_with_a_repository():
-    hidden = extension().theme_options(repository="", ref="main")
+    hidden = load("_ext/regkit_book.py").theme_options(repository="", ref="main")
     assert not hidden["launch_buttons"] and not hidden["use_repository_button"]
     assert hidden["repository_url"] == ""
-    shown = extension().theme_options(repository="https://example.org/a/b/", ref="v1")
+    shown = load("_ext/regkit_book.py").theme_options(
+        repository="https://example.org/a/b/", ref="v1"
+    )
     assert shown["launch_buttons"]["colab_url"] and shown["use_repository_button"]
     assert shown["repository_url"] == "https://example.org/a/b"
     assert shown["repository_branch"] == "v1"
+
+
+def test_the_figure_of_the_index_shows_what_its_caption_says():
+    figure = load("tools/figures.py").idea(shape=(48, 56))
+    pictures = {axis.get_title(): axis.images[0].get_array() for axis in figure.axes}
+    assert list(pictures) == ["moving", "where each voxel looks", "moved", "fixed"]
+    before = abs(pictures["moving"] - pictures["fixed"]).mean()
+    after = abs(pictures["moved"] - pictures["fixed"]).mean()
+    plt.close(figure)
+    assert after < before / 2

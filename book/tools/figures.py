@@ -40,7 +40,7 @@ def idea(shape: tuple[int, int] = (160, 192), step: int = 6) -> plt.Figure:
         "fixed": fixed.image,
     }
     for axis, (title, image) in zip(axes, pictures.items(), strict=True):
-        axis.imshow(image[0].T, origin="lower", cmap="gray", vmin=0, vmax=1)
+        axis.imshow(image[0].T.numpy(), origin="lower", cmap="gray", vmin=0, vmax=1)
         axis.set_title(title, fontsize=12)
         axis.set_axis_off()
         if title == "where each voxel looks":
