@@ -181,6 +181,17 @@ def test_machine_path_is_seen(folder, top):
     assert problems == ["01_small.ipynb, code cell 2: prints a path of one machine."]
 
 
+def test_missing_sample_is_seen(folder, capsys, monkeypatch, tmp_path):
+    from regkit import book
+
+    monkeypatch.setenv("REGKIT_DATA", str(tmp_path))
+    monkeypatch.setenv("REGKIT_BUDGET", "smoke")
+    assert book.sample("ants_slices", lambda: 1) is None
+    said = add_output("stream", name="stdout", text=capsys.readouterr().out)
+    problem = "01_small.ipynb, code cell 2: was executed without an open sample that it shows."
+    assert spoil(executed(folder), said) == [problem]
+
+
 def test_large_notebook_is_seen(folder):
     text = "1" * (tool.MAX_BYTES + 1)
     problems = spoil(executed(folder), add_output("stream", name="stdout", text=text))

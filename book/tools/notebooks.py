@@ -253,6 +253,8 @@ def check_outputs(cell: NotebookNode) -> list[str]:
         texts += [str(v) for k, v in data.items() if k.startswith("text/")]
         if any(MACHINE_PATH.search(t) for t in texts):
             found.append("prints a path of one machine.")
+        if any("regkit data get" in t for t in texts):  # as regkit.book.sample says it
+            found.append("was executed without an open sample that it shows.")
     return found
 
 
