@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from page_checks import BOOK
 
-BOOK = Path(__file__).parents[2] / "_build" / "html"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = [
     "--no-sandbox",

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+BOOK = Path(__file__).parents[2] / "_build" / "html"
 # Bytes of a page and the images it shows.
 BUDGET = 3_000_000
 TIMEOUT_MS = 30_000  # for a page, and for its widgets, to be drawn

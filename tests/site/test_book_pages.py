@@ -1,8 +1,8 @@
 """Every page of the built book, opened in a browser over file:// with the network off."""
 
 import pytest
-from conftest import BOOK
-from page_checks import problems
+import yaml
+from page_checks import BOOK, problems
 
 PAGES = sorted(
     p.relative_to(BOOK).as_posix() for p in BOOK.rglob("*.html") if "_static" not in p.parts
@@ -15,8 +15,6 @@ def test_page(browser, book, name):
 
 
 def test_every_page_of_the_contents_was_built(book):
-    import yaml
-
     toc = yaml.safe_load((book.parents[1] / "_toc.yml").read_text(encoding="utf-8"))
     files = [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
     assert [f for f in files if not (book / f"{f}.html").is_file()] == []
