@@ -74,7 +74,7 @@ def panels(
         height: height of a panel, inches; `size` by default.
     """
     with matplotlib.rc_context(STYLE):
-        fig = Figure(figsize=(columns * size, rows * (height or size)))
+        fig = Figure(figsize=(columns * size, rows * (height or size)), layout="compressed")
         axes = fig.subplots(rows, columns, squeeze=False)
     return fig, axes[0] if rows == 1 else axes
 

@@ -57,16 +57,14 @@ def frames(
 def _picture(fig: Figure, alt: str) -> str:
     """The figure as an HTML image that carries its own bytes, and the value below it."""
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="webp", dpi=100, pil_kwargs={"quality": 60})
+    fig.savefig(buffer, format="webp", dpi=90, pil_kwargs={"quality": 40})
     data = base64.b64encode(buffer.getvalue()).decode()
     text = html.escape(alt)
     return f'<img alt="{text}" src="data:image/webp;base64,{data}"><div>{text}</div>'
 
 
-def amplitude(
-    image: Tensor, disp: Tensor, values: Sequence[float] = (0, 0.25, 0.5, 0.75, 1)
-) -> Figure:
-    """A row of pictures for several multiples of a displacement: the moved image, and the grid.
+def amplitude(image: Tensor, disp: Tensor, values: Sequence[float] = (1, 2, 3)) -> Figure:
+    """Several multiples of a displacement: the moved image, the grid, the Jacobian determinant.
 
     The figure on paper that `explore` is on screen.
 
@@ -75,29 +73,32 @@ def amplitude(
         disp: (1, 2, H, W), voxels.
         values: the multiples, one column each.
     """
-    fig, axes = plot.panels(len(values), 2, size=1.7, height=2.0)
-    for (top, bottom), value in zip(axes.T, values):
-        _moved_and_grid(image, value * disp, top, bottom)
-        top.set_title(f"{value:g} × disp")
+    fig, axes = plot.panels(len(values), 3, size=1.5, height=1.8)
+    for column, value in zip(axes.T, values):
+        _draw(image, value * disp, column)
+        column[0].set_title(f"{value:g} × disp")
+    for ax, name in zip(axes[:, 0], ("moved", "grid", "Jacobian")):
+        ax.set_ylabel(name)
     return fig
 
 
 def explore(image: Tensor, disp: Tensor, values: Sequence[float] | None = None) -> ipywidgets.VBox:
-    """A slider for the amplitude of a 2D displacement: the moved image and the grid beside it.
+    """A slider for the amplitude of a 2D displacement, with the three pictures of `amplitude`.
 
-    Args and units as in `amplitude`; by default nine multiples from 0 to 2.
+    Args and units as in `amplitude`; by default seven multiples from 0 to 3.
     """
 
     def draw(value: float) -> Figure:
-        fig, (left, right) = plot.panels(2, size=2.4, height=2.7)
-        _moved_and_grid(image, value * disp, left, right)
+        fig, axes = plot.panels(3, size=1.9, height=2.3)
+        _draw(image, value * disp, axes)
         return fig
 
-    values = np.linspace(0, 2, 9).tolist() if values is None else values
+    values = np.linspace(0, 3, 7).tolist() if values is None else values
     return frames(draw, values, label="amplitude")
 
 
-def _moved_and_grid(image: Tensor, disp: Tensor, left: Axes, right: Axes) -> None:
-    plot.image(warp(image, disp), left, limits=plot.window(image))
-    plot.image(image, right)
-    plot.grid(disp, right)
+def _draw(image: Tensor, disp: Tensor, axes: Sequence[Axes] | np.ndarray) -> None:
+    plot.image(warp(image, disp), axes[0], limits=plot.window(image))
+    plot.image(image, axes[1])
+    plot.grid(disp, axes[1])
+    plot.jacobian(disp, axes[2], bar=False)
