@@ -39,7 +39,8 @@ class DispHead(nn.Module):
         super().__init__()
         self.conv = CONV[ndim](c_in, ndim, kernel_size=3, padding=1)
         nn.init.normal_(self.conv.weight, std=1e-5)
-        nn.init.zeros_(self.conv.bias)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x).float() if x.dtype.itemsize < 4 else self.conv(x)

@@ -22,6 +22,8 @@ class _Sentences(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # `regkit data list | head`: typer ends quietly
+            raise
         except (ValueError, OSError) as error:
             sentence = str(error)
             if isinstance(error, OSError) and error.strerror:  # of the system: it has a path in it
@@ -301,9 +303,9 @@ def evaluate(
     from regkit import io, models
     from regkit.data.pairs import chain
     from regkit.data.population import population
+    from regkit.device import choose_device
     from regkit.evaluate import evaluate as run
     from regkit.evaluate import summary
-    from regkit.registration import choose_device
 
     if out is not None:
         io.check_writable(out.parent)
@@ -342,11 +344,12 @@ def models_() -> None:
 def data_list() -> None:
     """List the open samples: size, whether they are cached, and what they are."""
     from regkit.data import samples
+    from regkit.data.cache import cache_folder
 
     for name, sample in samples.samples().items():
         state = "cached" if samples.cached(name) else f"{sample.bytes / 1e6:.1f} MB"
         typer.echo(f"{name:<22}{state:>10}   {sample.title}")
-    typer.echo(f"\ncache folder: {samples.cache_folder()}")
+    typer.echo(f"\ncache folder: {cache_folder()}")
 
 
 @data_app.command("get")

@@ -152,7 +152,7 @@ def lncc(moved: Tensor, fixed: Tensor, window: int = 9, mask: Tensor | None = No
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window is {window}, expected an odd number of voxels.")
     if mask is not None:
-        if mask.shape[0] != moved.shape[0] or mask.shape[2:] != moved.shape[2:]:
+        if mask.shape != (moved.shape[0], 1, *moved.shape[2:]):
             raise ValueError(
                 f"mask has shape {tuple(mask.shape)}, expected (B, 1, *S) "
                 f"for images {tuple(moved.shape)}."

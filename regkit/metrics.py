@@ -147,7 +147,8 @@ def endpoint_error(disp: Tensor, true_disp: Tensor, mask: Tensor | None = None) 
             f"true_disp has shape {tuple(true_disp.shape)}, expected that of disp, "
             f"{tuple(disp.shape)}."
         )
-    if mask is not None and (mask.ndim != disp.ndim or mask.shape[2:] != disp.shape[2:]):
+    shapes = [(batch, 1, *disp.shape[2:]) for batch in (1, len(disp))]
+    if mask is not None and mask.shape not in shapes:
         raise ValueError(
             f"mask has shape {tuple(mask.shape)}, expected (B, 1, *S) for disp {tuple(disp.shape)}."
         )

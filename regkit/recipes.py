@@ -1,8 +1,9 @@
 """The settings of each training, as data: what a paper says, and what each budget can afford.
 
-A recipe is one frozen record. `get("vxm_diff_2d")` gives it at the current budget; the budget is the
-environment variable REGKIT_BUDGET, one of "smoke" (does it run?), "cpu" (real learning in minutes on
-two cores), "gpu" (at most 15 minutes on a Colab T4) and "paper" (the published protocol).
+A recipe is one frozen record. `get("vxm_diff_2d")` gives it at the current budget; the budget is
+the environment variable REGKIT_BUDGET, one of "smoke" (does it run?), "cpu" (real learning in
+minutes on two cores), "gpu" (at most 15 minutes on a Colab T4) and "paper" (the published
+protocol).
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ class Recipe:
     contrast, amplitude: of the population. gamma: change the
         contrast of each image at random, x -> x^g with |log g| <= gamma.
     similarity: "lncc", "mse", "ncc" or "mutual_information". window: of lncc.
-    weights: of the terms of the objective: "similarity", "diffusion" (of the velocity where there is
-        one, else of the displacement), "bending", "folding", and "dice", the label loss.
-    bidirectional: the fixed image is also warped to the moving one, by the inverse; half weight each.
-    lr, schedule: of Adam; "constant", or "cosine" down to zero.
+    weights: of the terms of the objective: "similarity", "diffusion" (of the velocity where there
+        is one, else of the displacement), "bending", "folding", and "dice", the label loss.
+    bidirectional: the fixed image is also warped to the moving one, by the inverse map; each
+        direction counts half.
+    lr, schedule, warmup: of Adam; "constant", or "cosine" down to zero; the first `warmup` steps
+        rise from zero. clip: the largest norm of the gradient; longer ones are shortened.
     batch, steps, validate_every, seed, precision ("no", "bf16", "fp16").
     """
 
@@ -53,6 +56,8 @@ class Recipe:
     bidirectional: bool = False
     lr: float = 3e-3
     schedule: str = "cosine"
+    warmup: int = 0
+    clip: float = 0.5
     batch: int = 8
     steps: int = 800
     validate_every: int = 200
@@ -112,7 +117,8 @@ for _model, _source in (("vxm1", _TMI), ("vxm2", _TMI), ("vxm", _TMI), ("vxm_dif
     _add(
         Recipe(name=f"{_model}_3d", model=_model, ndim=3, shape=(80, 96, 80), source=_source,
                options={} if _model in ("vxm1", "vxm2") else {"half_resolution": True},
-               subjects=40, validation=3, gamma=0.3, lr=2e-3, batch=1, steps=400, validate_every=200),
+               subjects=40, validation=3, gamma=0.3, lr=1e-3, warmup=100, batch=1,
+               steps=400, validate_every=200),
         smoke=_SMOKE_3D,
         gpu={"subjects": 100, "steps": 4000, "validate_every": 500},
         paper={"shape": (160, 192, 160), "options": {}, "subjects": 200, "steps": 150_000,

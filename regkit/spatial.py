@@ -178,6 +178,11 @@ def compose(first: Tensor, then: Tensor) -> Tensor:
     """
     check_disp(first, "first")
     check_disp(then, "then")
+    if first.ndim != then.ndim or then.shape[0] not in (1, first.shape[0]):
+        raise ValueError(
+            f"first has shape {tuple(first.shape)} and then {tuple(then.shape)}, "
+            "expected the same batch and the same number of axes."
+        )
     return then + warp(first, then, padding="border")
 
 
@@ -222,6 +227,8 @@ def invert(disp: Tensor, iterations: int = 30) -> Tensor:
         (B, d, *S), voxels, with compose(disp, inverse) ~ 0 and compose(inverse, disp) ~ 0.
     """
     check_disp(disp)
+    if iterations < 1:
+        raise ValueError(f"iterations is {iterations}, expected 1 or more.")
     inverse = torch.zeros_like(disp)
     for _ in range(iterations):
         inverse = -warp(disp, inverse, padding="border")

@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 from regkit import losses, models
 from regkit.data.pairs import RandomPairs, chain
 from regkit.data.population import population
+from regkit.device import choose_device
 from regkit.evaluate import evaluate, summary
 from regkit.models import Registration, RegistrationModel
 from regkit.recipes import Recipe, get
@@ -112,11 +113,16 @@ def _label_loss(disp: Tensor, batch: dict[str, Tensor]) -> Tensor:
 
 
 def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> Any:
-    if recipe.schedule == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    if recipe.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
-    raise ValueError(f"schedule is {recipe.schedule!r}, expected 'constant' or 'cosine'.")
+    """Factor on the learning rate at each step."""
+    if recipe.schedule not in ("constant", "cosine"):
+        raise ValueError(f"schedule is {recipe.schedule!r}, expected 'constant' or 'cosine'.")
+
+    def factor(step: int) -> float:
+        rise = min(1.0, (step + 1) / max(recipe.warmup, 1))
+        fall = 0.5 + 0.5 * math.cos(math.pi * step / recipe.steps)
+        return rise * (fall if recipe.schedule == "cosine" else 1.0)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -139,7 +145,7 @@ def train(
         out: folder for checkpoints and history; without it nothing is written.
         resume: go on where the run in `out` stopped.
         progress: show a progress bar with the terms of the objective.
-        device: "auto" (a GPU where there is one) or "cpu".
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
 
     Raises:
         ValueError: settings that do not fit, a folder that holds another run, or a term of the
@@ -157,10 +163,21 @@ def train(
     elif resume:
         raise ValueError("resume is on and out is not given, expected the folder of the run.")
 
+    chosen = choose_device(device)
     set_seed(recipe.seed)
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=recipe.precision)
+    accelerator = Accelerator(cpu=chosen.type == "cpu", mixed_precision=recipe.precision)
+    processes = accelerator.num_processes
+    if recipe.batch % processes:
+        raise ValueError(
+            f"batch is {recipe.batch}, expected a multiple of the {processes} processes "
+            "that share it."
+        )
     quiet = not (progress and accelerator.is_main_process)
-    make = {"contrast": recipe.contrast, "amplitude": recipe.amplitude, "progress": not quiet}
+    make: dict[str, Any] = {
+        "contrast": recipe.contrast,
+        "amplitude": recipe.amplitude,
+        "progress": not quiet,
+    }
     with accelerator.main_process_first():  # the others then read what the first one made
         subjects = population(recipe.subjects, recipe.shape, seed=0, **make)
         held_out = chain(population(recipe.validation, recipe.shape, seed=1, **make))
@@ -183,7 +200,7 @@ def train(
         history = json.loads((folder / "history.json").read_text())
     done = len(history)
     rest = Subset(pairs, range(done * recipe.batch, len(pairs)))
-    loader = accelerator.prepare(DataLoader(rest, batch_size=recipe.batch))
+    loader = accelerator.prepare(DataLoader(rest, batch_size=recipe.batch // processes))
     best = max((entry["dice"] for entry in history if "dice" in entry), default=-math.inf)
 
     bar = tqdm(loader, total=recipe.steps, initial=done, disable=quiet, desc=recipe.name)
@@ -198,8 +215,9 @@ def train(
                     f"The term {name!r} is {value.item()} at step {step}, expected a finite loss: "
                     "lower the learning rate, or look at the images of this batch."
                 )
-        loss = sum(recipe.weights[name] * value for name, value in terms.items())
+        loss = torch.stack([recipe.weights[k] * v for k, v in terms.items()]).sum()
         accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), recipe.clip)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -15,7 +15,6 @@ import numpy as np
 from regkit.io import Image, resample_to, voxel_map, working_grid
 
 BINS = 50
-SEED = 0
 LEVELS = ((4, 2.0), (2, 1.0), (1, 0.0))  # shrink factor, Gaussian sigma in voxels
 ITERATIONS = 200  # per level at most
 # Finer than this many voxels costs time and moves an affine map by less than a tenth of a voxel.
@@ -68,6 +67,9 @@ def align(
     search.SetSmoothingSigmasPerLevel([sigma for _, sigma in LEVELS])
     search.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     search.SetOptimizerScalesFromPhysicalShift()
+    # Threads add up the histogram in no fixed order: one of them gives the same answer every time.
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
         transform = sitk.CenteredTransformInitializer(
             *images,
@@ -96,6 +98,8 @@ def align(
         raise ValueError(
             "moving and fixed could not be aligned, expected images that show the same thing."
         ) from None
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
     # T(x) = A (x - centre) + centre + t, between points of the frame
     linear = np.array(transform.GetMatrix()).reshape(d, d)

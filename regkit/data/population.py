@@ -30,13 +30,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pooch
 import torch
 from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from regkit.data.cache import cache_folder
 from regkit.spatial import compose, identity_grid, integrate, warp
 
 FIELD_OF_VIEW = np.array([176.0, 211.2, 176.0])  # mm: the whole brain, its CSF, and room to move
@@ -109,11 +109,6 @@ class Subject:
     def svf(self) -> Tensor:
         """(1, d, *S), voxels per unit time: subject(x) = template(x + integrate(svf)(x))."""
         return _resample_velocity(self.velocity, self.image.shape[1:])
-
-
-def cache_folder() -> Path:
-    """Where data is kept: the environment variable REGKIT_DATA, else the user's cache folder."""
-    return Path(os.environ.get("REGKIT_DATA") or pooch.os_cache("regkit"))
 
 
 def _spacing(shape: Sequence[int]) -> np.ndarray:
@@ -241,7 +236,7 @@ def _on_grid(shape: Sequence[int]) -> tuple[Tensor, Tensor, np.ndarray]:
     if spacing > 1:  # a coarse voxel averages what it covers
         sigma = 0.4 * np.sqrt(spacing**2 - 1)
         maps = np.stack([ndimage.gaussian_filter(m, sigma) for m in maps])
-    labels = _thicken(labels, np.ones(len(shape)), 3 * spacing)
+    labels = _thicken(labels, [1.0] * len(shape), 3 * spacing)
     return torch.from_numpy(maps)[None], torch.from_numpy(labels)[None, None], affine
 
 
@@ -385,6 +380,8 @@ def population(
         )
     if amplitude < 0:
         raise ValueError(f"amplitude is {amplitude}, expected 0 or more.")
+    if isinstance(n, int) and n < 0:
+        raise ValueError(f"n is {n}, expected 0 or more.")
     indices = range(n) if isinstance(n, int) else n
     return [
         _subject(shape, seed, int(index), float(amplitude), contrast)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import difflib
 import functools
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -30,6 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from regkit import io
+from regkit.data.cache import cache_folder
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,6 @@ def samples() -> dict[str, Sample]:
     }
 
 
-def cache_folder() -> Path:
-    """Where samples are kept: REGKIT_DATA if it is set, else pooch's cache folder for regkit."""
-    return Path(os.environ.get("REGKIT_DATA") or pooch.os_cache("regkit")).expanduser()
-
-
 def _sample(name: str) -> Sample:
     known = samples()
     if name not in known:
@@ -207,7 +202,7 @@ def fetch(name: str, progress: bool = False) -> Path:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(
-            f"cache folder {folder} cannot be written ({error.strerror or error}): "
+            f"cache folder {folder} cannot be written ({error.strerror or 'no permission'}): "
             "set REGKIT_DATA to a folder that can."
         ) from None
     finally:
