@@ -434,6 +434,8 @@ def bad_calls():
     yield losses.lncc, (image, image), {"window": 4}, ["window", "4", "odd"]
     yield losses.lncc, (image, image), {"window": -1}, ["window", "-1", "odd"]
     yield losses.lncc, (image, image), {"mask": other}, ["mask", "(1, 1, 5, 4)", "expected (B, 1"]
+    two = torch.zeros(1, 2, 4, 5)
+    yield losses.lncc, (image, image), {"mask": two}, ["mask", "(1, 2, 4, 5)", "expected (B, 1"]
     yield losses.mutual_information, (image, image), {"bins": 3}, ["bins", "3", "6 or more"]
     for loss in REGULARISERS:
         yield loss, (image,), {}, ["disp", "(1, 1, 4, 5)", "expected"]

@@ -294,6 +294,8 @@ def bad_calls():
     yield metrics.endpoint_error, (disp[0], disp[0]), {}, ["disp", "(2, 4, 5)"]
     mask = torch.zeros(1, 1, 4, 3)
     yield metrics.endpoint_error, (disp, disp), {"mask": mask}, ["mask", "(1, 1, 4, 3)"]
+    mask = torch.zeros(3, 1, 4, 5)
+    yield metrics.endpoint_error, (disp, disp), {"mask": mask}, ["mask", "(3, 1, 4, 5)"]
     points = torch.zeros(1, 6, 2)
     yield metrics.tre, (disp, points, points[:, :5]), {}, ["moving_points", "(1, 5, 2)"]
     yield metrics.tre, (disp, points[..., :1], points[..., :1]), {}, ["points", "(1, 6, 1)"]

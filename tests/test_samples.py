@@ -20,19 +20,19 @@ CONTENT = {"a.bin": b"first file", "sub/b.bin": b"second file " * 1000}
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT below /good, other bytes below /broken, nothing elsewhere; counts requests."""
+    """CONTENT below /good, other bytes below /broken, a connection that ends early below /cut."""
 
     requests: list[str] = []
 
     def do_GET(self):
         self.requests.append(self.path)
         kind, _, name = self.path[1:].partition("/")
-        if kind not in ("good", "broken") or name not in CONTENT:
+        if kind not in ("good", "broken", "cut") or name not in CONTENT:
             self.send_error(404)
             return
-        body = CONTENT[name] if kind == "good" else b"something else"
+        body = b"something else" if kind == "broken" else CONTENT[name]
         self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) + 100 * (kind == "cut")))
         self.end_headers()
         self.wfile.write(body)
 
@@ -122,6 +122,13 @@ def test_no_cache_and_no_network_says_what_to_fetch_and_where_to_put_it(toy):
     sentence = str(caught.value)
     assert f"{base}/a.bin and 1 more" in sentence
     assert str(folder / "a.bin") in sentence and "\n" not in sentence
+
+
+def test_a_download_that_ends_too_early_leaves_nothing(toy, server):
+    folder = toy(f"{server}/cut")
+    with pytest.raises(FileNotFoundError, match="cannot be downloaded"):
+        module.fetch("toy")
+    assert not [p for p in folder.rglob("*") if p.is_file()]
 
 
 def test_a_file_that_is_gone_from_its_source_is_named(toy, server):
