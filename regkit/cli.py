@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 NOTICE = "For research and teaching. Not a medical device."
 
 
+# Paths are checked in regkit.io, which does not repeat them: hence `readable=False` below.
+
+
 class _Sentences(TyperGroup):
     """Wrong input ends a command with one sentence on stderr and exit code 2, not a traceback."""
 
@@ -68,7 +71,7 @@ class Size(StrEnum):
     full = "full"
 
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+Out = Annotated[Path, typer.Option("--out", "-o", readable=False, help="Folder for the results.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -128,8 +131,10 @@ def _tell(result: Result) -> None:
 
 @app.command()
 def register(
-    moving: Annotated[Path, typer.Argument(help="Image to deform: NIfTI, MHA, NRRD, ...")],
-    fixed: Annotated[Path, typer.Argument(help="Image to match.")],
+    moving: Annotated[
+        Path, typer.Argument(readable=False, help="Image to deform: NIfTI, MHA, NRRD, ...")
+    ],
+    fixed: Annotated[Path, typer.Argument(readable=False, help="Image to match.")],
     out: Out,
     method: Annotated[
         str, typer.Option(help="A name that `regkit models` lists, a weights file, rigid, affine.")
@@ -139,8 +144,12 @@ def register(
     ),
     refine: Annotated[int, typer.Option(help="Steps of gradient descent afterwards.")] = 0,
     device: Device = "auto",
-    moving_labels: Annotated[Path | None, typer.Option(help="Label map of moving.")] = None,
-    fixed_labels: Annotated[Path | None, typer.Option(help="Label map of fixed.")] = None,
+    moving_labels: Annotated[
+        Path | None, typer.Option(readable=False, help="Label map of moving.")
+    ] = None,
+    fixed_labels: Annotated[
+        Path | None, typer.Option(readable=False, help="Label map of fixed.")
+    ] = None,
 ) -> None:
     """Register MOVING to FIXED: writes moved.nii.gz, disp.nii.gz, metrics.json and report.png.
 
@@ -171,9 +180,13 @@ def register(
 
 @app.command()
 def apply(
-    image: Annotated[Path, typer.Argument(help="Image on the grid of the moving image.")],
-    disp: Annotated[Path, typer.Argument(help="disp.nii.gz of `regkit register`, ITK or ANTs.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, .nii or .nii.gz.")],
+    image: Annotated[Path, typer.Argument(readable=False, help="Image on the grid of moving.")],
+    disp: Annotated[
+        Path, typer.Argument(readable=False, help="disp.nii.gz of regkit, ITK or ANTs.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", readable=False, help="File to write, .nii or .nii.gz.")
+    ],
     labels: Annotated[
         bool, typer.Option("--labels", help="A label map: take the nearest voxel, keep integers.")
     ] = False,
@@ -296,7 +309,8 @@ def evaluate(
     distances: Annotated[bool, typer.Option("--distances", help="HD95 as well.")] = False,
     device: Device = "auto",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="A JSON file for every pair's numbers.")
+        Path | None,
+        typer.Option("--out", "-o", readable=False, help="A JSON file with every number."),
     ] = None,
 ) -> None:
     """Measure a trained model on pairs of the embedded population that it has not seen."""
