@@ -526,9 +526,8 @@ def report(
         A figure; `figure.savefig(path)` writes it.
     """
     d = disp.shape[1]
-    # not `_spatial`: a volume of one slice stays a volume here
-    before, target, after = (_numbers(x)[0, 0] for x in (moving, fixed, moved))
-    limits, target_limits = window(before), window(target)
+    target = _spatial(fixed, "fixed")
+    limits, target_limits = window(moving), window(fixed)
     size = np.broadcast_to(np.asarray(spacing, dtype=float), d)
     middle = _middle(target)
     planes = [2] if d == 2 else [2, 1, 0]
@@ -542,17 +541,17 @@ def report(
         both = (target_limits, limits)
         match name:
             case "fixed":
-                return image(target, ax, limits=target_limits, **cut)
+                return image(fixed, ax, limits=target_limits, **cut)
             case "moving":
-                return image(before, ax, limits=limits, **cut)
+                return image(moving, ax, limits=limits, **cut)
             case "moved":
-                return image(after, ax, limits=limits, **cut)
+                return image(moved, ax, limits=limits, **cut)
             case "checkerboard":
-                return checkerboard(target, after, ax, **cut)
+                return checkerboard(fixed, moved, ax, **cut)
             case "overlay before":
-                return overlay(target, before, ax, limits=both, **cut)
+                return overlay(fixed, moving, ax, limits=both, **cut)
             case "overlay after":
-                return overlay(target, after, ax, limits=both, **cut)
+                return overlay(fixed, moved, ax, limits=both, **cut)
             case "grid":
                 grid(disp, ax, **cut)
                 return None

@@ -1,0 +1,182 @@
+"""What notebooks share, the sliders, and the worked solutions of the chapters."""
+
+import io
+import math
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot
+from PIL import Image
+
+from regkit import book, plot, widgets
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+
+
+@pytest.fixture(autouse=True)
+def untouched_style():
+    with pyplot.rc_context():
+        yield
+
+
+def test_setup_makes_the_run_repeatable():
+    book.setup()
+    first = torch.rand(3), np.random.rand(3)  # noqa: NPY002 (it is this generator that is set)
+    book.setup()
+    assert torch.equal(first[0], torch.rand(3))
+    assert np.array_equal(first[1], np.random.rand(3))  # noqa: NPY002
+    assert pyplot.rcParams["image.origin"] == "lower"
+
+
+def test_a_notebook_figure_is_a_small_picture_of_the_same_colours():
+    fig, (ax,) = plot.panels(1)
+    plot.image(torch.rand(1, 1, 40, 40), ax)
+    picture = Image.open(io.BytesIO(book.small_png(fig)))
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.05)
+    original = Image.open(buffer).convert("RGB")
+    assert picture.mode == "P" and picture.size == original.size
+    gap = np.asarray(picture.convert("RGB"), int) - np.asarray(original, int)
+    assert abs(gap).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "value", "ok"),
+    [
+        ("cpu", 0.75, True),
+        ("cpu", 0.70, True),
+        ("cpu", 0.5, False),
+        ("smoke", 0.5, True),
+        ("smoke", 1.5, False),
+        ("gpu", 0.95, True),
+        ("gpu", 0.75, False),
+        ("cpu", math.nan, False),
+    ],
+)
+def test_a_number_has_to_lie_in_the_band_of_its_budget(monkeypatch, budget, value, ok):
+    monkeypatch.setenv("REGKIT_BUDGET", budget)
+    bands = {"cpu": (0.7, 0.8), "smoke": (0, 1), "every": (0.9, 1)}
+    if ok:
+        book.check(value, **bands)
+    else:
+        with pytest.raises(AssertionError, match=rf"value is .* at budget {budget}"):
+            book.check(value, **bands)
+
+
+def test_check_takes_tensors_and_arrays(monkeypatch):
+    monkeypatch.setenv("REGKIT_BUDGET", "cpu")
+    book.check(torch.tensor([0.1, 0.9], requires_grad=True), every=(0, 1))
+    book.check(np.array(3), cpu=(3, 3))
+    with pytest.raises(AssertionError):
+        book.check(torch.tensor([0.1, 1.1]), every=(0, 1))
+    with pytest.raises(AssertionError):
+        book.check([])
+
+
+def test_without_a_band_a_number_still_has_to_be_finite(monkeypatch):
+    monkeypatch.setenv("REGKIT_BUDGET", "smoke")
+    book.check(1e9, cpu=(0, 1))
+    with pytest.raises(AssertionError, match="finite"):
+        book.check(math.inf, cpu=(0, 1))
+
+
+def test_a_budget_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="'big'"):
+        book.check(1, big=(0, 1))
+
+
+def test_glue_hands_on_plain_numbers(monkeypatch):
+    glued = {}
+    fake = types.SimpleNamespace(glue=lambda name, value, display: glued.update({name: value}))
+    monkeypatch.setitem(sys.modules, "myst_nb", fake)
+    book.glue("a", torch.tensor([0.5], requires_grad=True))
+    book.glue("b", np.float64(2))
+    book.glue("c", "text")
+    assert glued == {"a": 0.5, "b": 2.0, "c": "text"}
+    assert type(glued["a"]) is float and type(glued["b"]) is float
+
+
+def test_glue_is_silent_without_the_book_tools(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "myst_nb", None)
+    book.glue("a", 1)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_cost_is_counted_from_the_start_of_the_notebook():
+    book.setup()
+    seconds, memory = book.cost()
+    assert 0 <= seconds < 60
+    assert 0.01 < memory < 1000
+
+
+def test_a_sample_that_is_not_here_is_one_sentence(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("REGKIT_DATA", str(tmp_path))
+    monkeypatch.setenv("REGKIT_BUDGET", "smoke")
+    assert book.sample("lung_ct", lambda: pytest.fail("asked the network")) is None
+    assert capsys.readouterr().out.count("lung_ct") == 2
+
+    def no_network():
+        raise FileNotFoundError("sample 'lung_ct' is not in the cache")
+
+    monkeypatch.setenv("REGKIT_BUDGET", "cpu")
+    assert book.sample("lung_ct", no_network) is None
+    assert book.sample("lung_ct", lambda: "scan") == "scan"
+
+
+# ---------------------------------------------------------------------------------- sliders
+
+
+def test_a_slider_moves_through_pictures_inside_the_browser():
+    drawn = []
+
+    def draw(value):
+        drawn.append(value)
+        return plot.panels(1, size=0.5)[0]
+
+    box = widgets.frames(draw, [0.0, 0.5, 1.0], label="amplitude", start=1)
+    _, slider, stack = box.children
+    assert drawn == [0.0, 0.5, 1.0]
+    assert (slider.min, slider.max, slider.value) == (0, 2, 1)
+    assert stack.selected_index == 1 and len(stack.children) == 3
+    page = stack.children[2].value
+    assert 'alt="amplitude 1"' in page and 'src="data:image/webp;base64,' in page
+
+
+def test_the_slider_and_the_pictures_are_linked_without_python(monkeypatch):
+    import ipywidgets
+
+    linked = []
+    monkeypatch.setattr(ipywidgets, "jslink", lambda *ends: linked.append(ends))
+    _, slider, stack = widgets.frames(lambda v: plot.panels(1, size=0.5)[0], [0, 1]).children
+    assert linked == [((slider, "value"), (stack, "selected_index"))]
+
+
+def test_the_explorer_and_its_figure_on_paper_show_the_same():
+    image, disp = torch.rand(1, 1, 20, 24), torch.rand(1, 2, 20, 24)
+    _, slider, stack = widgets.explore(image, disp, [0, 2]).children
+    assert slider.max == 1 and len(stack.children) == 2
+    fig = widgets.amplitude(image, disp, [0, 2])
+    moved = np.asarray(fig.axes[0].images[0].get_array())
+    assert np.allclose(moved, image[0, 0].T, atol=1e-5)  # nothing moves at 0
+    assert [ax.get_title() for ax in fig.axes[:2]] == ["0 × disp", "2 × disp"]
+
+
+# --------------------------------------------------------------------------------- solutions
+
+
+def solutions(name: str) -> list:
+    """The code of each worked solution of a chapter, which copies into a cell and runs."""
+    text = (NOTEBOOKS / name).read_text(encoding="utf-8")
+    found = re.findall(r"`{4}\{solution\} (\S+)\n(.*?)\n`{4}", text, re.DOTALL)
+    codes = [(label, re.findall(r"```python\n(.*?)```", body, re.DOTALL)) for label, body in found]
+    return [pytest.param(code, id=label) for label, blocks in codes for code in blocks]
+
+
+@pytest.mark.parametrize("code", solutions("01_images_grids_warps.md"))
+def test_a_solution_runs_as_it_is_printed(code):
+    exec(compile(code, "solution", "exec"), {})
