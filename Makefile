@@ -17,7 +17,7 @@ EXTRAS := book,baselines,compare,dev
 NBVAL := --nbval-lax --nbval-current-env --nbval-sanitize-with=tests/nbval.ini
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-site test-cpu notebooks lint format clean
+.PHONY: help book test unit test-site test-cpu notebooks lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -51,8 +51,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# One thread and two workers; a notebook's cells stay on one worker.
-test: lint
+test: lint unit
+
+# One thread and two workers; the cells of one notebook stay on one worker.
+unit: $(READY)
 	REGKIT_BUDGET=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	    -n 2 --dist loadfile $(NBVAL) --nbval-cell-timeout=300 --ignore=tests/site tests notebooks
 
