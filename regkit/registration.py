@@ -205,10 +205,11 @@ def register(
     before = io.resample_to(
         moving_image.data, moving_image.affine, fixed_image.shape, fixed_image.affine
     )
+    folds = int(metrics.folding_count(own))
     numbers = {
         **_compare(before, moved, fixed_image.data),
-        "folding_percent": float(metrics.folding_percent(own)),
-        "folding_count": int(metrics.folding_count(own)),
+        "folding_percent": 100 * folds / own[0, 0].numel(),
+        "folding_count": folds,
         "sd_log_jacobian": float(metrics.sd_log_jacobian(own)),
     }
     moved_labels = None
