@@ -75,7 +75,7 @@ LABELS: dict[int, str] = {
 # mean intensity of CSF, cortex, white matter, deep grey matter; weight of the template's texture
 CONTRASTS = {
     "t1": (0.25, 0.58, 0.85, 0.68, 1.0),
-    "t2": (0.90, 0.55, 0.38, 0.45, -0.5),
+    "t2": (0.90, 0.55, 0.38, 0.50, -0.5),
     "pd": (0.70, 0.85, 0.60, 0.75, 0.4),
     "flair": (0.15, 0.75, 0.58, 0.65, 0.4),
 }
