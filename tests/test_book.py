@@ -156,6 +156,29 @@ def test_the_slider_and_the_pictures_are_linked_without_python(monkeypatch):
     assert linked == [((slider, "value"), (stack, "selected_index"))]
 
 
+def test_a_stored_notebook_keeps_the_link_and_drops_what_no_view_needs():
+    import nbformat
+
+    from notebooks import WIDGET, WIDGETS, drop_progress_bars
+
+    ends = {"source": ["IPY_MODEL_slider", "value"], "target": ["IPY_MODEL_tab", "selected_index"]}
+    state = {
+        "box": {"model_name": "VBoxModel", "state": {"children": ["IPY_MODEL_slider"]}},
+        "slider": {"model_name": "IntSliderModel", "state": {"layout": "IPY_MODEL_tab"}},
+        "tab": {"model_name": "TabModel", "state": {}},
+        "link": {"model_name": "LinkModel", "state": ends},
+        "other": {"model_name": "LinkModel", "state": {"source": ["IPY_MODEL_gone", "value"]}},
+        "bar": {"model_name": "FloatProgressModel", "state": {}},
+    }
+    cell = nbformat.v4.new_code_cell("1")
+    cell.outputs = [nbformat.v4.new_output("display_data", {WIDGET: {"model_id": "box"}})]
+    notebook = nbformat.v4.new_notebook(
+        cells=[cell], metadata={"widgets": {WIDGETS: {"state": state}}}
+    )
+    drop_progress_bars(notebook)
+    assert set(notebook.metadata.widgets[WIDGETS].state) == {"box", "slider", "tab", "link"}
+
+
 def test_the_explorer_and_its_figure_on_paper_show_the_same():
     image, disp = torch.rand(1, 1, 20, 24), torch.rand(1, 2, 20, 24)
     _, slider, stack = widgets.explore(image, disp, [0, 2]).children

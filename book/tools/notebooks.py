@@ -169,6 +169,10 @@ def drop_progress_bars(notebook: NotebookNode) -> None:
         if name in state and name not in needed:
             needed[name] = state[name]
             todo += re.findall(r"IPY_MODEL_(\w+)", json.dumps(state[name]))
+    for name, model in state.items():  # a link belongs to no widget, but joins two of them
+        if model["model_name"] in ("LinkModel", "DirectionalLinkModel"):
+            if needed.keys() >= set(re.findall(r"IPY_MODEL_(\w+)", json.dumps(model))):
+                needed[name] = model
     if needed:
         notebook.metadata.widgets[WIDGETS].state = needed
     else:
