@@ -53,7 +53,7 @@ def setup(seed: int = 0) -> None:
 
 
 def small_png(fig: Figure) -> bytes:
-    """The figure as PNG of at most 256 colours, a third of the usual bytes: notebooks stay small."""
+    """The figure as PNG of at most 256 colours: a third of the bytes, for small notebooks."""
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.05)
     picture = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
