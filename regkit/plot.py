@@ -61,6 +61,10 @@ STYLE: Any = {
     "ytick.labelsize": 8,
 }
 NOTICE = "For research and teaching. Not a medical device."
+KEY = (
+    "Overlays: green is fixed, magenta is the other image, grey is agreement. "
+    "Jacobian: purple is enlarged, orange is squeezed, black is folded."
+)
 
 
 def panels(
@@ -574,10 +578,10 @@ def report(
     tall = tall if d == 3 else tall * len(rows)
     labelled = [d == 2 or n == 0 for n in range(len(rows))]  # rows with titles over the panels
     head = 0.65 + 0.24 * len(lines)
-    height = head + sum(tall) + above * sum(labelled) + gap * len(rows) + 0.4
+    height = head + sum(tall) + above * sum(labelled) + gap * len(rows) + 0.6
 
     with matplotlib.rc_context(STYLE | {"figure.constrained_layout.use": False}):
-        fig = Figure(figsize=(width, height), facecolor="white")
+        fig = Figure(figsize=(width, height), facecolor="white", dpi=150)
         top = height - head
         for (axis, row), h, titled in zip(rows, tall, labelled):
             top -= above if titled else 0
@@ -599,7 +603,8 @@ def report(
         fig.text(start, 1 - 0.2 / height, title, fontsize=14, weight="bold", va="top")
         for n, line in enumerate(lines):
             fig.text(start, 1 - (0.55 + 0.24 * n) / height, line, fontsize=10, va="top")
-        fig.text(start, 0.15 / height, NOTICE, fontsize=9, color=GREY)
+        fig.text(start, 0.34 / height, KEY, fontsize=9)
+        fig.text(start, 0.14 / height, NOTICE, fontsize=9, color=GREY)
     return fig
 
 
