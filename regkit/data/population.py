@@ -31,7 +31,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from scipy import ndimage
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -342,7 +343,7 @@ def _subject(
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
     tensors = {"image": subject.image, "labels": subject.labels.to(torch.uint8)}
-    save_file({**tensors, "velocity": subject.velocity}, partial)
+    partial.write_bytes(to_bytes({**tensors, "velocity": subject.velocity}))
     partial.replace(path)
     return subject
 

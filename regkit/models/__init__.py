@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 
 from regkit.models.base import Registration, RegistrationModel
 from regkit.models.voxelmorph import Vxm, VxmDiff, VxmStrided
@@ -102,7 +102,7 @@ def save(model: RegistrationModel, path: str | os.PathLike, **info: Any) -> None
     partial = path.with_name(path.name + ".partial")
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
     try:
-        save_file(weights, partial, metadata={"regkit": json.dumps(header)})
+        partial.write_bytes(to_bytes(weights, metadata={"regkit": json.dumps(header)}))
         partial.replace(path)
     except (OSError, safetensors.SafetensorError):
         partial.unlink(missing_ok=True)
