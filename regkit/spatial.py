@@ -214,10 +214,11 @@ def integrate(svf: Tensor, steps: int = 7) -> Tensor:
 def invert(disp: Tensor, iterations: int = 30) -> Tensor:
     """The displacement that undoes `disp`, by fixed-point iteration.
 
-    The inverse w must satisfy w(x) = -disp(x + w(x)); the iteration simply applies the right-hand
-    side again and again (Chen et al. 2008). It converges where neighbouring displacements differ by
-    less than their distance. Check `compose(disp, invert(disp))`, which should be near zero: where
-    the field folds there is no inverse, and this residual shows it.
+    The inverse w must satisfy w(x) = -disp(x + w(x)). The iteration applies the right-hand side
+    again and again (Chen et al. 2008), but goes only 0.7 of the way each time, which is what
+    differs from the source: full steps swing and never settle where the map doubles a length
+    (derivative of disp above 1), steps of 0.7 settle up to 1.8. Check `compose(disp, invert(disp))`,
+    which should be near zero: where the field folds there is no inverse, and this residual shows it.
 
     Args:
         disp: (B, d, *S), voxels, held constant beyond its border.
@@ -231,7 +232,7 @@ def invert(disp: Tensor, iterations: int = 30) -> Tensor:
         raise ValueError(f"iterations is {iterations}, expected 1 or more.")
     inverse = torch.zeros_like(disp)
     for _ in range(iterations):
-        inverse = -warp(disp, inverse, padding="border")
+        inverse = inverse - 0.7 * (inverse + warp(disp, inverse, padding="border"))
     return inverse
 
 
