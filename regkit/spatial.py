@@ -215,10 +215,10 @@ def invert(disp: Tensor, iterations: int = 30) -> Tensor:
     """The displacement that undoes `disp`, by fixed-point iteration.
 
     The inverse w must satisfy w(x) = -disp(x + w(x)). The iteration applies the right-hand side
-    again and again (Chen et al. 2008), but goes only 0.7 of the way each time, which is what
-    differs from the source: full steps swing and never settle where the map doubles a length
-    (derivative of disp above 1), steps of 0.7 settle up to 1.8. Check `compose(disp, invert(disp))`,
-    which should be near zero: where the field folds there is no inverse, and this residual shows it.
+    again and again (Chen et al. 2008), but goes only 0.7 of the way each time. This differs from
+    the source: full steps swing for ever where the map doubles a length (a derivative of disp above
+    1), steps of 0.7 settle up to 1.8. Check `compose(disp, invert(disp))`, which should be near
+    zero: where the field folds there is no inverse, and this residual shows it.
 
     Args:
         disp: (B, d, *S), voxels, held constant beyond its border.
