@@ -28,8 +28,9 @@ import regkit
 from regkit import classical, io, losses, metrics, models
 from regkit.device import choose_device
 from regkit.models import RegistrationModel
-from regkit.spatial import warp
+from regkit.spatial import affine_to_disp, warp
 
+APART = 12.0  # mm; the embedded population has up to 9, brains aligned to a template 2
 CLASSICAL = ("rigid", "affine")  # methods without a network
 PREFERRED = "vxm_diff"  # what "auto" takes among the shipped weights
 Progress = Callable[[str, float], None]
@@ -115,7 +116,8 @@ def register(
             shipped weights, a weights file, "rigid" or "affine" (no network), or "auto": the
             shipped weights for this number of axes.
         affine: an affine registration before the network: "rigid", "affine", False, or "auto",
-            which does one where the two headers put the images on different grids.
+            which does one where the headers put the images on different grids, or where a quick
+            look finds the images more than 12 mm apart.
         refine: steps of gradient descent on the displacement afterwards, see
             `regkit.classical.refine`.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
@@ -147,7 +149,7 @@ def register(
 
     matrix = None  # fixed mm -> moving mm
     if affine == "auto":
-        affine = False if io.same_grid(moving_image, fixed_image) else "affine"
+        affine = "affine" if _need_affine(moving_image, fixed_image) else False
     if affine:
         tell("affine", 0.05)
         matrix = classical.align(
@@ -340,6 +342,28 @@ def _labels(
         maps.append(found)
     before = io.resample_to(maps[0].data, moving.affine, fixed.shape, fixed.affine, "nearest")
     return maps[0], maps[1], before
+
+
+def _need_affine(moving: io.Image, fixed: io.Image) -> bool:
+    """Whether the images lie on different grids, or lie apart on one grid.
+
+    Many scans are resampled to one grid without being aligned (FreeSurfer's 256^3, say): the grid
+    alone says little. A rigid search on a coarse copy takes a second or two.
+    """
+    if not io.same_grid(moving, fixed):
+        return True
+    if not fixed.physical:
+        return False
+    try:
+        matrix = classical.align(moving, fixed, "rigid", largest=30_000)
+    except ValueError:  # nothing to align by
+        return False
+    theta = io.map_to_theta(
+        io.voxel_map(fixed.affine, fixed.affine, fixed.ndim, matrix), fixed.shape
+    )
+    away = affine_to_disp(theta, fixed.shape)[0].movedim(0, -1) * torch.tensor(fixed.spacing)
+    bright = fixed.data[0, 0] > fixed.data.mean()
+    return bool(away[bright].square().sum(-1).mean().sqrt() > APART)
 
 
 # intensities and numbers ------------------------------------------------------------------------

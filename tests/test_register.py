@@ -493,6 +493,16 @@ def test_refining_the_labelled_real_slices_raises_their_dice(sample):
     assert result.metrics["folding_percent"] < 0.2
 
 
+@pytest.mark.parametrize(("shift", "expected"), [(2, "none"), (10, "affine")])
+def test_auto_aligns_on_one_grid_where_the_images_lie_apart(network, shift, expected):
+    """4 mm are the network's business, 20 mm are not."""
+    network([0.0, 0.0])
+    subject = population(1, (80, 96), seed=2)[0]
+    image = subject.image[0].numpy()
+    pair = nifti(np.roll(image, shift, axis=1), RAS), nifti(image, RAS)
+    assert regkit.register(*pair, "constant.safetensors").metrics["affine"] == expected
+
+
 @pytest.mark.real
 def test_two_heads_that_are_not_aligned(sample):
     """As far as ANTs gets with mutual information (correlation 0.869; 0.775 before)."""

@@ -26,6 +26,7 @@ def align(
     fixed: Image,
     kind: str = "affine",
     progress: Callable[[float], None] | None = None,
+    largest: int = LARGEST,
 ) -> np.ndarray:
     """The rigid or affine map that lays the moving image over the fixed one.
 
@@ -33,6 +34,7 @@ def align(
         moving, fixed: images of 2 or 3 axes, see `regkit.io.as_image`. Their grids may differ.
         kind: "rigid" (turn and shift), or "affine" (stretch and shear as well, after that).
         progress: called with the fraction done, 0 to 1.
+        largest: each image is brought to about this many voxels, if it has more.
 
     Returns:
         (4, 4) float64: a point of the fixed image in mm (RAS) -> its counterpart in the moving
@@ -57,7 +59,7 @@ def align(
     moving_in_frame = to_frame @ np.linalg.inv(voxel_map(fixed.affine, moving.affine, d))
     images = []
     for image, in_frame in ((fixed, fixed_in_frame), (moving, moving_in_frame)):
-        images.append(_to_sitk(*_coarse(image, in_frame)))
+        images.append(_to_sitk(*_coarse(image, in_frame, largest)))
 
     search = sitk.ImageRegistrationMethod()
     search.SetMetricAsMattesMutualInformation(BINS)
@@ -110,11 +112,11 @@ def align(
     return _to_world(np.linalg.inv(moving_in_frame) @ found @ fixed_in_frame, fixed, moving)
 
 
-def _coarse(image: Image, in_frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _coarse(image: Image, in_frame: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
     """Isotropic, not too large, in [0, 1]: the array, and its matrix to the frame."""
     spacing = image.spacing
     volume = float(np.prod([n * s for n, s in zip(image.shape, spacing, strict=True)]))
-    size = max(min(spacing), (volume / LARGEST) ** (1 / image.ndim))
+    size = max(min(spacing), (volume / largest) ** (1 / image.ndim))
     shape, affine = working_grid(image.shape, image.affine, [size] * image.ndim)
     values = resample_to(image.data, image.affine, shape, affine)[0, 0].numpy()
     low, high = float(values.min()), float(values.max())
