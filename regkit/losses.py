@@ -64,14 +64,11 @@ def _box_sum(x: Tensor, window: int) -> Tensor:
         n = x.shape[axis]
         if n == 1:
             continue
-        total = x.cumsum(axis)
-        index = torch.arange(n, device=x.device)
-        upper = total.index_select(axis, (index + radius).clamp_max(n - 1))
-        below = index - radius - 1  # the last voxel before the box; none at the start
-        lower = total.narrow(axis, 0, max(n - radius - 1, 0))
-        x = upper
-        if lower.shape[axis]:
-            x.narrow(axis, int((below < 0).sum()), lower.shape[axis]).sub_(lower)
+        shape = list(x.shape)
+        shape[axis] = radius + 1
+        zeros = x.new_zeros(shape)  # one more before: the running sum starts with nothing
+        total = torch.cat([zeros, x, zeros.narrow(axis, 0, radius)], axis).cumsum(axis)
+        x = total.narrow(axis, 2 * radius + 1, n) - total.narrow(axis, 0, n)
     return x
 
 
