@@ -40,7 +40,8 @@ def setup(seed: int = 0) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries that are not ours draw from it
     torch.manual_seed(seed)
-    if hasattr(os, "sched_getaffinity"):  # in a container: the cores we have, not the machine's
+    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
+        # in a container: the cores we have, not the machine's
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(nilearn|torch|tqdm)\b")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(nilearn|torch)\b")

@@ -314,6 +314,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a trained model on pairs of the embedded population that it has not seen."""
+    import torch
+
+    import regkit
     from regkit import io, models
     from regkit.data.pairs import chain
     from regkit.data.population import population
@@ -334,7 +337,15 @@ def evaluate(
         typer.echo(f"{name:<20}{value:10.4f}")
     if out is not None:
         with io.staged(out.parent) as folder:
-            text = json.dumps({"summary": mean, "pairs": rows}, indent=1)
+            made = {
+                "command": f"regkit evaluate {Path(method).name} --pairs {pairs} --seed {seed}"
+                + " --distances" * distances,
+                "device": chosen.type,
+                "threads": torch.get_num_threads(),
+                "versions": {"regkit": regkit.__version__, "torch": torch.__version__},
+                "training": model.info,
+            }
+            text = json.dumps({"made": made, "summary": mean, "pairs": rows}, indent=1)
             (folder / out.name).write_text(text + "\n")
 
 
