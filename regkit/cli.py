@@ -286,6 +286,9 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Weights to begin with: a file, or shipped ones.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
     device: Device = "auto",
 ) -> None:
@@ -295,7 +298,7 @@ def train(
 
     io.check_writable(out)
     changes = {k: v for k, v in (("steps", steps), ("seed", seed)) if v is not None}
-    trained = run(recipes.get(recipe, budget, **changes), out, resume, device=device)
+    trained = run(recipes.get(recipe, budget, **changes), out, resume, device=device, start=start)
     last = trained.history[-1]
     typer.echo(f"validation Dice {last['dice_before']:.4f} -> {last['dice']:.4f}")
     typer.echo(f"wrote {out / 'best.safetensors'}")

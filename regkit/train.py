@@ -137,6 +137,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     device: str = "auto",
+    start: str | os.PathLike | None = None,
 ) -> Trained:
     """Train a model as a recipe says, on the embedded population.
 
@@ -146,6 +147,8 @@ def train(
         resume: go on where the run in `out` stopped.
         progress: show a progress bar with the terms of the objective.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
+        start: weights to begin with, a file or the name of shipped ones, of the same model; what
+            they say of their own training is kept as `started_from`.
 
     Raises:
         ValueError: settings that do not fit, a folder that holds another run, or a term of the
@@ -190,6 +193,21 @@ def train(
         "orientation": "RAS",
         "range": [0, 1],
     }
+    if start is not None:
+        before = models.load(start)
+        if (before.name, before.ndim) != (network.name, network.ndim):
+            raise ValueError(
+                f"start holds weights of {before.name} in {before.ndim}D, expected those of "
+                f"{network.name} in {network.ndim}D."
+            )
+        try:
+            network.load_state_dict(before.state_dict())
+        except RuntimeError:
+            raise ValueError(
+                f"start holds weights of {before.name} with options {before.options}, "
+                f"expected {network.options}."
+            ) from None
+        network.info["started_from"] = before.info
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
     schedule = _schedule(optimizer, recipe)
     model, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)

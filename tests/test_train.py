@@ -146,6 +146,19 @@ def test_no_cuda_when_asked_for():
         train.train(small(), progress=False, device="cuda")
 
 
+def test_training_starts_from_given_weights(tmp_path):
+    first = train.train(small(), tmp_path, progress=False)
+    weights = tmp_path / "last.safetensors"
+    still = train.train(small(lr=0.0, seed=3), progress=False, start=weights)
+    assert same_weights(first.model, still.model)
+    assert still.model.info["started_from"]["recipe"]["seed"] == 0
+    with pytest.raises(ValueError, match="start holds weights of vxm_diff in 2D, expected .*vxm1"):
+        train.train(small("vxm1_2d"), progress=False, start=weights)
+    other = small(options={"last": (16, 16, 16)})
+    with pytest.raises(ValueError, match="start holds weights of vxm_diff with options"):
+        train.train(other, progress=False, start=weights)
+
+
 def test_resume_needs_a_folder():
     with pytest.raises(ValueError, match="out is not given"):
         train.train(small(), resume=True, progress=False)
