@@ -159,40 +159,30 @@ def train(
         raise ValueError(
             f"similarity is {recipe.similarity!r}, expected one of {', '.join(SIMILARITIES)}."
         )
+    for name in ("batch", "steps", "validate_every", "validation"):
+        if getattr(recipe, name) < 1:
+            raise ValueError(f"{name} is {getattr(recipe, name)}, expected 1 or more.")
+    if not recipe.weights:
+        raise ValueError("weights is empty, expected at least one term of the objective.")
     folder = None if out is None else Path(out)
     plan = json.loads(json.dumps(asdict(recipe)))
-    if folder is not None:
-        _prepare(folder, plan, resume)
-    elif resume:
+    if resume and folder is None:
         raise ValueError("resume is on and out is not given, expected the folder of the run.")
 
     chosen = choose_device(device)
     set_seed(recipe.seed)
-    accelerator = Accelerator(cpu=chosen.type == "cpu", mixed_precision=recipe.precision)
+    accelerator = Accelerator(
+        cpu=chosen.type == "cpu",
+        mixed_precision=recipe.precision,
+        step_scheduler_with_optimizer=False,  # else once per process: the rate would fall too fast
+    )
     processes = accelerator.num_processes
     if recipe.batch % processes:
         raise ValueError(
             f"batch is {recipe.batch}, expected a multiple of the {processes} processes "
             "that share it."
         )
-    quiet = not (progress and accelerator.is_main_process)
-    make: dict[str, Any] = {
-        "contrast": recipe.contrast,
-        "amplitude": recipe.amplitude,
-        "progress": not quiet,
-    }
-    with accelerator.main_process_first():  # the others then read what the first one made
-        subjects = population(recipe.subjects, recipe.shape, seed=0, **make)
-        held_out = chain(population(recipe.validation, recipe.shape, seed=1, **make))
-    pairs = RandomPairs(subjects, recipe.steps * recipe.batch, recipe.seed, recipe.gamma)
-
     network = models.create(recipe.model, recipe.ndim, **recipe.options)
-    network.info = {
-        "recipe": plan,
-        "spacing": subjects[0].spacing,
-        "orientation": "RAS",
-        "range": [0, 1],
-    }
     if start is not None:
         before = models.load(start)
         if (before.name, before.ndim) != (network.name, network.ndim):
@@ -210,6 +200,26 @@ def train(
         network.info["started_from"] = before.info
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
     schedule = _schedule(optimizer, recipe)
+    # nothing is left behind by settings that do not fit
+    if folder is not None and accelerator.is_main_process:
+        _prepare(folder, plan, resume)
+
+    quiet = not (progress and accelerator.is_main_process)
+    make: dict[str, Any] = {
+        "contrast": recipe.contrast,
+        "amplitude": recipe.amplitude,
+        "progress": not quiet,
+    }
+    with accelerator.main_process_first():  # the others then read what the first one made
+        subjects = population(recipe.subjects, recipe.shape, seed=0, **make)
+        held_out = chain(population(recipe.validation, recipe.shape, seed=1, **make))
+    pairs = RandomPairs(subjects, recipe.steps * recipe.batch, recipe.seed, recipe.gamma)
+    network.info |= {
+        "recipe": plan,
+        "spacing": subjects[0].spacing,
+        "orientation": "RAS",
+        "range": [0, 1],
+    }
     model, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
 
     history: list[dict[str, float]] = []

@@ -1,6 +1,8 @@
 """Training: it learns, it resumes to the same weights, and it says what is wrong."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -133,11 +135,45 @@ def test_semi_supervised_and_bidirectional_training_run():
         ({"model": "vxm", "bidirectional": True}, "expected a model with a velocity field"),
         ({"lr": 1e30}, "is (nan|inf) at step 2, expected a finite loss"),
         ({"subjects": 1}, "subjects holds 1, expected at least 2"),
+        ({"steps": 0}, "steps is 0, expected 1 or more"),
+        ({"batch": 0}, "batch is 0, expected 1 or more"),
+        ({"validate_every": 0}, "validate_every is 0, expected 1 or more"),
+        ({"validation": 0}, "validation is 0, expected 1 or more"),
+        ({"weights": {}}, "weights is empty, expected at least one term"),
     ],
 )
 def test_settings_that_do_not_fit(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         train.train(small(**changes), progress=False)
+
+
+def test_settings_that_do_not_fit_leave_no_folder(tmp_path):
+    for wrong in ({"steps": 0}, {"model": "vxm_dif"}, {"schedule": "step"}):
+        with pytest.raises(ValueError):
+            train.train(small(**wrong), tmp_path / "run", progress=False)
+    with pytest.raises(ValueError):
+        train.train(small(), tmp_path / "run", progress=False, device="abacus")
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_learn_what_one_does(tmp_path):
+    """They share each batch. With mse the mean over the halves is the mean over the batch."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from regkit import recipes, train\n"
+        f"changes = {SMALL} | {{'similarity': 'mse', 'batch': 2, 'steps': 6}}\n"
+        "recipe = recipes.get('vxm_2d', 'smoke', **changes)\n"
+        "train.train(recipe, sys.argv[1], progress=False, device='cpu')\n"
+    )
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, how in (("one", []), ("two", launch)):
+        command = [sys.executable, *how, str(script), str(tmp_path / name)]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr
+    one, two = (models.load(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    for (key, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-4), key
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
