@@ -43,4 +43,5 @@ class DispHead(nn.Module):
             nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x).float() if x.dtype.itemsize < 4 else self.conv(x)
+        x = self.conv(x)
+        return x.float() if x.dtype.itemsize < 4 else x

@@ -191,6 +191,16 @@ def test_displacements_are_float32_under_autocast(name, ndim, device):
 
 
 @every_model
+def test_images_of_numpys_float64_meet_weights_of_float32(name, ndim):
+    model = with_visible_output(name, ndim)
+    moving, fixed = pair(SIZES[ndim])
+    plain, double = model(moving, fixed), model(moving.double(), fixed.double())
+    assert torch.equal(plain.disp, double.disp)
+    assert double.moved.dtype == torch.float64
+    assert torch.allclose(plain.moved, double.moved.float(), atol=1e-5)
+
+
+@every_model
 def test_the_same_seed_makes_the_same_model(name, ndim):
     states = []
     for seed in (3, 3, 4):

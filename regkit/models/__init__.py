@@ -54,7 +54,7 @@ def names() -> list[str]:
 
 
 def _unknown(what: str, name: str, known: list[str]) -> ValueError:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}" if near else ""
     return ValueError(f"{what} is {name!r}, expected one of {', '.join(known)}{hint}.")
 

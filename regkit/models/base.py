@@ -56,7 +56,9 @@ class RegistrationModel(nn.Module):
         self._check(moving, fixed)
         padded_moving, crop = pad_to_multiple(moving, self.divisor)
         padded_fixed, _ = pad_to_multiple(fixed, self.divisor)
-        found = self.estimate(padded_moving, padded_fixed)
+        # numpy's float64 meets the float32 of the weights
+        dtype = next(self.parameters(), moving).dtype
+        found = self.estimate(padded_moving.to(dtype), padded_fixed.to(dtype))
         for key in ("disp", "svf"):
             if found.get(key) is not None:
                 found[key] = crop(found[key])
