@@ -328,6 +328,8 @@ def evaluate(
     from regkit.evaluate import summary
 
     if out is not None:
+        if out.is_dir():
+            raise ValueError("out is a folder, expected the name of a JSON file.")
         io.check_writable(out.parent)
     chosen = choose_device(device)
     model = models.load(method)

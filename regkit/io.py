@@ -88,9 +88,8 @@ def read(path: str | os.PathLike, name: str = "image", labels: bool = False) -> 
 
     Raises:
         FileNotFoundError: there is no such file.
-        PermissionError: the file may not be read.
-        ValueError: it is a folder, no image, cut short, of 4 or more axes, holds NaN or infinity,
-            or its header has no usable affine.
+        ValueError: it may not be read, is a folder, no image, cut short, of 4 or more axes, holds
+            NaN or infinity, or its header has no usable affine.
     """
     path = Path(path)
     try:
@@ -101,7 +100,7 @@ def read(path: str | os.PathLike, name: str = "image", labels: bool = False) -> 
     except IsADirectoryError:
         raise ValueError(f"{name} is a folder, expected one image file.") from None
     except OSError:
-        raise PermissionError(f"{name}: the file may not be read; check its permissions.") from None
+        raise ValueError(f"{name}: the file may not be read; check its permissions.") from None
     lower = path.name.lower()
     if lower.endswith(NIBABEL_SUFFIXES):
         import nibabel
@@ -445,8 +444,7 @@ def staged(folder: str | os.PathLike, name: str = "out") -> Iterator[Path]:
     appears in one step; into an existing one each file is moved in one step.
 
     Raises:
-        ValueError: `folder` is a file.
-        PermissionError: it cannot be written.
+        ValueError: `folder` is a file, or cannot be written.
     """
     folder = Path(folder)
     check_writable(folder, name)
@@ -465,9 +463,7 @@ def staged(folder: str | os.PathLike, name: str = "out") -> Iterator[Path]:
             made.chmod(0o777 & ~_umask())
             os.replace(made, folder)
     except PermissionError:
-        raise PermissionError(
-            f"{name}: the folder cannot be written; check its permissions."
-        ) from None
+        raise ValueError(f"{name}: the folder cannot be written; check its permissions.") from None
     finally:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
@@ -487,7 +483,7 @@ def check_writable(folder: str | os.PathLike, name: str = "out") -> None:
     if not parent.is_dir():
         raise ValueError(f"{name} is a file or lies below one, expected a folder.")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"{name}: the folder cannot be written; check its permissions.")
+        raise ValueError(f"{name}: the folder cannot be written; check its permissions.")
 
 
 def write_image(data: Tensor, affine: np.ndarray, path: str | os.PathLike) -> None:
@@ -573,7 +569,7 @@ def read_displacement(
         disp (1, d, *S) float32, voxels, fixed grid -> moving grid; and the fixed grid's affine.
 
     Raises:
-        FileNotFoundError, PermissionError, ValueError: as in `read`, or it is no displacement.
+        FileNotFoundError, ValueError: as in `read`, or it is no displacement.
     """
     import nibabel
 

@@ -71,7 +71,7 @@ class Result:
         nothing is left half-written.
 
         Raises:
-            ValueError, PermissionError: `folder` is a file, or cannot be written.
+            ValueError: `folder` is a file, or cannot be written.
         """
         with io.staged(folder) as temporary:
             io.write_image(self.moved, self.affine, temporary / "moved.nii.gz")
@@ -130,7 +130,7 @@ def register(
         as it is, and intensities that are in its range already stay as they are.
 
     Raises:
-        FileNotFoundError, PermissionError: an image cannot be found or read.
+        FileNotFoundError: an image cannot be found.
         ValueError: anything else that cannot be registered, in one sentence.
     """
     start = time.perf_counter()

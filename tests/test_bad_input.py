@@ -251,7 +251,7 @@ def test_an_image_that_may_not_be_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(type(image), "open", refuse)
-    with pytest.raises(PermissionError) as caught:
+    with pytest.raises(ValueError) as caught:
         io.read(image, "moving")
     check_sentence(str(caught.value), "moving: the file may not be read")
 
@@ -260,10 +260,10 @@ def test_an_image_that_may_not_be_read(tmp_path, monkeypatch):
 def test_permissions_of_the_file_system(tmp_path):
     image, closed = good(tmp_path), tmp_path / "closed"
     closed.mkdir(mode=0o500)
-    with pytest.raises(PermissionError, match="out: the folder cannot be written"):
+    with pytest.raises(ValueError, match="out: the folder cannot be written"):
         io.check_writable(closed / "out")
     image.chmod(0)
-    with pytest.raises(PermissionError, match="moving: the file may not be read"):
+    with pytest.raises(ValueError, match="moving: the file may not be read"):
         io.read(image, "moving")
 
 

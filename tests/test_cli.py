@@ -196,6 +196,8 @@ def test_train_and_evaluate_at_the_smallest_budget(tmp_path, monkeypatch):
     run("evaluate", out / "best.safetensors", "--pairs", 2, "-o", tmp_path / "e.json")
     found = json.loads((tmp_path / "e.json").read_text())
     assert len(found["pairs"]) == 2 and 0 < found["summary"]["dice"] < 1
+    refused = run("evaluate", out / "best.safetensors", "-o", out, code=2)
+    assert "out is a folder, expected the name of a JSON file" in refused.stderr
 
 
 @pytest.mark.parametrize(
