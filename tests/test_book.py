@@ -200,6 +200,9 @@ def solutions(name: str) -> list:
     return [pytest.param(code, id=label) for label, blocks in codes for code in blocks]
 
 
-@pytest.mark.parametrize("code", solutions("01_images_grids_warps.md"))
-def test_a_solution_runs_as_it_is_printed(code):
+@pytest.mark.parametrize(
+    "code", [*solutions("01_images_grids_warps.md"), *solutions("03_voxelmorph.md")]
+)
+def test_a_solution_runs_as_it_is_printed(code, monkeypatch):
+    monkeypatch.setenv("REGKIT_BUDGET", "smoke")  # a solution that trains takes four steps
     exec(compile(code, "solution", "exec"), {})
