@@ -233,7 +233,10 @@ def check_values(values: np.ndarray | Tensor, name: str, labels: bool = False) -
     Raises:
         ValueError: complex or structured values, NaN or infinity, labels that are no whole numbers.
     """
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values  # numpy has none
+    array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name} holds {array.dtype} values, expected real numbers.")
     if labels:

@@ -50,8 +50,8 @@ SIMILARITIES = {
 class Trained:
     """What a training run gives back: the model (evaluation mode, CPU) and what happened.
 
-    history: one dictionary a step: `step`, `loss`, each term as it is and with its weight, and on
-        validation steps `dice`, `dice_before`, `folding_percent`.
+    history: one dictionary a step: `step`, `loss`, each term without its weight, and on validation
+        steps `dice`, `dice_before`, `folding_percent`.
     """
 
     model: RegistrationModel

@@ -106,6 +106,8 @@ def test_leading_axes_of_arrays_are_dropped():
         image = io.as_image(np.ones(shape))
         assert image.shape == (5, 6) and image.ndim == 2 and not image.physical
     assert io.as_image(torch.ones(1, 1, 4, 5, 6)).data.shape == (1, 1, 4, 5, 6)
+    half = io.as_image(torch.full((4, 5), 0.5, dtype=torch.bfloat16)).data  # numpy has no bfloat16
+    assert half.dtype == torch.float32 and (half == 0.5).all()
 
 
 def test_a_broken_sform_falls_back_to_the_qform_with_a_note():
