@@ -31,7 +31,7 @@ def test_the_readme_quotes_the_results(name):
 
 @pytest.mark.parametrize("name", models.pretrained())
 def test_the_weights_say_how_they_were_trained(name):
-    """The recipe in the file is one that `regkit train` takes today, but for its length and seed."""
+    """The recipe in the file is what `regkit train` takes today, but for length and seed."""
     held = models.load(name).info["recipe"]
     today = recipes.get(held["name"], "cpu", steps=held["steps"], seed=held["seed"])
     assert held == json.loads(json.dumps(vars(today), default=dict))
