@@ -57,7 +57,9 @@ def small_png(fig: Figure) -> bytes:
     """The figure as PNG of at most 256 colours: a third of the bytes, for small notebooks."""
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.05)
-    picture = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    picture = Image.open(buffer).convert("RGB")
+    # the default, median cut, turns rare colours into grey
+    picture = picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     picture.save(buffer, format="png", optimize=True)
     return buffer.getvalue()

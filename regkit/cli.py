@@ -321,6 +321,7 @@ def evaluate(
 
     import regkit
     from regkit import io, models
+    from regkit.book import cost
     from regkit.data.pairs import chain
     from regkit.data.population import population
     from regkit.device import choose_device
@@ -336,7 +337,9 @@ def evaluate(
     if "recipe" not in model.info:
         raise ValueError("method is a weights file without a recipe, expected one of regkit train.")
     plan = model.info["recipe"]
-    subjects = population(pairs, plan["shape"], seed=seed, contrast=plan["contrast"], progress=True)
+    subjects = population(
+        pairs, plan["shape"], seed, plan["amplitude"], plan["contrast"], progress=True
+    )
     rows = run(model.to(chosen), chain(subjects), distances=distances, ceiling=True, device=chosen)
     for name, value in (mean := summary(rows)).items():
         typer.echo(f"{name:<20}{value:10.4f}")
@@ -347,11 +350,24 @@ def evaluate(
                 + " --distances" * distances,
                 "device": chosen.type,
                 "threads": torch.get_num_threads(),
+                "memory_gb": round(cost()[1], 2),
+                "commit": _commit(),
                 "versions": {"regkit": regkit.__version__, "torch": torch.__version__},
                 "training": model.info,
             }
             text = json.dumps({"made": made, "summary": mean, "pairs": rows}, indent=1)
             (folder / out.name).write_text(text + "\n")
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, if it is a git checkout."""
+    import subprocess
+
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 @app.command("models")

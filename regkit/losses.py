@@ -141,7 +141,7 @@ def lncc(moved: Tensor, fixed: Tensor, window: int = 9, mask: Tensor | None = No
         window: edge of the box in voxels, odd.
         mask: (B, 1, *S) optional; boxes centred where it is 0 are left out.
 
-    Source: Avants et al. 2008 (cross-correlation of SyN); Balakrishnan et al. 2019, equation 6. It
+    Source: Avants et al. 2008 (cross-correlation of SyN); Balakrishnan et al. 2019, section IV. It
     differs from the published code, which sums instead of averages, pads with zeros, and adds a
     constant to the denominator: that one is not invariant to scale, and fails on CT values.
     """
@@ -222,7 +222,7 @@ def diffusion(disp: Tensor) -> Tensor:
     """Mean squared forward difference, in [0, inf), dimensionless (voxels per voxel, squared).
 
     The mean over voxels and channels is taken along each axis, then over the d axes, as in
-    VoxelMorph (Balakrishnan et al. 2019, equation 5). 0 for a translation; blind to `spacing`.
+    VoxelMorph (Balakrishnan et al. 2019, section IV). 0 for a translation; blind to `spacing`.
     An axis of size 1 contributes 0.
     """
     check_disp(disp)
@@ -236,7 +236,7 @@ def bending(disp: Tensor) -> Tensor:
     """Mean bending energy, in [0, inf), 1/voxel^2: 0 for every affine map.
 
     Sum over all pairs of axes of the squared second differences, averaged over voxels and channels
-    (Rueckert et al. 1999, equation 4). Axes too short for a second difference contribute 0.
+    (Rueckert et al. 1999). Axes too short for a second difference contribute 0.
     """
     check_disp(disp)
     d = disp.shape[1]

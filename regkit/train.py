@@ -99,7 +99,7 @@ def objective(result: Registration, batch: dict[str, Tensor], recipe: Recipe) ->
 
 
 def _label_loss(disp: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Soft Dice of the warped labels: the semi-supervised term of VoxelMorph (TMI 2019, eq. 8)."""
+    """Soft Dice of the warped labels: the semi-supervised term of VoxelMorph (TMI 2019)."""
     if "moving_labels" not in batch:
         raise ValueError("weights names 'dice', expected pairs with labels.")
     moving, fixed = batch["moving_labels"].long(), batch["fixed_labels"].long()

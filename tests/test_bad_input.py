@@ -156,6 +156,10 @@ SETTINGS = {
         {"method": "vxm2"},
         "no 2D weights are shipped, expected a weights",
     ),
+    "affine and method": (
+        {"method": "rigid", "affine": "affine"},
+        "affine is 'affine' and method 'rigid', expected one of them alone",
+    ),
     "affine": ({"affine": "similarity"}, "affine is 'similarity', expected 'auto', 'rigid'"),
     "negative steps": ({"refine": -1}, "refine is -1, expected a number of steps, 0 or more"),
     "half a step": ({"refine": 0.5}, "refine is 0.5, expected a number of steps"),
