@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from regkit.names import unknown
+
 BUDGETS = ("smoke", "cpu", "gpu", "paper")
 
 
@@ -148,7 +150,7 @@ def get(name: str, at: str | None = None, **changes: Any) -> Recipe:
         changes: fields to set otherwise, such as steps=1000.
     """
     if name not in _RECIPES:
-        raise ValueError(f"recipe is {name!r}, expected one of {', '.join(names())}.")
+        raise unknown("recipe", name, names())
     at = at or budget()
     if at not in BUDGETS:
         raise ValueError(f"budget is {at!r}, expected one of {', '.join(BUDGETS)}.")

@@ -9,7 +9,6 @@ there; and the answer is brought back to the grid of the fixed image, in voxels.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -28,6 +27,7 @@ import regkit
 from regkit import classical, io, losses, metrics, models
 from regkit.device import choose_device
 from regkit.models import RegistrationModel
+from regkit.names import unknown
 from regkit.spatial import affine_to_disp, warp
 
 APART = 12.0  # mm; the embedded population has up to 9, brains aligned to a template 2
@@ -264,9 +264,7 @@ def _check_settings(method: Any, affine: Any, refine: Any) -> None:
         return
     known = ["auto", *CLASSICAL, *models.names(), *models.pretrained()]
     if method not in known:
-        near = difflib.get_close_matches(str(method), known, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}" if near else ""
-        raise ValueError(f"method is {str(method)!r}, expected one of {', '.join(known)}{hint}.")
+        raise unknown("method", str(method), known)
 
 
 def _is_file(method: Any) -> bool:

@@ -12,7 +12,6 @@ the patient's right, front and top (RAS, the nearest order that needs no resampl
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from tqdm.auto import tqdm
 
 from regkit import io
 from regkit.data.cache import cache_folder
+from regkit.names import unknown
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,7 @@ def samples() -> dict[str, Sample]:
 def _sample(name: str) -> Sample:
     known = samples()
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}."
-        raise ValueError(f"name is {name!r}, which is no open sample: {hint}")
+        raise unknown("name", name, known)
     return known[name]
 
 

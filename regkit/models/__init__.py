@@ -10,7 +10,6 @@ Weights travel as safetensors: numbers and a text header, nothing that can run.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from safetensors.torch import save as to_bytes
 
 from regkit.models.base import Registration, RegistrationModel
 from regkit.models.voxelmorph import Vxm, VxmDiff, VxmStrided
+from regkit.names import unknown
 
 __all__ = [
     "Registration",
@@ -53,12 +53,6 @@ def names() -> list[str]:
     return list(_MODELS)
 
 
-def _unknown(what: str, name: str, known: list[str]) -> ValueError:
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}" if near else ""
-    return ValueError(f"{what} is {name!r}, expected one of {', '.join(known)}{hint}.")
-
-
 def create(name: str, ndim: int = 3, **options: Any) -> RegistrationModel:
     """A fresh model with the identity as its first answer.
 
@@ -71,7 +65,7 @@ def create(name: str, ndim: int = 3, **options: Any) -> RegistrationModel:
         ValueError: unknown name (the nearest is suggested), ndim or option.
     """
     if name not in _MODELS:
-        raise _unknown("name", name, names())
+        raise unknown("name", name, names())
     if ndim not in (2, 3):
         raise ValueError(f"ndim is {ndim!r}, expected 2 or 3.")
     try:
