@@ -229,7 +229,8 @@ def test_scan_without_labels_says_so():
 @pytest.mark.real
 @pytest.mark.parametrize("name", list(module.samples()))
 def test_every_sample_is_cached_with_the_sums_of_the_table(sample, name):
-    assert module.fetch(name) == sample(name)
+    folder = sample(name)  # skips where the sample is not
+    assert module.fetch(name) == folder
 
 
 @pytest.mark.real
