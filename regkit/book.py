@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import matplotlib
@@ -131,9 +132,7 @@ def sample(name: str, load: Callable[[], T]) -> T | None:
         load: one of the loaders in `regkit.data`.
     """
     if cached(name) or budget() != "smoke":
-        try:
+        with suppress(FileNotFoundError):
             return load()
-        except FileNotFoundError:
-            pass
     print(f"The open sample {name} is not here: `regkit data get {name}` fetches it.")
     return None

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -260,15 +263,31 @@ def test_an_image_that_may_not_be_read(tmp_path, monkeypatch):
     check_sentence(str(caught.value), "moving: the file may not be read")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everywhere")
-def test_permissions_of_the_file_system(tmp_path):
-    image, closed = good(tmp_path), tmp_path / "closed"
-    closed.mkdir(mode=0o500)
-    with pytest.raises(ValueError, match="out: the folder cannot be written"):
-        io.check_writable(closed / "out")
-    image.chmod(0)
-    with pytest.raises(ValueError, match="moving: the file may not be read"):
-        io.read(image, "moving")
+@contextmanager
+def as_ordinary_user():
+    """Root may read and write everywhere, so as root go on as nobody for a while."""
+    root = os.geteuid() == 0
+    if root:
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        if root:
+            os.setresuid(0, 0, 0)
+
+
+def test_permissions_of_the_file_system():
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folder is closed to others
+        folder = Path(name)
+        folder.chmod(0o755)
+        image, closed = good(folder), folder / "closed"
+        closed.mkdir(mode=0o555)
+        image.chmod(0)
+        with as_ordinary_user():
+            with pytest.raises(ValueError, match="out: the folder cannot be written"):
+                io.check_writable(closed / "out")
+            with pytest.raises(ValueError, match="moving: the file may not be read"):
+                io.read(image, "moving")
 
 
 def test_a_full_disk_leaves_nothing_and_names_no_path(tmp_path, monkeypatch):
