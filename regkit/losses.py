@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from regkit.spatial import check_disp, full_precision, jacobian_determinant
@@ -53,27 +54,37 @@ def ncc(moved: Tensor, fixed: Tensor) -> Tensor:
     return 1 - (a * b).sum(-1).mean()
 
 
-def _box_sum(x: Tensor, window: int) -> Tensor:
-    """Sum over a window^d box around each voxel of (B, C, *S), cut off at the image border.
+def _box_sum_(x: Tensor, window: int) -> Tensor:
+    """Overwrite x (B, C, *S) with its sums over a window^d box around each voxel; returns x.
 
-    Along each axis in turn the box sum is a difference of two running sums, so its cost does not
-    depend on the window.
+    Boxes are cut off at the image border. Along each axis in turn the box sum is a difference of
+    two running sums, so its cost does not depend on the window.
     """
-    radius = window // 2
     for axis in range(2, x.ndim):
         n = x.shape[axis]
         if n == 1:
             continue
+        radius = min(window // 2, n - 1)  # a wider box holds no more than the whole axis
         shape = list(x.shape)
         shape[axis] = radius + 1
         zeros = x.new_zeros(shape)  # one more before: the running sum starts with nothing
-        total = torch.cat([zeros, x, zeros.narrow(axis, 0, radius)], axis).cumsum(axis)
-        x = total.narrow(axis, 2 * radius + 1, n) - total.narrow(axis, 0, n)
+        total = torch.cat([zeros, x, zeros.narrow(axis, 0, radius)], axis).cumsum_(axis)
+        torch.sub(total.narrow(axis, 2 * radius + 1, n), total.narrow(axis, 0, n), out=x)
     return x
 
 
+def _mean_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (B, C, 1, ...) of each image and channel; constant: infinity."""
+    axes = list(range(2, x.ndim))
+    mean = x.mean(axes, keepdim=True)
+    scale = (x - mean).square_().mean(axes, keepdim=True).sqrt_()
+    # a constant image keeps rounding noise of its own size: not to be blown up
+    noise = 10 * torch.finfo(x.dtype).eps * torch.maximum(x.amax(axes, True), -x.amin(axes, True))
+    return mean, torch.where(scale > noise, scale, torch.inf)
+
+
 class _LocalCorrelation(torch.autograd.Function):
-    """Squared local correlation summed over windows, with its gradient in closed form.
+    """Mean squared local correlation of each image and channel (B, C), gradient in closed form.
 
     Per window with count n, means m, variances a, b and covariance c the value is c^2/(a b). With
     respect to one voxel of the second image, d c = (I - m_I)/n and d b = 2 (J - m_J)/n, so
@@ -82,46 +93,70 @@ class _LocalCorrelation(torch.autograd.Function):
         p = c/(a b),  q = c^2/(a b^2),
 
     three box sums of per-window numbers; likewise for I. Automatic differentiation would keep and
-    revisit every intermediate map instead.
+    revisit every intermediate map. Here the forward pass, which has the maps at hand, works out the
+    gradient too and keeps nothing else. Maps are overwritten where they are no longer needed: a
+    fresh volume costs more time than the arithmetic on it.
+
+    Both images are brought to zero mean and unit variance first. As the value does not change under
+    a*x + b, neither does its gradient through the mean and the scale: both count as constants.
     """
 
     @staticmethod
-    def forward(ctx: Any, i: Tensor, j: Tensor, weight: Tensor | None, window: int) -> Tensor:
-        count = _box_sum(torch.ones_like(i[:1, :1]), window)
-        mean_i, mean_j = _box_sum(i, window) / count, _box_sum(j, window) / count
-        var_i = _box_sum(i * i, window).div_(count).addcmul_(mean_i, mean_i, value=-1)
-        var_j = _box_sum(j * j, window).div_(count).addcmul_(mean_j, mean_j, value=-1)
-        cov = _box_sum(i * j, window).div_(count).addcmul_(mean_i, mean_j, value=-1)
+    def forward(ctx: Any, moved: Tensor, fixed: Tensor, mask: Tensor | None, window: int) -> Tensor:
+        (centre_i, scale_i), (centre_j, scale_j) = _mean_and_scale(moved), _mean_and_scale(fixed)
+        i, j = (moved - centre_i).div_(scale_i), (fixed - centre_j).div_(scale_j)
+        count = _box_sum_(torch.ones_like(i[:1, :1]), window)
+        mean_i = _box_sum_(i.clone(), window).div_(count)
+        mean_j = _box_sum_(j.clone(), window).div_(count)
+        var_i = _box_sum_(i * i, window).div_(count).addcmul_(mean_i, mean_i, value=-1)
+        var_j = _box_sum_(j * j, window).div_(count).addcmul_(mean_j, mean_j, value=-1)
+        cov = _box_sum_(i * j, window).div_(count).addcmul_(mean_i, mean_j, value=-1)
         # Images have unit variance here. Running sums leave an error of a few hundred epsilon
         # around 0: a variance below that is a constant window.
         floor = 1e3 * torch.finfo(i.dtype).eps
         flat_i, flat_j = var_i <= floor, var_j <= floor
-        counted = ~(flat_i & flat_j)
-        if weight is not None:
-            counted = counted & (weight > 0)
-        defined = counted & ~(flat_i | flat_j)
-        total = counted.sum().clamp_min(1)
-        p = torch.where(defined, cov / (var_i * var_j), 0.0)
-        cc = (p * cov).clamp_max_(1.0)
-        ctx.save_for_backward(i, j, mean_i, mean_j, p, cc, var_i, var_j, count)
-        ctx.window, ctx.total, ctx.floor = window, total, floor
+        left_out = flat_i & flat_j
+        if mask is not None:
+            left_out |= mask == 0
+        undefined = flat_i.logical_or_(flat_j).logical_or_(left_out)
+        windows = left_out.logical_not_().flatten(2).sum(-1)
+        q_i = var_i.reciprocal_().masked_fill_(undefined, 0)
+        q_j = var_j.reciprocal_().masked_fill_(undefined, 0)
+        p = (cov * q_i).mul_(q_j)
+        cc = cov.mul_(p).clamp_max_(1.0)
         # without a counted window there is nothing to compare: a perfect score
-        return torch.where(counted.any(), cc.sum() / total, torch.ones_like(cc.sum()))
+        value = torch.where(windows > 0, cc.flatten(2).sum(-1) / windows, 1.0)
+        if not any(ctx.needs_input_grad):
+            return value
+
+        p.div_(count)
+        q_i.mul_(cc).div_(count)
+        q_j.mul_(cc).div_(count)
+        del cov, cc, count, flat_i, flat_j, left_out, undefined
+        factor = (2 / windows.clamp_min(1)).reshape(scale_i.shape)
+
+        def gradient(
+            x: Tensor, y: Tensor, mean_x: Tensor, mean_y: Tensor, q: Tensor, scale: Tensor
+        ) -> Tensor:
+            """With respect to y."""
+            result = _box_sum_((q * mean_y).addcmul_(p, mean_x, value=-1), window)
+            result.addcmul_(_box_sum_(p.clone(), window), x)
+            result.addcmul_(_box_sum_(q, window), y, value=-1)
+            return result.mul_(factor / scale)
+
+        needs_i, needs_j = ctx.needs_input_grad[:2]
+        grad_i = gradient(j, i, mean_j, mean_i, q_i, scale_i) if needs_i else None
+        grad_j = gradient(i, j, mean_i, mean_j, q_j, scale_j) if needs_j else None
+        ctx.save_for_backward(grad_i, grad_j)
+        return value
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        i, j, mean_i, mean_j, p, cc, var_i, var_j, count = ctx.saved_tensors
-
-        def gradient(x: Tensor, y: Tensor, mean_x: Tensor, mean_y: Tensor, var_y: Tensor) -> Tensor:
-            """With respect to y."""
-            q = torch.where(var_y > ctx.floor, cc / var_y, 0.0)
-            constant = _box_sum((p * mean_x - q * mean_y).div_(count), ctx.window)
-            from_x = _box_sum(p / count, ctx.window).mul_(x)
-            from_y = _box_sum(q.div_(count), ctx.window).mul_(y)
-            return from_x.sub_(from_y).sub_(constant).mul_(2 * grad / ctx.total)
-
-        grad_i = gradient(j, i, mean_j, mean_i, var_i) if ctx.needs_input_grad[0] else None
-        grad_j = gradient(i, j, mean_i, mean_j, var_j) if ctx.needs_input_grad[1] else None
+        grad_i, grad_j = (
+            None if x is None else x * grad.reshape(*grad.shape, *[1] * (x.ndim - 2))
+            for x in ctx.saved_tensors
+        )
         return grad_i, grad_j, None, None
 
 
@@ -136,9 +171,12 @@ def lncc(moved: Tensor, fixed: Tensor, window: int = 9, mask: Tensor | None = No
     loss is 0. So lncc(x, x) is 0 for any x. In float32, "constant" is a standard deviation below
     about 1 % of the image's own: less than that drowns in rounding.
 
+    Each image and channel has its own mean over boxes, and the loss is the mean of those. So a
+    batch costs what its images cost on average, however many boxes each of them has.
+
     Args:
         moved, fixed: (B, C, *S), any scale (Hounsfield units too).
-        window: edge of the box in voxels, odd.
+        window: edge of the box in voxels, odd. A box larger than the image holds all of it.
         mask: (B, 1, *S) optional; boxes centred where it is 0 are left out.
 
     Source: Avants et al. 2008 (cross-correlation of SyN); Balakrishnan et al. 2019, section IV. It
@@ -148,25 +186,12 @@ def lncc(moved: Tensor, fixed: Tensor, window: int = 9, mask: Tensor | None = No
     _check_pair(moved, fixed)
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window is {window}, expected an odd number of voxels.")
-    if mask is not None:
-        if mask.shape != (moved.shape[0], 1, *moved.shape[2:]):
-            raise ValueError(
-                f"mask has shape {tuple(mask.shape)}, expected (B, 1, *S) "
-                f"for images {tuple(moved.shape)}."
-            )
-        mask = mask.expand_as(moved)
-
-    def standardise(x: Tensor) -> Tensor:
-        """Zero mean, unit variance. As lncc does not change under a*x + b, neither does its
-        gradient through the mean and the scale: both count as constants."""
-        axes = list(range(1, x.ndim))
-        mean = x.detach().mean(axes, keepdim=True)
-        scale = (x.detach() - mean).square().mean(axes, keepdim=True).sqrt()
-        # a constant image keeps rounding noise of its own size: not to be blown up
-        noise = 10 * torch.finfo(x.dtype).eps * x.detach().abs().amax(axes, keepdim=True)
-        return (x - mean) / torch.where(scale > noise, scale, torch.inf)
-
-    return 1 - _LocalCorrelation.apply(standardise(moved), standardise(fixed), mask, window)
+    if mask is not None and mask.shape != (moved.shape[0], 1, *moved.shape[2:]):
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}, expected (B, 1, *S) "
+            f"for images {tuple(moved.shape)}."
+        )
+    return 1 - _LocalCorrelation.apply(moved, fixed, mask, window).mean()
 
 
 def _parzen(x: Tensor, bins: int) -> Tensor:

@@ -187,7 +187,6 @@ def test_lncc_windows_where_one_image_is_constant_count_as_no_correlation():
     b[..., 11:] = 0
     b[..., :5] = 3.0
     expected = np.mean([lncc_by_hand(*(x[i, 0].numpy() for x in (a, b)), 3) for i in range(2)])
-    # the mean runs over all counted windows of the batch, as many in each image here
     assert float(losses.lncc(a, b, window=3)) == pytest.approx(expected, abs=1e-10)
 
 
@@ -199,6 +198,43 @@ def test_lncc_is_invariant_to_brightness_and_contrast(dtype):
     for scale, shift in ((2.0, 0.0), (-1.0, 0.0), (1e3, 1e3), (1e-3, 0.5), (4000.0, -1000.0)):
         assert float(losses.lncc(scale * a + shift, b)) == pytest.approx(expected, abs=tolerance)
         assert float(losses.lncc(a, scale * b + shift)) == pytest.approx(expected, abs=tolerance)
+
+
+def test_lncc_of_a_batch_is_the_mean_of_its_images_and_channels():
+    """However many windows count in each: two halves of a batch average to the whole."""
+    a, b = images((13, 16), batch=3, channels=2)
+    a[0, 0, :, :12] = b[0, 0, :, :12] = 0  # few windows count
+    a[1, 1] = b[1, 1] = 4  # none does
+    a[2, 1] *= 1e-6  # faint beside its other channel
+    mask = torch.ones(3, 1, 13, 16)
+    mask[2, :, 3:] = 0
+
+    def by_hand(n, c):
+        return lncc_by_hand(*(x[n, c].numpy() for x in (a, b)), 5, mask[n, 0].numpy())
+
+    expected = np.mean([by_hand(n, c) for n in range(3) for c in range(2)])
+    x = a.clone().requires_grad_()
+    whole = losses.lncc(x, b, window=5, mask=mask)
+    assert whole.item() == pytest.approx(expected, abs=1e-10)
+    parts = [losses.lncc(*(t[n : n + 1] for t in (x, b)), 5, mask[n : n + 1]) for n in range(3)]
+    assert whole.item() == pytest.approx(sum(parts).item() / 3, abs=1e-12)
+    (gradient,) = torch.autograd.grad(whole, x)
+    torch.testing.assert_close(torch.autograd.grad(sum(parts) / 3, x)[0], gradient)
+
+
+@pytest.mark.parametrize("window", [31, 10**9 + 1])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_lncc_in_a_window_larger_than_the_image_is_its_global_correlation(shape, window):
+    a, b = images(shape, batch=1)
+    expected = 1 - np.corrcoef(a.numpy().ravel(), b.numpy().ravel())[0, 1] ** 2
+    assert float(losses.lncc(a, b, window=window)) == pytest.approx(expected, abs=1e-10)
+
+
+def test_lncc_has_no_second_derivative_and_says_so():
+    a, b = images((6, 7))
+    (gradient,) = torch.autograd.grad(losses.lncc(a.requires_grad_(), b), a, create_graph=True)
+    with pytest.raises(RuntimeError):
+        gradient.sum().backward()
 
 
 def test_lncc_mask_chooses_the_windows():
