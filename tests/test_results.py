@@ -1,14 +1,23 @@
-"""What README and CHANGELOG say of the shipped weights is what results/*.json holds."""
+"""What README and the book say is what results/*.json holds, and that is what the code does."""
 
 import json
 import re
+import sys
 from pathlib import Path
 
+import figures
 import pytest
+import torch
 
 from regkit import models, recipes
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+import accuracy  # noqa: E402
+import regkit_book  # noqa: E402
+
+HELD = json.loads((ROOT / "results" / "accuracy.json").read_text())
 
 
 def test_every_shipped_weight_has_its_result():
@@ -35,3 +44,131 @@ def test_the_weights_say_how_they_were_trained(name):
     held = models.load(name).info["recipe"]
     today = recipes.get(held["name"], "cpu", steps=held["steps"], seed=held["seed"])
     assert held == json.loads(json.dumps(vars(today), default=dict))
+
+
+# ------------------------------------------------------------------------------- accuracy.json
+
+
+def near(rows, held) -> bool:
+    """Equal but for rounding: to three digits, or both below a billionth."""
+    assert len(rows) == len(held)
+    for row, other in zip(rows, held, strict=True):
+        assert row.keys() == other.keys()
+        for key, value in row.items():
+            is_number = not isinstance(value, str)
+            assert value == (pytest.approx(other[key], 2e-3, 1e-9) if is_number else other[key])
+    return True
+
+
+def test_no_warp_of_a_wave_is_worse_than_the_formula():
+    rows = accuracy.interpolation(accuracy.WAVELENGTHS)
+    assert all(row["largest"] <= row["bound"] * (1 + 1e-9) for row in rows)
+    assert rows[0]["bound"] == pytest.approx(0.5)  # three voxels: 1 - cos(60 degrees)
+    assert near(rows, HELD["interpolation"])
+
+
+def test_composition_is_as_the_page_says():
+    rows = accuracy.composition(accuracy.WAVELENGTHS)
+    assert near(rows, HELD["composition"])
+    by = {row["wavelength"]: row["largest"] for row in rows}
+    assert 3.5 < by[24] / by[48] < 4.5  # twice the wavelength, a quarter of the error
+
+
+def test_the_inverse_settles_where_the_formula_says_and_shows_folds_in_one_order_only():
+    rows = accuracy.inversion(accuracy.STEEPNESS, (30, 100))
+    assert near(rows, [row for row in HELD["inverse"] if row["iterations"] in (30, 100)])
+    for row in (row for row in rows if row["iterations"] == 100):
+        if row["steepness"] < -1:
+            assert row["residual"] < 1e-9 and row["other_order"] > 1
+        else:  # the error shrinks to |0.3 - 0.7 s| of itself in each iteration, or grows
+            assert (row["residual"] < 0.02) == (abs(0.3 - 0.7 * row["steepness"]) < 1)
+
+
+@pytest.mark.parametrize("field", [accuracy.stretch, accuracy.vortex])
+def test_a_closed_form_follows_its_velocity(field):
+    """The displacement after time t belongs to the size 2t; its slope in t is v(x + disp)."""
+    x = torch.rand(1, 2, 40, 40, dtype=torch.float64) * 40
+    (_, before), (_, after) = field(x, 2.0 - 2e-5), field(x, 2.0 + 2e-5)
+    velocity, _ = field(x + field(x, 2.0)[1], 2.0)
+    assert ((after - before) / 2e-5 - velocity).abs().max() < 1e-6
+
+
+def test_there_and_back_in_time_is_below_a_twentieth_of_a_voxel():
+    rows = accuracy.exponentials((0.5, 1, 2), (7,))
+    held = [row for row in HELD["exponential"] if row["steps"] == 7 and row["size"] <= 2]
+    assert near(rows, held)
+    worst = max(row["residual"] for row in rows)
+    assert worst < 0.05 and worst == pytest.approx(HELD["exponential_worst"], rel=2e-3)
+
+
+def test_there_and_back_in_time_on_a_brain_is_as_the_page_says():
+    svf = accuracy.population(1, accuracy.BRAIN)[0].svf
+    rows = accuracy.brain_exponentials(svf, (2,), (7,))
+    (held,) = [
+        row for row in HELD["brain"]["exponential"] if row["size"] == 2 and row["steps"] == 7
+    ]
+    assert near(rows, [held])
+    assert rows[0]["largest"] < 0.05 < rows[0]["with_border"]
+
+
+def test_a_full_turn_blurs_a_brain_unless_it_is_composed():
+    turn = accuracy.full_turn()
+    assert turn["many"] == pytest.approx(HELD["turn"]["many"], rel=2e-3)
+    assert turn["once"] < 1e-4 and turn["voxels"] < 1e-3
+    assert max(HELD["turn"]["once"], HELD["turn"]["voxels"]) < 1e-3
+
+
+def test_single_precision_costs_less_than_a_thousandth_of_a_voxel():
+    assert all(row["largest"] < 1e-3 for row in HELD["precision"])
+    rows = accuracy.precision(torch.rand(1, 3, 12, 12, 12))
+    assert all(0 < row["largest"] < 1e-3 for row in rows)
+
+
+# ------------------------------------------------------------------- numbers and figures in pages
+
+
+@pytest.mark.parametrize("name", [name for name, (_, source) in figures.FIGURES.items() if source])
+def test_a_figure_is_drawn_from_the_numbers_that_are_there(name):
+    """Else: python book/tools/figures.py NAME."""
+    assert figures.drawn_from(name) == figures.fingerprint(figures.FIGURES[name][1])
+
+
+@pytest.mark.parametrize(
+    ("value", "spec", "text"),
+    [
+        (0.0000321, "power", "3.2·10⁻⁵"),
+        (0.0243, "power", "0.024"),
+        (0.0, "power", "0"),
+        (0.0764, "percent", "7.6 %"),
+        (7.0512, "time", "7.05 s"),
+        (0.18, "time", "180 ms"),
+        (0.0123, "time", "12.3 ms"),
+        (0.00000012, "time", "0.12 µs"),
+        (0.9996, "time", "1000 ms"),
+        (123456789, "bytes", "123 MB"),
+        (1.5, ".2f", "1.50"),
+        (None, "time", "–"),
+        ([80, 96, 80], "", "80×96×80"),
+        ("lncc", "", "lncc"),
+    ],
+)
+def test_how_a_number_of_a_result_is_written(value, spec, text):
+    assert regkit_book.Words().format("{value:" + spec + "}", value=value) == text
+
+
+def test_a_table_of_a_result_holds_the_chosen_rows():
+    rows = [{"name": "a", "size": 1, "seconds": None}, {"name": "b", "size": 2, "seconds": 0.5}]
+    templates = ["what = `{name}`", "time = {seconds:time}"]
+    assert regkit_book.table(rows, templates) == [["what", "time"], ["`a`", "–"], ["`b`", "500 ms"]]
+    assert regkit_book.table(rows, templates, "size=2") == [["what", "time"], ["`b`", "500 ms"]]
+    with pytest.raises(ValueError, match="where is 'size=3'"):
+        regkit_book.table(rows, templates, "size=3")
+
+
+def test_a_number_that_a_result_does_not_hold_is_one_sentence(tmp_path):
+    (tmp_path / "made.json").write_text('{"rows": [{"a": 1}]}')
+    assert regkit_book.lookup(tmp_path, "made", "rows.0.a") == 1
+    with pytest.raises(ValueError, match="keys is 'rows.1.a'.* no '1'"):
+        regkit_book.lookup(tmp_path, "made", "rows.1.a")
+    with pytest.raises(ValueError, match="result is 'other'"):
+        regkit_book.lookup(tmp_path, "other", "rows")

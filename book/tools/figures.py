@@ -1,20 +1,35 @@
-"""Draw the figures of the book's prose pages from the embedded population.
+"""Draw the figures of the book's prose pages: from the embedded population, and from results/.
 
-Run `python book/tools/figures.py` in the project's folder to make them again.
+    python book/tools/figures.py [NAME ...]
+
+in the project's folder draws them again, all or the named ones. A figure whose numbers come from a
+file in results/ carries the sha256 of that file; a test compares the two.
 """
 
+import hashlib
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import NullLocator, ScalarFormatter
+from PIL import Image
 
 from regkit.data import population, true_displacement
+from regkit.plot import GREY, STYLE
 from regkit.spatial import identity_grid, warp
 
-FOLDER = Path(__file__).parents[1] / "_figures"
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from accuracy import slice_to_turn, turns  # noqa: E402
+
+FOLDER = ROOT / "book" / "_figures"
 ORANGE = "#e69f00"  # of the colour-blind safe Okabe-Ito palette
 
 
@@ -53,10 +68,164 @@ def idea(shape: tuple[int, int] = (160, 192), step: int = 6) -> plt.Figure:
     return figure
 
 
-def main() -> None:
+def results(name: str) -> dict[str, Any]:
+    """What results/<name>.json holds."""
+    return json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def fingerprint(name: str) -> str:
+    """The sha256 of results/<name>.json."""
+    return hashlib.sha256((ROOT / "results" / f"{name}.json").read_bytes()).hexdigest()
+
+
+def _ticks(axis, values) -> None:
+    """Label a logarithmic axis at these values, written as plain numbers."""
+    axis.set_ticks(values)
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_locator(NullLocator())
+
+
+def accuracy_warp() -> plt.Figure:
+    """Interpolation: error of a warped wave and of a composed field, by wavelength."""
+    held = results("accuracy")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.0))
+    rows = held["interpolation"]
+    x = [row["wavelength"] for row in rows]
+    left.loglog(x, [row["bound"] for row in rows], color=GREY, ls="--", label="worst case")
+    left.loglog(x, [row["largest"] for row in rows], "o-", label="largest")
+    left.loglog(x, [row["rms"] for row in rows], "s-", label="root mean square")
+    left.set(title="warp: an image wave of height 1", ylabel="error (intensity)")
+    rows = held["composition"]
+    x = [row["wavelength"] for row in rows]
+    right.loglog(x, [row["largest"] for row in rows], "o-", label="largest")
+    right.loglog(x, [row["mean"] for row in rows], "s-", label="mean")
+    right.set(title="compose: fields of 3 voxels", ylabel="error (voxels)")
+    for axis in (left, right):
+        axis.set_xlabel("wavelength (voxels)")
+        _ticks(axis.xaxis, x)
+        axis.legend()
+    return figure
+
+
+def accuracy_turn() -> plt.Figure:
+    """A brain slice, the same after 36 warps of ten degrees, and after one composed warp."""
+    image, _ = slice_to_turn()
+    result = turns(image)
+    figure, axes = plt.subplots(1, 3, figsize=(7.6, 2.9))
+    pictures = {
+        "before": image,
+        "36 warps": result["many"],
+        "36 compositions, 1 warp": result["once"],
+    }
+    for axis, (title, picture) in zip(axes, pictures.items(), strict=True):
+        axis.imshow(picture[0, 0, 30:-30, 15:-15].T.numpy(), vmin=0, vmax=1)
+        axis.set_title(title)
+        axis.set_axis_off()
+    return figure
+
+
+def accuracy_inverse() -> plt.Figure:
+    """Residual of the inverse, by slope in both orders, and by iterations."""
+    rows = results("accuracy")["inverse"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.2))
+    floor = 1e-7  # below it everything is rounding
+
+    def curve(axis, by: str, key: str, fixed: dict[str, float], **style) -> None:
+        chosen = [row for row in rows if all(row[k] == v for k, v in fixed.items())]
+        values = [max(row[key], floor) for row in chosen]
+        axis.semilogy([row[by] for row in chosen], values, **style)
+
+    usual = {"iterations": 30}
+    curve(left, "steepness", "residual", usual, marker="o", label="compose(disp, w)")
+    curve(left, "steepness", "other_order", usual, marker="s", label="compose(w, disp)")
+    left.axvspan(-1.6, -1, color=GREY, alpha=0.2, lw=0)
+    left.text(-1.3, 3e-3, "folds", ha="center")
+    left.axvline(13 / 7, color=GREY, ls="--")
+    left.set(
+        title="30 iterations", xlabel="steepest derivative of disp", ylabel="residual (voxels)"
+    )
+    left.set(xlim=(-1.6, 2.15))
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 0.3))
+    for s, marker in ((0.5, "o"), (-0.9, "s"), (1.5, "^"), (1.8, "v"), (2.0, "D")):
+        curve(
+            right,
+            "iterations",
+            "residual",
+            {"steepness": s},
+            marker=marker,
+            label=f"{s:g}".replace("-", "−"),
+        )
+    right.set_xscale("log")
+    _ticks(right.xaxis, [1, 3, 10, 30, 100])
+    right.set(title="compose(disp, w)", xlabel="iterations")
+    right.legend(title="derivative", loc="lower left")
+    return figure
+
+
+def accuracy_exponential() -> plt.Figure:
+    """exp(v) o exp(-v), by steps and by the largest velocity: closed forms and a brain."""
+    held = results("accuracy")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.2), sharey=True)
+    for size, marker in ((8, "o"), (4, "s"), (2, "^"), (1, "v"), (0.5, "D")):
+        rows = [row for row in held["exponential"] if row["size"] == size]
+        steps = sorted({row["steps"] for row in rows})
+        worst = [max(row["residual"] for row in rows if row["steps"] == k) for k in steps]
+        left.semilogy(steps, worst, marker=marker, label=f"{size:g}")
+        rows = [row for row in held["brain"]["exponential"] if row["size"] == size]
+        right.semilogy(
+            [row["steps"] for row in rows], [row["largest"] for row in rows], marker=marker
+        )
+    left.set(title="stretch and vortex, the worse", ylabel="largest residual (voxels)")
+    right.set(title="velocity of a brain, inside")
+    for axis in (left, right):
+        axis.axhline(0.05, color=GREY, ls="--")
+        axis.set(xlabel="steps", xticks=steps)
+    right.set_xlim(left.get_xlim())
+    right.text(1, 0.053, "0.05", va="bottom")
+    figure.legend(*left.get_legend_handles_labels(), title="max |v|", loc="outside right center")
+    return figure
+
+
+def speed_scaling() -> plt.Figure:
+    """Time per voxel of each operation, over the size of the image."""
+    rows = results("bench-cpu")["scaling"]
+    figure, axis = plt.subplots(figsize=(6.4, 3.4))
+    markers = "os^vDPX*<>"
+    for i, name in enumerate(dict.fromkeys(row["operation"] for row in rows)):
+        chosen = [row for row in rows if row["operation"] == name]
+        voxels = [float(np.prod(row["shape"])) for row in chosen]
+        times = [row["ns_per_voxel"] for row in chosen]
+        axis.loglog(voxels, times, marker=markers[i % len(markers)], label=name)
+    axis.set(xlabel="voxels", ylabel="nanoseconds per voxel")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+# figure -> how it is drawn, and the file in results/ that its numbers come from
+FIGURES: dict[str, tuple[Callable[[], plt.Figure], str | None]] = {
+    "idea": (idea, None),
+    "accuracy_warp": (accuracy_warp, "accuracy"),
+    "accuracy_turn": (accuracy_turn, None),
+    "accuracy_inverse": (accuracy_inverse, "accuracy"),
+    "accuracy_exponential": (accuracy_exponential, "accuracy"),
+    "speed_scaling": (speed_scaling, "bench-cpu"),
+}
+
+
+def drawn_from(name: str) -> str | None:
+    """The sha256 that the picture of a figure carries."""
+    with Image.open(FOLDER / f"{name}.png") as picture:
+        return picture.info.get("Source")
+
+
+def main(names: list[str]) -> None:
     FOLDER.mkdir(exist_ok=True)
-    idea().savefig(FOLDER / "idea.png", dpi=130)
+    for name in names or FIGURES:
+        draw, source = FIGURES[name]
+        metadata = {"Source": fingerprint(source)} if source else {}
+        with matplotlib.rc_context({} if name == "idea" else STYLE):
+            draw().savefig(FOLDER / f"{name}.png", dpi=130, metadata=metadata)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
