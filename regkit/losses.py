@@ -70,6 +70,7 @@ def _box_sum_(x: Tensor, window: int) -> Tensor:
         zeros = x.new_zeros(shape)  # one more before: the running sum starts with nothing
         total = torch.cat([zeros, x, zeros.narrow(axis, 0, radius)], axis).cumsum_(axis)
         torch.sub(total.narrow(axis, 2 * radius + 1, n), total.narrow(axis, 0, n), out=x)
+        del total  # before the next one is made
     return x
 
 
