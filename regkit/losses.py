@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from regkit.spatial import check_disp, full_precision, jacobian_determinant
 
 
-def _check_pair(moved: Tensor, fixed: Tensor, names: tuple[str, str] = ("moved", "fixed")) -> None:
+def _pair(
+    moved: Tensor, fixed: Tensor, names: tuple[str, str] = ("moved", "fixed")
+) -> tuple[Tensor, Tensor]:
+    """Both images, in the wider of their dtypes; ValueError for what cannot be compared."""
     if moved.shape != fixed.shape or moved.ndim not in (4, 5):
         raise ValueError(
             f"{names[0]} has shape {tuple(moved.shape)} and {names[1]} {tuple(fixed.shape)}, "
@@ -30,12 +32,14 @@ def _check_pair(moved: Tensor, fixed: Tensor, names: tuple[str, str] = ("moved",
         raise ValueError(
             f"{names[0]} is {moved.dtype} and {names[1]} {fixed.dtype}, expected floating point."
         )
+    dtype = torch.promote_types(moved.dtype, fixed.dtype)
+    return moved.to(dtype), fixed.to(dtype)
 
 
 @full_precision
 def mse(moved: Tensor, fixed: Tensor) -> Tensor:
     """Mean squared difference, in [0, inf), squared intensity units. (B, C, *S) both."""
-    _check_pair(moved, fixed)
+    moved, fixed = _pair(moved, fixed)
     return (moved - fixed).square().mean()
 
 
@@ -45,7 +49,7 @@ def ncc(moved: Tensor, fixed: Tensor) -> Tensor:
 
     Averaged over batch and channels of (B, C, *S). A constant image correlates with nothing: r = 0.
     """
-    _check_pair(moved, fixed)
+    moved, fixed = _pair(moved, fixed)
     a, b = moved.flatten(2), fixed.flatten(2)
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     # dividing by the norms one after the other keeps CT-sized numbers from overflowing
@@ -184,7 +188,7 @@ def lncc(moved: Tensor, fixed: Tensor, window: int = 9, mask: Tensor | None = No
     differs from the published code, which sums instead of averages, pads with zeros, and adds a
     constant to the denominator: that one is not invariant to scale, and fails on CT values.
     """
-    _check_pair(moved, fixed)
+    moved, fixed = _pair(moved, fixed)
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window is {window}, expected an odd number of voxels.")
     if mask is not None and mask.shape != (moved.shape[0], 1, *moved.shape[2:]):
@@ -195,14 +199,81 @@ def lncc(moved: Tensor, fixed: Tensor, window: int = 9, mask: Tensor | None = No
     return 1 - _LocalCorrelation.apply(moved, fixed, mask, window).mean()
 
 
-def _parzen(x: Tensor, bins: int) -> Tensor:
-    """Cubic B-spline weights of intensities x (N,) in [0, 1] on `bins` bins: (N, bins)."""
-    # two bins of margin on either side, so that the four-bin-wide window stays inside
-    position = 2 + x * (bins - 5)
-    t = (position[:, None] - torch.arange(bins, device=x.device, dtype=x.dtype)).abs()
-    near = 2 / 3 - t.square() + t**3 / 2
-    far = (2 - t).clamp_min(0) ** 3 / 6
-    return torch.where(t < 1, near, far)
+def _parzen(position: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cubic B-spline windows about positions (N,) in [2, bins - 3], in units of a bin.
+
+    Returns:
+        The weights on all bins (N, bins); the four bins where they are not 0 (N, 4), int64; the
+        slopes of the weights there (N, 4).
+    """
+    first = position.floor()
+    t = position - first
+    s = 1 - t
+    weights = torch.stack([s**3, 4 - 3 * t * t * (1 + s), 4 - 3 * s * s * (1 + t), t**3], 1) / 6
+    slopes = torch.stack([-s * s, t * (3 * t - 4), s * (4 - 3 * s), t * t], 1) / 2
+    # NaN has no bin: it stays NaN in any, and so will the sum
+    where = first.nan_to_num(2).long()[:, None] + torch.arange(-1, 3, device=position.device)
+    return weights.new_zeros(len(weights), bins).scatter_(1, where, weights), where, slopes
+
+
+class _JointInformation(torch.autograd.Function):
+    """Mutual information of two images (N,), with its gradient in closed form.
+
+    The joint histogram p is the mean over voxels of the products of two Parzen weights, so
+
+        d MI/d a(x) = 1/N sum over bins k, l of log(p_kl / (p_k p_l)) w_k'(a(x)) w_l(b(x)).
+
+    Both passes run over chunks that fit into the cache; the four bins around an intensity are all
+    that its slope touches. As in `_LocalCorrelation`, the forward pass works out the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, bins: int) -> Tensor:
+        def positions(x: Tensor) -> tuple[Tensor, Tensor]:
+            """In bins, and bins per intensity; a constant image is in one place, and stays."""
+            low, high = x.aminmax()
+            scale = torch.where(high > low, (bins - 5) / (high - low), 0.0)
+            # two bins of margin on either side, so that the four-bin-wide window stays inside
+            return ((x - low) * scale).add_(2).clamp_max_(bins - 3), scale
+
+        (a, scale_a), (b, scale_b) = positions(a), positions(b)
+        chunks = list(zip(a.split(2**14), b.split(2**14), strict=True))
+        joint = a.new_zeros(bins, bins, dtype=torch.float64)
+        for x, y in chunks:
+            joint += _parzen(x, bins)[0].T @ _parzen(y, bins)[0]
+        joint /= len(a)
+        # 0 log 0 is 0: log 1 stands for the logarithm there
+        log, log_a, log_b = (
+            torch.where(x > 0, x, 1.0).log() for x in (joint, joint.sum(1), joint.sum(0))
+        )
+        ratio = log - log_a[:, None] - log_b
+        value = (joint * ratio).sum().to(a.dtype)
+        if not any(ctx.needs_input_grad):
+            return value
+
+        ratio = ratio.to(a.dtype)
+        gradients: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for x, y in chunks:
+            weights_a, where_a, slopes_a = _parzen(x, bins)
+            weights_b, where_b, slopes_b = _parzen(y, bins)
+            if ctx.needs_input_grad[0]:
+                gain = (weights_b @ ratio.T).gather(1, where_a)
+                gradients[0].append((gain * slopes_a).sum(1))
+            if ctx.needs_input_grad[1]:
+                gain = (weights_a @ ratio).gather(1, where_b)
+                gradients[1].append((gain * slopes_b).sum(1))
+        ctx.save_for_backward(
+            *(
+                torch.cat(parts).mul_(scale / len(a)) if parts else None
+                for parts, scale in zip(gradients, (scale_a, scale_b), strict=True)
+            )
+        )
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(None if x is None else x * grad for x in ctx.saved_tensors), None)
 
 
 @full_precision
@@ -211,36 +282,20 @@ def mutual_information(moved: Tensor, fixed: Tensor, bins: int = 32) -> Tensor:
 
     It asks only whether one intensity predicts the other, so it works across modalities. The joint
     histogram is built with cubic B-spline (Parzen) windows, which makes it differentiable (Mattes
-    et al. 2003). Memory is linear in the number of voxels; the histogram is summed over chunks.
+    et al. 2003). Memory is linear in the number of voxels. Where one image is constant, nothing
+    predicts it: 0, and no gradient.
 
     Args:
         moved, fixed: (B, C, *S); a histogram per image of the batch, averaged. Each image is scaled
-            to its own minimum and maximum.
+            to its own minimum and maximum, which count as constants in the gradient.
         bins: per image, at least 6. Two at either end stay nearly empty.
     """
-    _check_pair(moved, fixed)
+    moved, fixed = _pair(moved, fixed)
     if bins < 6:
         raise ValueError(f"bins is {bins}, expected 6 or more.")
-
-    def unit(x: Tensor) -> Tensor:
-        low, high = x.detach().min(), x.detach().max()
-        return (x - low) / (high - low).clamp_min(torch.finfo(x.dtype).tiny)
-
-    def histogram(a: Tensor, b: Tensor) -> Tensor:
-        return _parzen(a, bins).T @ _parzen(b, bins)
-
-    total = moved.new_zeros(())
-    for a, b in zip(moved, fixed, strict=True):
-        a, b = unit(a).flatten(), unit(b).flatten()
-        chunks = zip(a.split(2**16), b.split(2**16), strict=True)
-        joint = sum(checkpoint(histogram, x, y, use_reentrant=False) for x, y in chunks) / a.numel()
-        # 0 log 0 is 0: with log 1 for the logarithm, its gradient is a number too
-        log, log_a, log_b = (
-            x.where(x > 0, x.new_ones(())).log()
-            for x in (joint, joint.sum(1, keepdim=True), joint.sum(0, keepdim=True))
-        )
-        total = total + (joint * (log - log_a - log_b)).sum()
-    return -total / len(moved)
+    pairs = zip(moved.flatten(1), fixed.flatten(1), strict=True)
+    values = [_JointInformation.apply(a, b, bins) for a, b in pairs]
+    return -torch.stack(values).mean()
 
 
 @full_precision
@@ -293,7 +348,7 @@ def soft_dice(a: Tensor, b: Tensor) -> Tensor:
         a, b: (B, L, *S), one channel per label: one-hot, or warped one-hot. Channels that are empty
             in both are left out of the mean; with none left the loss is 0.
     """
-    _check_pair(a, b, ("a", "b"))
+    a, b = _pair(a, b, ("a", "b"))
     overlap = (a * b).flatten(2).sum(-1)
     size = a.flatten(2).sum(-1) + b.flatten(2).sum(-1)
     present = size > 0

@@ -69,6 +69,25 @@ def test_losses_compute_in_float32_under_autocast_and_for_half_precision(half):
         assert torch.equal(raised, loss(*[x.to(half).float() for x in arguments]))
 
 
+@pytest.mark.parametrize("loss", SIMILARITIES)
+def test_similarities_of_two_dtypes_compute_in_the_wider_one(loss):
+    a, b = images((13, 16))
+    narrow = a.float().requires_grad_()
+    value = loss(narrow, b)
+    assert value.dtype == torch.float64
+    assert torch.equal(value, loss(narrow.double(), b))
+    assert torch.autograd.grad(value, narrow)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("loss", SIMILARITIES)
+def test_what_is_not_a_number_stays_visible(loss, bad):
+    a, b = images((13, 16))
+    a[0, 0, 3, 4] = bad
+    for arguments in ((a, b), (b, a)):
+        assert not torch.isfinite(loss(*arguments))
+
+
 # --- mse and ncc -------------------------------------------------------------------------------
 
 
@@ -320,6 +339,17 @@ def test_mutual_information_of_strangers_and_of_a_constant():
     assert -0.02 < float(losses.mutual_information(a, b, bins=16)) < 0
     assert float(losses.mutual_information(a, 0 * b)) == pytest.approx(0, abs=1e-9)
     assert float(losses.mutual_information(a, a)) < -1
+
+
+def test_mutual_information_of_a_constant_image_has_no_gradient():
+    a, _ = images((13, 16))
+    flat = torch.full_like(a, 7.3)
+    for arguments in ((a, flat), (flat, a), (flat, flat)):
+        x, y = (t.clone().requires_grad_() for t in arguments)
+        value = losses.mutual_information(x, y)
+        assert value.item() == pytest.approx(0, abs=1e-12)
+        for gradient in torch.autograd.grad(value, (x, y)):
+            assert gradient.abs().max() < 1e-12
 
 
 def test_mutual_information_gradient():
