@@ -3,6 +3,7 @@
 # make test-site   open every page of the book in a browser
 # make test-cpu    every notebook at budget cpu (minutes each)
 # make notebooks   execute the notebooks at budget cpu and write them (NAMES="01 03" for some)
+# make bench       speed and memory beside other libraries, into results/ (under ten minutes)
 # make lint        what CI says about style and types; make format repairs the style
 # make clean       remove what was built; .venv stays
 #
@@ -16,8 +17,11 @@ PYTHON ?= python3.11 python3.12 python3.13 python3
 EXTRAS := book,baselines,compare,dev
 NBVAL := --nbval-lax --nbval-current-env --nbval-sanitize-with=tests/nbval.ini
 
+BENCH := -m pytest benchmarks/bench.py --disable-warnings --quiet -p no:cacheprovider \
+    --benchmark-columns=min,median,rounds --benchmark-sort=fullname
+
 .DEFAULT_GOAL := help
-.PHONY: help book test unit test-site test-cpu notebooks lint format clean
+.PHONY: help book test unit test-site test-cpu notebooks bench lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -67,6 +71,12 @@ test-site: book
 
 notebooks: $(READY)
 	REGKIT_BUDGET=cpu $(BIN)/python book/tools/notebooks.py execute --force $(NAMES)
+
+# Alone on the machine: another busy process halves the speed of two threads, not of one.
+bench: $(READY)
+	$(BIN)/python $(BENCH) --out results/bench-cpu.json
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	    $(BIN)/python $(BENCH) --device cuda --out results/bench-gpu.json; fi
 
 format: $(READY)
 	$(BIN)/python book/tools/notebooks.py sync
