@@ -17,12 +17,13 @@ for its fraction in half precision.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 HALF = (torch.float16, torch.bfloat16)
 LINEAR = {2: "bilinear", 3: "trilinear"}
@@ -74,23 +75,57 @@ def identity_grid(
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
-def _sample(image: Tensor, coords: Tensor, mode: str, padding: str) -> Tensor:
-    """Values of `image` (B, C, *M) at voxel coordinates `coords` (B, d, *S): (B, C, *S).
+class _Scaled(torch.autograd.Function):
+    """What `grid_sample` wants to be asked: disp (B, d, *S) becomes coordinates (B, *S, d).
 
-    `grid_sample` wants coordinates scaled to [-1, 1], the last array axis first. With
-    align_corners=False the scaled coordinate of voxel x is (2x + 1)/n - 1, which also holds on an
-    axis of size 1; the align_corners=True form 2x/(n - 1) - 1 gives the same samples elsewhere, but
-    there it divides by zero.
+    They are scaled to [-1, 1], the last array axis first. With align_corners=False the scaled
+    coordinate of voxel x is (2x + 1)/n - 1, which also holds on an axis of size 1; the
+    align_corners=True form 2x/(n - 1) - 1 gives the same samples elsewhere, but there it divides by
+    zero. Each axis is written once, in its place: no grid is kept, and none is added up first.
     """
-    sizes = image.shape[2:]
-    scaled = [(2 * coords[:, i] + 1) / n - 1 for i, n in enumerate(sizes)]
+
+    @staticmethod
+    def forward(ctx: Any, disp: Tensor, sizes: Sequence[int]) -> Tensor:
+        ctx.sizes = sizes
+        batch, d, *shape = disp.shape
+        scaled = disp.new_empty(batch, *shape, d)
+        for i, n in enumerate(sizes):
+            # float64 is for free on a single axis
+            x = torch.arange(shape[i], device=disp.device, dtype=torch.float64)
+            start = ((2 * x + 1) / n - 1).to(disp.dtype).reshape(-1, *[1] * (d - 1 - i))
+            torch.add(start, disp[:, i], alpha=2 / n, out=scaled[..., d - 1 - i])
+        return scaled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        batch, *shape, d = grad.shape
+        result = grad.new_empty(batch, d, *shape)
+        for i, n in enumerate(ctx.sizes):
+            torch.mul(grad[..., d - 1 - i], 2 / n, out=result[:, i])
+        return result, None
+
+
+def _sample(image: Tensor, scaled: Tensor, mode: str, padding: str) -> Tensor:
+    """Values of `image` (B, C, *M) at scaled coordinates (B, *S, d), see `_Scaled`: (B, C, *S)."""
     return F.grid_sample(
         image,
-        torch.stack(scaled[::-1], dim=-1),
+        scaled,
         mode="bilinear" if mode == "linear" else "nearest",  # "bilinear" means trilinear in 3D
         padding_mode=padding,
         align_corners=False,
     )
+
+
+def _as_float(labels: Tensor) -> Tensor:
+    """Whole numbers in the smallest floating point type that holds all of them exactly."""
+    if labels.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16):
+        return labels.float()
+    low, high = (int(x) for x in labels.aminmax()) if labels.numel() else (0, 0)
+    largest = max(-low, high)
+    if largest > 2**53:
+        raise ValueError(f"image holds the label {largest}, expected at most 2^53 in size.")
+    return labels.to(torch.float32 if largest <= 2**24 else torch.float64)
 
 
 @full_precision
@@ -100,7 +135,7 @@ def warp(image: Tensor, disp: Tensor, mode: str = "linear", padding: str = "zero
     Args:
         image: (B, C, *M). M may differ from S: coordinates are voxels of this image.
         disp: (B, d, *S), voxels, on the output grid. A batch of 1 serves every image of the batch.
-        mode: "linear", or "nearest" for label maps, which keeps integer dtypes.
+        mode: "linear", or "nearest" for label maps, which keeps integer dtypes. Labels up to 2^53.
         padding: what lies outside the image: "zeros", or "border" (the nearest voxel's value).
 
     Returns:
@@ -126,11 +161,9 @@ def warp(image: Tensor, disp: Tensor, mode: str = "linear", padding: str = "zero
                 f"image is {dtype}, expected floating point for mode 'linear' "
                 "(label maps are warped with mode 'nearest')."
             )
-        # float32 holds whole numbers up to 2^24 exactly, float64 up to 2^53
-        image = image.to(torch.float64 if dtype in (torch.int32, torch.int64) else torch.float32)
-    disp = disp.to(image.dtype).expand(image.shape[0], *disp.shape[1:])
-    grid = identity_grid(disp.shape[2:], disp.device, disp.dtype)
-    return _sample(image, grid + disp, mode, padding).to(dtype)
+        image = _as_float(image)
+    scaled = _Scaled.apply(disp.to(image.dtype), image.shape[2:])
+    return _sample(image, scaled.expand(len(image), *scaled.shape[1:]), mode, padding).to(dtype)
 
 
 @full_precision
@@ -155,8 +188,10 @@ def warp_points(points: Tensor, disp: Tensor) -> Tensor:
             f"points has shape {tuple(points.shape)}, expected ({disp.shape[0]}, N, {d}) "
             f"for disp {tuple(disp.shape)}."
         )
-    coords = points.to(disp.dtype).transpose(1, 2).reshape(*points.shape[::2], -1, *[1] * (d - 1))
-    moved = _sample(disp, coords, "linear", "border").flatten(2).transpose(1, 2)
+    sizes = disp.new_tensor(disp.shape[2:])
+    scaled = ((2 * points.to(disp) + 1) / sizes - 1).flip(-1)  # the scale of `_Scaled`
+    scaled = scaled.reshape(len(points), -1, *[1] * (d - 1), d)
+    moved = _sample(disp, scaled, "linear", "border").flatten(2).transpose(1, 2)
     return points + moved
 
 
@@ -236,11 +271,69 @@ def invert(disp: Tensor, iterations: int = 30) -> Tensor:
     return inverse
 
 
-def derivative(field: Tensor, axis: int) -> Tensor:
-    """d field / d axis per voxel: central differences, one-sided at the border, 0 on size 1."""
-    if field.shape[axis] == 1:
+def _twice_the_derivative(field: Tensor, axis: int) -> Tensor:
+    """2 d field / d axis: central differences, one-sided at the border, 0 on an axis of size 1."""
+    n = field.shape[axis]
+    if n == 1:
         return torch.zeros_like(field)
-    return torch.gradient(field, dim=axis)[0]
+    first = 2 * (field.narrow(axis, 1, 1) - field.narrow(axis, 0, 1))
+    last = 2 * (field.narrow(axis, n - 1, 1) - field.narrow(axis, n - 2, 1))
+    inside = field.narrow(axis, 2, n - 2) - field.narrow(axis, 0, n - 2)
+    return torch.cat([first, inside, last], axis)
+
+
+def _determinant(disp: Tensor) -> Tensor:
+    """det(I + d disp/dx) of (B, d, *S): (B, *S). The matrix is twice that, hence the 2^d."""
+    d = disp.shape[1]
+    columns = [_twice_the_derivative(disp, axis + 2) for axis in range(d)]
+    for i in range(d):
+        columns[i][:, i].add_(2)
+    if d == 2:
+        (a, c), (b, e) = (x.unbind(1) for x in columns)
+        return (a * e).addcmul_(b, c, value=-1).div_(4)
+    (a, p, u), (b, q, v), (c, r, w) = (x.unbind(1) for x in columns)
+    det = a * (q * w).addcmul_(r, v, value=-1)
+    det.addcmul_(b, (r * u).addcmul_(p, w, value=-1))
+    det.addcmul_(c, (p * v).addcmul_(q, u, value=-1))
+    return det.div_(8)
+
+
+class _JacobianDeterminant(torch.autograd.Function):
+    """`_determinant`, a slab of planes at a time, so that its dozen maps stay in the cache.
+
+    A slab takes one plane more on either side, for the central differences. The backward pass goes
+    through the slabs again instead of keeping their maps.
+    """
+
+    @staticmethod
+    def slabs(disp: Tensor) -> Iterator[tuple[slice, slice, slice]]:
+        """Planes of the result, planes it takes, and the first within the second."""
+        n = disp.shape[2]
+        thick = max(1, 2**17 * n // max(1, disp[:, 0].numel()))
+        for start in range(0, n, thick):
+            stop = min(start + thick, n)
+            low, high = max(start - 1, 0), min(stop + 1, n)
+            yield slice(start, stop), slice(low, high), slice(start - low, stop - low)
+
+    @staticmethod
+    def forward(ctx: Any, disp: Tensor) -> Tensor:
+        ctx.save_for_backward(disp)
+        result = torch.empty_like(disp[:, 0])
+        for planes, taken, within in _JacobianDeterminant.slabs(disp):
+            result[:, planes] = _determinant(disp[:, :, taken])[:, within]
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (disp,) = ctx.saved_tensors
+        result = torch.zeros_like(disp)
+        for planes, taken, within in _JacobianDeterminant.slabs(disp):
+            slab = disp[:, :, taken].detach().requires_grad_()
+            with torch.enable_grad():
+                det = _determinant(slab)[:, within]
+            result[:, :, taken] += torch.autograd.grad(det, slab, grad[:, planes])[0]
+        return result
 
 
 @full_precision
@@ -254,16 +347,7 @@ def jacobian_determinant(disp: Tensor) -> Tensor:
         disp: (B, d, *S), voxels. Derivatives are central differences, one-sided at the border.
     """
     check_disp(disp)
-    d = disp.shape[1]
-    columns = [derivative(disp, axis + 2) for axis in range(d)]
-    j = [[columns[k][:, i] + (1.0 if i == k else 0.0) for k in range(d)] for i in range(d)]
-    if d == 2:
-        return j[0][0] * j[1][1] - j[0][1] * j[1][0]
-    return (
-        j[0][0] * (j[1][1] * j[2][2] - j[1][2] * j[2][1])
-        - j[0][1] * (j[1][0] * j[2][2] - j[1][2] * j[2][0])
-        + j[0][2] * (j[1][0] * j[2][1] - j[1][1] * j[2][0])
-    )
+    return _JacobianDeterminant.apply(disp)
 
 
 @full_precision
