@@ -29,6 +29,7 @@ from regkit import io, losses, metrics, spatial
 some = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 10**6)
 dtypes = st.sampled_from([torch.float32, torch.float64])
+INTEGERS = [torch.uint8, torch.int16, torch.int32, torch.int64]
 
 
 def shapes(smallest=1, largest=9):
@@ -104,7 +105,7 @@ def test_warp_is_scipys_linear_interpolation(shape, out, dtype, padding, size, s
 
 
 @some
-@given(shape=shapes(), seed=seeds, dtype=st.sampled_from([torch.uint8, torch.int16, torch.int64]))
+@given(shape=shapes(), seed=seeds, dtype=st.sampled_from(INTEGERS))
 def test_nearest_warp_is_scipys(shape, seed, dtype):
     labels = torch.randint(0, 200, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
     disp = 2 * noise(seed, 1, len(shape), *shape)
@@ -200,6 +201,59 @@ def test_jacobian_determinant_is_numpys_gradient_and_determinant(shape, seed):
         slopes = [np.gradient(c) for c in u]  # [channel][axis]
         matrix = np.moveaxis(np.array(slopes), (0, 1), (-2, -1)) + np.eye(len(shape))
         np.testing.assert_allclose(det, np.linalg.det(matrix), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(700, 500), (60, 70, 80), (1, 600, 500), (300_001, 2)])
+def test_jacobian_determinant_of_a_large_image_is_numpys(shape):
+    """Worked out in slabs, seams included. Its gradient against PyTorch's own of the formula."""
+    disp = noise(0, 1, len(shape), *shape).requires_grad_()
+    weight = noise(1, 1, *shape)
+    found = spatial.jacobian_determinant(disp)
+    slopes = [
+        torch.gradient(disp, dim=axis)[0] if disp.shape[axis] > 1 else torch.zeros_like(disp)
+        for axis in range(2, disp.ndim)
+    ]
+    matrix = torch.stack(slopes, -1).movedim(1, -2) + torch.eye(len(shape), dtype=disp.dtype)
+    expected = torch.from_numpy(np.linalg.det(matrix.detach().numpy()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    theirs = torch.autograd.grad((torch.linalg.det(matrix) * weight).sum(), disp)[0]
+    ours = torch.autograd.grad((found * weight).sum(), disp)[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@some
+@given(shape=shapes(1, 6), window=st.sampled_from([1, 3, 5, 7]), seed=seeds)
+def test_lncc_is_numpys_correlation_window_by_window(shape, window, seed):
+    """On images of a few voxels, where windows hold one voxel, or all of them."""
+    a, b = (x.round(decimals=1) for x in related(seed, shape))  # equal values: constant windows
+    squares = []
+    for centre in np.ndindex(shape):
+        box = tuple(slice(max(c - window // 2, 0), c + window // 2 + 1) for c in centre)
+        x, y = (v[0, 0].numpy()[box].ravel() for v in (a, b))
+        flat = np.ptp(x) == 0, np.ptp(y) == 0
+        if not all(flat):
+            squares.append(0.0 if any(flat) else np.corrcoef(x, y)[0, 1] ** 2)
+    expected = 1 - np.mean(squares) if squares else 0.0
+    assert float(losses.lncc(a, b, window)) == pytest.approx(expected, abs=1e-9)
+
+
+@some
+@given(shape=shapes(), data=st.data(), seed=seeds)
+def test_endpoint_error_and_tre_are_numpys_lengths(shape, data, seed):
+    d = len(shape)
+    spacing = data.draw(spacings(d))
+    disp, truth = noise(seed, 2, 2, d, *shape)
+    mask = noise(seed + 1, 2, 1, *shape) > -0.5
+    mask.view(2, -1)[:, 0] = True
+    lengths = np.linalg.norm((disp - truth).numpy(), axis=1)
+    expected = [x[m].mean() for x, m in zip(lengths, mask[:, 0].numpy(), strict=True)]
+    np.testing.assert_allclose(metrics.endpoint_error(disp, truth, mask), expected, rtol=1e-9)
+    fixed = torch.randint(0, min(shape), (2, 5, d), generator=torch.Generator().manual_seed(seed))
+    moving = fixed + noise(seed + 2, 2, 5, d)
+    moved = [p + u[(slice(None), *p.T)].T for p, u in zip(fixed.numpy(), disp.numpy(), strict=True)]
+    expected = np.linalg.norm((np.stack(moved) - moving.numpy()) * spacing, axis=-1)
+    found = metrics.tre(disp, fixed.double(), moving, spacing)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
 # --- MONAI -------------------------------------------------------------------------------------
