@@ -10,6 +10,7 @@ All of them compute in float32 at least, also under autocast.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -298,6 +299,46 @@ def mutual_information(moved: Tensor, fixed: Tensor, bins: int = 32) -> Tensor:
     return -torch.stack(values).mean()
 
 
+class _SquaredDifferences(torch.autograd.Function):
+    """Weighted sum of mean squared differences, with its gradient in closed form.
+
+    A term (weight, axes) takes one difference D along each of the axes, and has the gradient
+    2 weight/N D^T D disp. The transpose D^T hands each difference to the voxel ahead, and minus it
+    to the one behind. As in `_LocalCorrelation`, the forward pass works out the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, disp: Tensor, terms: Sequence[tuple[float, Sequence[int]]]) -> Tensor:
+        value = disp.new_zeros(())
+        gradient = torch.zeros_like(disp) if ctx.needs_input_grad[0] else None
+        for weight, axes in terms:
+            x = disp
+            for axis in axes:
+                x = x.diff(dim=axis)
+            if x.numel() == 0:  # too short for this difference
+                continue
+            flat = x.flatten()
+            value += weight / x.numel() * flat.dot(flat)
+            if gradient is None:
+                continue
+            x.mul_(2 * weight / x.numel())
+            for left, axis in reversed(list(enumerate(axes))):
+                n = x.shape[axis]
+                shape = list(x.shape)
+                shape[axis] = n + 1
+                target = x.new_zeros(shape) if left else gradient
+                target.narrow(axis, 1, n).add_(x)
+                target.narrow(axis, 0, n).sub_(x)
+                x = target
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0] * grad, None
+
+
 @full_precision
 def diffusion(disp: Tensor) -> Tensor:
     """Mean squared forward difference, in [0, inf), dimensionless (voxels per voxel, squared).
@@ -308,8 +349,7 @@ def diffusion(disp: Tensor) -> Tensor:
     """
     check_disp(disp)
     axes = range(2, disp.ndim)
-    terms = [disp.diff(dim=a).square().mean() for a in axes if disp.shape[a] > 1]
-    return sum(terms, disp.new_zeros(())) / len(axes)
+    return _SquaredDifferences.apply(disp, [(1 / len(axes), (axis,)) for axis in axes])
 
 
 @full_precision
@@ -320,15 +360,9 @@ def bending(disp: Tensor) -> Tensor:
     (Rueckert et al. 1999). Axes too short for a second difference contribute 0.
     """
     check_disp(disp)
-    d = disp.shape[1]
-    total = disp.new_zeros(())
-    for i in range(2, d + 2):
-        if disp.shape[i] > 2:
-            total = total + disp.diff(n=2, dim=i).square().mean()
-        for k in range(i + 1, d + 2):
-            if disp.shape[i] > 1 and disp.shape[k] > 1:
-                total = total + 2 * disp.diff(dim=i).diff(dim=k).square().mean()
-    return total
+    axes = range(2, disp.ndim)
+    terms = [(1 if i == k else 2, (i, k)) for i in axes for k in axes if i <= k]
+    return _SquaredDifferences.apply(disp, terms)
 
 
 @full_precision

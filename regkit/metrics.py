@@ -34,7 +34,17 @@ def _check_labels(a: Tensor, b: Tensor, labels: Sequence[int] | Tensor | None) -
     if labels is None:
         present = torch.unique(torch.cat([a.unique(), b.unique()]))
         return [int(x) for x in present if x != 0]
+    for x in labels:
+        if int(x) != x or abs(int(x)) >= 2**63:
+            raise ValueError(f"labels holds {x}, expected whole numbers that fit into int64.")
     return [int(x) for x in labels]
+
+
+def _slots(x: Tensor, labels: list[int]) -> Tensor:
+    """Each label replaced by its place in the rising list; other voxels by the list's length."""
+    lookup = torch.tensor(labels, device=x.device)
+    index = torch.searchsorted(lookup, x.long().contiguous()).clamp_max_(len(labels) - 1)
+    return index.masked_fill_(lookup[index] != x, len(labels))
 
 
 def dice(a: Tensor, b: Tensor, labels: Sequence[int] | Tensor | None = None) -> Tensor:
@@ -52,15 +62,9 @@ def dice(a: Tensor, b: Tensor, labels: Sequence[int] | Tensor | None = None) -> 
         return torch.empty(len(a), 0, dtype=torch.float64)
     # one pass: count (label in a, label in b) pairs; what was not asked for counts as "rest"
     asked = sorted(set(chosen))
-    lookup = torch.tensor(asked, device=a.device)
     rest = len(asked)
-
-    def slot(x: Tensor) -> Tensor:
-        index = torch.searchsorted(lookup, x.long().contiguous()).clamp_max(rest - 1)
-        return torch.where(lookup[index] == x, index, rest)
-
     rows = []
-    for pair in slot(a) * (rest + 1) + slot(b):
+    for pair in _slots(a, asked).mul_(rest + 1).add_(_slots(b, asked)):
         counts = torch.bincount(pair.flatten(), minlength=(rest + 1) ** 2)
         table = counts.reshape(rest + 1, rest + 1).double()
         rows.append(2 * table.diagonal() / (table.sum(0) + table.sum(1)))  # 0/0 is NaN
@@ -69,7 +73,7 @@ def dice(a: Tensor, b: Tensor, labels: Sequence[int] | Tensor | None = None) -> 
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    """The voxels of a mask that touch its outside across a face; the image border is outside."""
+    """The voxels of a mask that touch its outside across a face; the array's border is outside."""
     return mask & ~ndimage.binary_erosion(mask)
 
 
@@ -95,21 +99,28 @@ def hd95(
     chosen = _check_labels(a, b, labels)
     size = check_spacing(spacing, a.ndim - 2).numpy()
     result = torch.full((len(a), len(chosen)), torch.nan, dtype=torch.float64)
-    for row, (image_a, image_b) in enumerate(zip(a.cpu().numpy(), b.cpu().numpy(), strict=True)):
-        for column, label in enumerate(chosen):
-            mask_a, mask_b = image_a[0] == label, image_b[0] == label
-            if not (mask_a.any() or mask_b.any()):
+    if not chosen:
+        return result
+    asked = sorted(set(chosen))
+    # find_objects takes the labels 1, 2, ... and gives the box of each, or None: one pass for all
+    maps_a, maps_b = (((_slots(x, asked) + 1) % (len(asked) + 1)).cpu().numpy() for x in (a, b))
+    for row, (map_a, map_b) in enumerate(zip(maps_a[:, 0], maps_b[:, 0], strict=True)):
+        boxes = [ndimage.find_objects(x, max_label=len(asked)) for x in (map_a, map_b)]
+        for number, (box_a, box_b) in enumerate(zip(*boxes, strict=True), start=1):
+            if box_a is None and box_b is None:
                 continue
-            if not (mask_a.any() and mask_b.any()):
-                result[row, column] = torch.inf
-                continue
-            # distances only matter inside the box that holds both
-            either = np.nonzero(mask_a | mask_b)
-            box = tuple(slice(i.min(), i.max() + 1) for i in either)
-            surface_a, surface_b = (_surface(np.pad(m[box], 1)) for m in (mask_a, mask_b))
-            from_a = ndimage.distance_transform_edt(~surface_b, sampling=size)[surface_a]
-            from_b = ndimage.distance_transform_edt(~surface_a, sampling=size)[surface_b]
-            result[row, column] = max(np.percentile(from_a, 95), np.percentile(from_b, 95))
+            distance = np.inf
+            if box_a is not None and box_b is not None:
+                # distances only matter inside the box that holds both
+                box = tuple(
+                    slice(min(i.start, k.start), max(i.stop, k.stop))
+                    for i, k in zip(box_a, box_b, strict=True)
+                )
+                on_a, on_b = (_surface(x[box] == number) for x in (map_a, map_b))
+                from_a = ndimage.distance_transform_edt(~on_b, sampling=size)[on_a]
+                from_b = ndimage.distance_transform_edt(~on_a, sampling=size)[on_b]
+                distance = max(np.percentile(from_a, 95), np.percentile(from_b, 95))
+            result[row, [label == asked[number - 1] for label in chosen]] = distance
     return result
 
 

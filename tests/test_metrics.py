@@ -67,6 +67,19 @@ def test_dice_of_negative_and_large_labels():
     assert metrics.dice(a, b, labels=[-1, 2035, 2**31 - 1]).tolist() == [[1.0, 2 / 3, 1.0]]
 
 
+@pytest.mark.parametrize("metric", [metrics.dice, metrics.hd95])
+def test_labels_beyond_a_dtype_are_not_wrapped_into_it(metric):
+    """300 is 44 in uint8; there it occurs nowhere."""
+    small = maps([[44, 0, 0, 7]], torch.uint8)
+    large = maps([[300, 0, 0, 7]], torch.int64)
+    perfect, lost = (1.0, 0.0) if metric is metrics.dice else (0.0, math.inf)
+    assert metric(small, large, labels=[7, 44, 300]).tolist() == [[perfect, lost, lost]]
+    assert metric(small, large).tolist() == [[perfect, lost, lost]]
+    assert metric(small, small, labels=[300, -212]).isnan().all()
+    far = maps([[-(2**62), 0, 2**62, 2**62]], torch.int64)
+    assert metric(far, far, labels=[2**62, -(2**62), 2**62]).tolist() == [[perfect] * 3]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_dice_agrees_with_monai(shape):
     monai_metrics = pytest.importorskip("monai.metrics")
@@ -285,6 +298,8 @@ def bad_calls():
         yield metric, (image.float(), image), {}, ["a is", "float32", "integer label maps"]
         yield metric, (image[0, 0], image[0, 0]), {}, ["(4, 5)", "expected the same (B, 1, H, W)"]
         yield metric, (image.repeat(1, 2, 1, 1),) * 2, {}, ["(1, 2, 4, 5)", "expected"]
+        yield metric, (image, image), {"labels": [2**64]}, ["labels", str(2**64), "int64"]
+        yield metric, (image, image), {"labels": [1, 2.5]}, ["labels", "2.5", "whole numbers"]
     yield metrics.hd95, (image, image), {"spacing": (1.0, 1.0, 1.0)}, ["spacing", "2"]
     yield metrics.hd95, (image, image), {"spacing": 0.0}, ["spacing", "positive"]
     for metric in (metrics.folding_count, metrics.folding_percent, metrics.sd_log_jacobian):

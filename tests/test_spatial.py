@@ -119,6 +119,15 @@ def test_nearest_keeps_integer_dtypes_and_values(dtype):
     assert moved[0, 0].tolist() == torch.tensor([[top, 0], [0, 0]]).to(dtype).tolist()
 
 
+def test_large_labels_are_warped_exactly_up_to_what_fits():
+    zero = torch.zeros(1, 2, 2, 2)
+    for top in (2**24, 2**24 + 1, 2**31 + 1, 2**53, -(2**53)):
+        labels = torch.tensor([[0, top], [1, top - 1 if top > 0 else top + 1]])[None, None]
+        assert torch.equal(spatial.warp(labels, zero, mode="nearest"), labels)
+    with pytest.raises(ValueError, match=r"image holds the label 9007199254740993, .* 2\^53"):
+        spatial.warp(torch.full((1, 1, 2, 2), 2**53 + 1), zero, mode="nearest")
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("padding", ["zeros", "border"])
@@ -387,6 +396,24 @@ def test_jacobian_table():
     det = spatial.jacobian_determinant(disp_of(x0**2 / 4, 0 * x0))
     expected = torch.tensor([1.25, 1.5, 2.0, 2.25], dtype=torch.float64)[:, None].expand(4, 3)
     torch.testing.assert_close(det[0], expected)
+
+
+@pytest.mark.parametrize("shape", [(9, 200, 210), (3, 300, 500), (2, 300, 500), (700, 401)])
+def test_jacobian_of_a_field_that_is_larger_than_the_cache(shape):
+    """It is worked out in slabs: where two meet, value and gradient are those of the whole."""
+    d = len(shape)
+    disp = torch.randn(
+        1, d, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(13)
+    ).requires_grad_()
+    rows = [
+        torch.stack([x + (i == k) for k, x in enumerate(torch.gradient(disp[0, i]))], -1)
+        for i in range(d)
+    ]
+    expected = torch.linalg.det(torch.stack(rows, -2))
+    det = spatial.jacobian_determinant(disp)
+    torch.testing.assert_close(det[0], expected)
+    gradients = [torch.autograd.grad(x.square().mean(), disp)[0] for x in (det, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("shape", [(64, 48), (24, 32, 28)])
