@@ -90,9 +90,8 @@ class _Scaled(torch.autograd.Function):
         batch, d, *shape = disp.shape
         scaled = disp.new_empty(batch, *shape, d)
         for i, n in enumerate(sizes):
-            # float64 is for free on a single axis
-            x = torch.arange(shape[i], device=disp.device, dtype=torch.float64)
-            start = ((2 * x + 1) / n - 1).to(disp.dtype).reshape(-1, *[1] * (d - 1 - i))
+            x = torch.arange(shape[i], dtype=torch.float64)  # one axis: exact costs nothing
+            start = ((2 * x + 1) / n - 1).to(disp).reshape(-1, *[1] * (d - 1 - i))
             torch.add(start, disp[:, i], alpha=2 / n, out=scaled[..., d - 1 - i])
         return scaled
 
