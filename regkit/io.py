@@ -77,7 +77,8 @@ def read(path: str | os.PathLike, name: str = "image", labels: bool = False) -> 
     """Read a 2D or 3D image.
 
     Args:
-        path: NIfTI (.nii, .nii.gz), or MHA, MHD, NRRD, PNG, JPEG, TIFF (through SimpleITK).
+        path: NIfTI (.nii, .nii.gz), or MHA, MHD, NRRD, PNG, JPEG, TIFF (through SimpleITK); of
+            pictures the grey ones, also where grey is written as three equal colours.
         name: what the image is called in error messages, for example "moving". The path is never
             repeated there: a file name may hold a patient's name, and messages end up in logs.
         labels: read a label map: whole numbers, int32.
@@ -196,13 +197,18 @@ def _from_itk(path: Path, name: str, labels: bool) -> Image:
 
     with _readable(name, path.suffix[1:].upper()):
         loaded = sitk.ReadImage(str(path))
-    d = loaded.GetDimension()
-    if loaded.GetNumberOfComponentsPerPixel() != 1:
-        raise ValueError(
-            f"{name} has {loaded.GetNumberOfComponentsPerPixel()} values per pixel, "
-            "expected a grey image with one."
-        )
-    values = sitk.GetArrayFromImage(loaded).T  # ITK's arrays are (z, y, x)
+    d, channels = loaded.GetDimension(), loaded.GetNumberOfComponentsPerPixel()
+    values = sitk.GetArrayFromImage(loaded)
+    if channels > 1:
+        # many programs save a grey picture with a palette, or as three equal colours
+        picture = channels == 3 and values.dtype in (np.uint8, np.uint16)
+        if not (picture and (values == values[..., :1]).all()):
+            raise ValueError(
+                f"{name} has {channels} values per pixel, expected a grey image: "
+                "one value, or three equal ones."
+            )
+        values = values[..., 0]
+    values = values.T  # ITK's arrays are (z, y, x)
     if d > 3:  # refused below, by its shape
         return Image(_tensor(values, name, labels), np.eye(4))
     affine = np.eye(4)

@@ -60,7 +60,9 @@ def flat_header(folder):
 
 
 def colour(folder):
-    picture = sitk.GetImageFromArray(np.zeros((20, 22, 3), np.uint8), isVector=True)
+    values = np.full((20, 22, 3), 7, np.uint8)
+    values[3, 4, 2] = 8  # one bluish pixel
+    picture = sitk.GetImageFromArray(values, isVector=True)
     sitk.WriteImage(picture, str(folder / "bad.png"))
     return folder / "bad.png"
 

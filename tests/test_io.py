@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from PIL import Image as Picture
 
 from regkit import io
 from regkit.spatial import warp_points
@@ -82,6 +83,48 @@ def test_integer_files_become_float_and_labels_stay_integer(tmp_path):
     assert io.read(tmp_path / "a.nii").data.dtype == torch.float32
     labels = io.read(tmp_path / "a.nii", labels=True).data
     assert labels.dtype == torch.int32 and torch.equal(labels[0, 0], torch.from_numpy(values).int())
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB"])
+def test_a_grey_picture_is_read_however_it_is_saved(tmp_path, mode):
+    """Grey, with a palette (of greys in any order), and as three equal colours."""
+    values = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)  # rows, columns
+    picture = Picture.fromarray(values)
+    if mode == "P":
+        picture = Picture.fromarray(255 - values, mode="P")
+        picture.putpalette([grey for grey in range(255, -1, -1) for _ in range(3)])
+    picture.convert(mode).save(tmp_path / "a.png")
+    with Picture.open(tmp_path / "a.png") as saved:
+        assert saved.mode == mode
+    read = io.read(tmp_path / "a.png")
+    assert torch.equal(read.data[0, 0], torch.from_numpy(values.T).float())
+    assert read.shape == (7, 5) and read.data.dtype == torch.float32
+
+
+def test_a_picture_with_one_coloured_pixel_is_refused(tmp_path):
+    values = np.full((5, 7, 3), 100, np.uint8)
+    values[2, 3] = 100, 100, 101
+    Picture.fromarray(values).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="3 values per pixel, expected a grey image"):
+        io.read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_a_field_of_equal_vectors_is_no_picture(tmp_path, dtype):
+    field = sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), dtype), isVector=True)
+    sitk.WriteImage(field, str(tmp_path / "a.mha"))
+    with pytest.raises(ValueError, match="3 values per pixel"):
+        io.read(tmp_path / "a.mha")
+
+
+@pytest.mark.real
+def test_real_slices_with_three_equal_colours(sample):
+    """ITK's example: the second is the first, shifted by 13 pixels along x and 17 along y."""
+    folder = sample("brainweb_t1_pd_2d")
+    fixed = io.read(folder / "BrainProtonDensitySliceBorder20.png").data
+    moving = io.read(folder / "BrainProtonDensitySliceShifted13x17y.png").data
+    assert fixed.shape == moving.shape == (1, 1, 221, 257)
+    assert torch.equal(moving[..., 13:, 17:], fixed[..., :-13, :-17])
 
 
 def test_scale_and_slope_of_the_header_are_applied(tmp_path):
