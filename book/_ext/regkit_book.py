@@ -12,7 +12,8 @@ It does three things:
       {result}`accuracy turn.voxels power`      # file, keys, format
 
       :::{result-table} accuracy precision      # file, keys of a list of rows
-      :where: operation=warp
+      :where: largest>1e-6                      # only some rows; also =, !=, <
+      :empty: None.                             # what to say where no row is left
       what is done = {operation}
       largest difference = {largest:power}
       :::
@@ -70,7 +71,7 @@ class Words(string.Formatter):
         if value is None:
             return "–"
         if spec == "percent":
-            return f"{100 * value:.1f} %"
+            return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
         if spec == "power":
             if abs(value) >= 1e-3 or value == 0:
                 return f"{value:.2g}"
@@ -89,7 +90,9 @@ def _three_digits(value: float, units: dict[str, float]) -> str:
     """A number in the first unit that it fills, with three digits where it has them."""
     name = next((name for name, size in units.items() if value >= size), list(units)[-1])
     amount = value / units[name]
-    return f"{amount:.{2 if amount < 9.995 else 1 if amount < 99.95 else 0}f} {name}"
+    return (
+        f"{amount:.{2 if amount < 9.995 else 1 if amount < 99.95 else 0}f}\N{NO-BREAK SPACE}{name}"
+    )
 
 
 def lookup(results: Path, name: str, keys: str) -> Any:
@@ -107,18 +110,24 @@ def lookup(results: Path, name: str, keys: str) -> Any:
     return value
 
 
+def _holds(row: dict[str, Any], condition: str) -> bool:
+    """Whether a row meets a condition: key=value, key!=value, key<number or key>number."""
+    key, sign, value = re.fullmatch(r"(\w+)(!?=|<|>)(\S*)", condition).groups()
+    if sign in "<>":
+        known = row[key] is not None
+        return known and (row[key] < float(value) if sign == "<" else row[key] > float(value))
+    return (str(row[key]) == value) == (sign == "=")
+
+
 def table(rows: list[dict[str, Any]], templates: list[str], where: str = "") -> list[list[str]]:
     """The head and the body of a table of `rows`.
 
     Args:
         rows: of a results file.
         templates: a column each, "head = text with {key:format} of the row".
-        where: "key=value key=value": only rows that hold these.
+        where: only rows that meet these conditions, separated by spaces.
     """
-    wanted = dict(part.split("=", 1) for part in where.split())
-    rows = [row for row in rows if all(str(row[key]) == value for key, value in wanted.items())]
-    if not rows:
-        raise ValueError(f"where is {where!r}, expected what some row holds.")
+    rows = [row for row in rows if all(_holds(row, condition) for condition in where.split())]
     columns = [[part.strip() for part in template.split(" = ", 1)] for template in templates]
     words = Words()
     return [
@@ -146,7 +155,7 @@ class ResultTable(SphinxDirective):
 
     required_arguments = 2
     has_content = True
-    option_spec = {"where": directives.unchanged}
+    option_spec = {"where": directives.unchanged, "empty": directives.unchanged}
 
     def run(self):
         results = Path(self.env.srcdir) / "results"
@@ -154,8 +163,12 @@ class ResultTable(SphinxDirective):
         try:
             rows = lookup(results, *self.arguments)
             lines = table(rows, list(self.content), self.options.get("where", ""))
-        except (ValueError, KeyError) as error:
+        except (AttributeError, KeyError, ValueError) as error:
             raise self.error(f"{error}") from error
+        if len(lines) == 1:
+            if "empty" not in self.options:
+                raise self.error("No row is left, expected some or the option :empty:.")
+            return [nodes.paragraph(text=self.options["empty"])]
         group = nodes.tgroup(cols=len(lines[0]))
         group += [nodes.colspec(colwidth=1) for _ in lines[0]]
         numeric = [all(re.match(r"[\d–]", cell) for cell in column) for column in zip(*lines[1:])]

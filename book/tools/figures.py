@@ -186,18 +186,41 @@ def accuracy_exponential() -> plt.Figure:
     return figure
 
 
+def speed_ratios() -> plt.Figure:
+    """How many times faster than each peer, and what was asked for."""
+    rows = sorted(results("bench-cpu")["speed"], key=lambda row: row["ratio"])
+    ratios = [row["ratio"] for row in rows]
+    figure, axis = plt.subplots(figsize=(7.6, 0.6 + 0.26 * len(rows)))
+    axis.barh(range(len(rows)), [r - 1 for r in ratios], left=1, height=0.6)
+    for i, row in enumerate(rows):
+        if row["asked"]:
+            axis.plot([row["asked"]] * 2, [i - 0.45, i + 0.45], color="black", lw=2.5)
+    names = [f"{row['operation']} | {row['peer']}" for row in rows]
+    axis.set_yticks(range(len(rows)), names)
+    axis.axvline(1, color=GREY)
+    axis.set(xscale="log", xlabel="times faster than the peer")
+    axis.set_xlim(min(0.5, 0.8 * ratios[0]), 1.4 * ratios[-1])
+    _ticks(axis.xaxis, [x for x in (0.5, 1, 2, 5, 10, 20, 50, 100, 200) if x < 1.4 * ratios[-1]])
+    return figure
+
+
 def speed_scaling() -> plt.Figure:
-    """Time per voxel of each operation, over the size of the image."""
+    """Time and memory per voxel of each operation, over the size of the image."""
     rows = results("bench-cpu")["scaling"]
-    figure, axis = plt.subplots(figsize=(6.4, 3.4))
-    markers = "os^vDPX*<>"
-    for i, name in enumerate(dict.fromkeys(row["operation"] for row in rows)):
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.2))
+    for name, marker in zip(dict.fromkeys(row["operation"] for row in rows), "os^vDPX*<>"):
         chosen = [row for row in rows if row["operation"] == name]
         voxels = [float(np.prod(row["shape"])) for row in chosen]
         times = [row["ns_per_voxel"] for row in chosen]
-        axis.loglog(voxels, times, marker=markers[i % len(markers)], label=name)
-    axis.set(xlabel="voxels", ylabel="nanoseconds per voxel")
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        left.loglog(voxels, times, marker=marker, label=name)
+        right.loglog(voxels, [row["volumes"] for row in chosen], marker=marker)
+    for axis, key in ((left, "ns_per_voxel"), (right, "volumes")):
+        values = [row[key] for row in rows]
+        nice = [m * 10.0**k for k in range(5) for m in (1, 2, 5)]
+        _ticks(axis.yaxis, [x for x in nice if 0.8 * min(values) < x < 1.2 * max(values)])
+    left.set(xlabel="voxels", ylabel="nanoseconds per voxel")
+    right.set(xlabel="voxels", ylabel="peak memory (volumes)")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -208,6 +231,7 @@ FIGURES: dict[str, tuple[Callable[[], plt.Figure], str | None]] = {
     "accuracy_turn": (accuracy_turn, None),
     "accuracy_inverse": (accuracy_inverse, "accuracy"),
     "accuracy_exponential": (accuracy_exponential, "accuracy"),
+    "speed_ratios": (speed_ratios, "bench-cpu"),
     "speed_scaling": (speed_scaling, "bench-cpu"),
 }
 
