@@ -2,10 +2,12 @@
 
     python -m pytest benchmarks/bench.py -k "speed and lncc"
 
-`test_speed` times each case of `cases.py`, ours and then the peer's, with the same inputs.
-`test_memory` asks for the most that is allocated at once beside the inputs. `test_scaling` times
-ours from 32^3 voxels to 160x192x160. Nothing is asserted about the clock: the numbers are written
-to `results/` and read from there. The best of a few repetitions counts, after one to warm up.
+`test_speed` times each case of `cases.py`, ours and the peer's in turns, with the same inputs.
+`test_memory` asks for the most that is allocated at once beside the inputs, by torch and by NumPy;
+what a library takes past their allocators (scratch space of a convolution) is not seen.
+`test_scaling` times ours from 32^3 voxels to 160x192x160, `test_windows` with small and large
+windows. Nothing is asserted about the clock: the numbers are written to `results/` and read from
+there. The best of a few repetitions counts. One peer takes 6 GB.
 """
 
 import math
@@ -17,8 +19,11 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from regkit import losses
+
+WINDOWS = (3, 9, 21)
 SECONDS = 2.0  # to spend on the repetitions of one side
-SCALED = ("lncc", "warp", "integrate", "mutual_information", "jacobian_determinant", "dice")
+SCALED = ("lncc", "warp", "mutual_information", "jacobian_determinant", "dice")
 
 
 @pytest.fixture(scope="session")
@@ -40,19 +45,33 @@ def inputs(brains, device):
     return at
 
 
-def best(benchmark, run, device):
-    """Seconds of the fastest call."""
-
-    def call():
-        run()
-        if device == "cuda":
-            torch.cuda.synchronize()
-
+def timed(run, device):
+    """Seconds of one call."""
     start = time.perf_counter()
-    call()
-    rounds = int(SECONDS / (time.perf_counter() - start))
-    benchmark.pedantic(call, rounds=min(20, max(2, rounds)))
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def best(benchmark, run, device, between=None):
+    """Seconds of the fastest call; `between` is called before each repetition, untimed."""
+    rounds = int(SECONDS / timed(run, device))
+    benchmark.pedantic(
+        lambda: timed(run, device), setup=between, rounds=min(50, max(2, rounds)), iterations=1
+    )
     return benchmark.stats.stats.min
+
+
+def best_of_both(benchmark, ours, peer, device):
+    """Seconds of the fastest call of each, in turns: what else the machine does hits both."""
+    spent = [timed(peer, device)]
+
+    def the_peer_goes_first():
+        if len(spent) < 3 or sum(spent) < SECONDS:
+            spent.append(timed(peer, device))
+
+    return best(benchmark, ours, device, the_peer_goes_first), min(spent)
 
 
 def peak_bytes(run, device):
@@ -88,27 +107,22 @@ def skip_unless_possible(case, device):
         pytest.importorskip("monai")
 
 
-@pytest.mark.parametrize("side", ["ours", "peer"])
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
-def test_speed(case, side, benchmark, inputs, device, results):
+def test_speed(case, benchmark, inputs, device, results):
     skip_unless_possible(case, device)
-    benchmark.group = case.name
-    both = case.build(inputs(case.shape))
-    seconds = best(benchmark, both[side == "peer"], device)
-    row = results["speed"].setdefault(
-        case.name,
-        {"operation": case.operation, "case": case.describe(case.shape), "peer": case.peer},
-    )
-    if side == "ours":
-        row["seconds"] = seconds
-    else:
-        row |= {
-            "peer_seconds": seconds,
-            "ratio": None,  # filled in when both are there
-            "asked": case.asked,
-            "difference": cases.difference(both[0](), both[1]()),
-            "note": case.note,
-        }
+    ours, peer = case.build(inputs(case.shape))
+    seconds, peer_seconds = best_of_both(benchmark, ours, peer, device)
+    results["speed"][case.name] = {
+        "operation": case.operation,
+        "case": case.describe(case.shape),
+        "peer": case.peer,
+        "seconds": seconds,
+        "peer_seconds": peer_seconds,
+        "ratio": peer_seconds / seconds,
+        "asked": case.asked,
+        "difference": cases.difference(ours(), peer()),
+        "note": case.note,
+    }
 
 
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
@@ -142,4 +156,18 @@ def test_scaling(operation, shape, benchmark, inputs, device, results):
         "ns_per_voxel": 1e9 * seconds / math.prod(shape),
         "bytes": size,
         "volumes": size / (4 * math.prod(shape)),
+    }
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_windows(window, benchmark, inputs, device, results):
+    """The cost of `lncc` does not depend on its window."""
+    benchmark.group = "lncc, windows"
+    x = inputs(cases.SMALL)
+    run = cases.backward(lambda a, b: losses.lncc(a, b, window), x.moving, x.fixed)
+    results["windows"][window] = {
+        "operation": "lncc",
+        "shape": list(cases.SMALL),
+        "window": window,
+        "seconds": best(benchmark, run, device),
     }

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
+LOAD = pytest.StashKey[float]()
+ROWS = pytest.StashKey[dict]()
 PACKAGES = ("torch", "monai", "numpy", "scipy", "pytest-benchmark")
 
 
@@ -43,39 +46,51 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _made(device: str) -> dict[str, object]:
-    """How, from what, where and when."""
+def _made(config: pytest.Config, device: str) -> dict[str, object]:
+    """How, from what, where, when; `load`: processes that wanted the processor at the start."""
+    threads = config.getoption("--threads")
     if device == "cuda":
         where = torch.cuda.get_device_name()
     else:
         brand = cpuinfo.get_cpu_info().get("brand_raw", platform.machine())
-        threads = torch.get_num_threads()
         where = f"{brand}, {threads} thread{'s' if threads > 1 else ''}"
-    changed = (
-        "" if not _git("status", "--porcelain", "--", "regkit", "benchmarks") else " + changes"
-    )
+    changed = _git("status", "--porcelain", "--", "regkit", "benchmarks")
     return {
-        "command": "make bench",
+        "command": "make bench" if threads == 2 else f"make bench, with --threads {threads}",
         "commit": _git("rev-parse", "HEAD") + (" with changes" if changed else ""),
         "date": datetime.date.today().isoformat(),
         "device": where,
+        "load": config.stash[LOAD],
         "python": platform.python_version(),
         "versions": _versions(),
     }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LOAD] = os.getloadavg()[0]
+    config.stash[ROWS] = {"speed": {}, "memory": {}, "scaling": {}, "windows": {}}
+
+
 @pytest.fixture(scope="session")
 def results(request: pytest.FixtureRequest, device: str) -> Iterator[dict[str, dict]]:
     """Rows by kind and name. Written at the end of a run in which nothing failed."""
-    rows: dict[str, dict] = {"speed": {}, "memory": {}, "scaling": {}}
+    rows = request.config.stash[ROWS]
     yield rows
     out = request.config.getoption("--out")
     if out and not request.session.testsfailed:
-        for row in rows["speed"].values():
-            if "seconds" in row and "peer_seconds" in row:
-                row["ratio"] = row["peer_seconds"] / row["seconds"]
         table = {kind: [_rounded(row) for row in rows[kind].values()] for kind in rows}
-        Path(out).write_text(json.dumps(_made(device) | table, indent=1) + "\n")
+        made = _made(request.config, device)
+        Path(out).write_text(json.dumps(made | table, indent=1) + "\n")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Each operation beside its peer; pytest-benchmark's own table shows ours only."""
+    for row in terminalreporter.config.stash[ROWS]["speed"].values():
+        asked = f" (asked {row['asked']:.3g})" if row["asked"] else ""
+        terminalreporter.write_line(
+            f"{row['operation']}, {row['case']}: {1e3 * row['seconds']:.1f} ms, "
+            f"{row['peer']}: {1e3 * row['peer_seconds']:.1f} ms, ratio {row['ratio']:.3g}{asked}"
+        )
 
 
 def _rounded(row: dict) -> dict:

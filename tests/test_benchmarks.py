@@ -76,3 +76,4 @@ def test_the_results_are_those_of_the_cases(device):
         assert row["ratio"] == pytest.approx(row["peer_seconds"] / row["seconds"], rel=1e-3)
     assert {tuple(row["shape"]) for row in result["scaling"]} == set(cases.SCALING)
     assert {row["operation"] for row in result["scaling"]} == set(bench.SCALED)
+    assert [row["window"] for row in result["windows"]] == list(bench.WINDOWS)
