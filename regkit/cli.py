@@ -301,7 +301,7 @@ def train(
     trained = run(recipes.get(recipe, budget, **changes), out, resume, device=device, start=start)
     last = trained.history[-1]
     typer.echo(f"validation Dice {last['dice_before']:.4f} -> {last['dice']:.4f}")
-    typer.echo(f"wrote {out / 'best.safetensors'}")
+    typer.echo(f"wrote {out / 'best.safetensors'}; curves: tensorboard --logdir {out}")
 
 
 @app.command()

@@ -5,12 +5,19 @@ A run in a folder leaves
     recipe.json            what was asked for
     history.json           the terms of the objective, and the validation
     last.safetensors       the weights after the last validation
-    best.safetensors       the weights with the best validation Dice
-    state/                 what resuming needs (optimiser, schedule, random states)
+    best.safetensors       the weights with the best validation
+    log/                   the same numbers for `tensorboard --logdir`
+    state/STEP/            what resuming needs (weights, optimiser, schedule, random states)
 
-`state/` is Accelerate's own folder and holds pickled random states. It serves to resume one's own
-run, and nothing else in regkit reads it: weights travel as safetensors. Never resume from a folder
-that somebody else made.
+A run may be killed at any moment. Everything is saved after a validation, and history.json last: it
+is written beside its place and moved there, and its last step names the one folder below `state/`
+that counts. So a run goes on from the last validation that was saved completely; on the CPU, with
+the same number of threads, it ends in the same weights, bit by bit.
+
+`state/` is Accelerate's own folder and holds pickled random states, and a pickle may run code when
+it is read. It serves to resume one's own run, and nothing else in regkit reads it: no download is
+ever resumed from. Weights travel as safetensors. Never resume from a folder that somebody else
+made.
 """
 
 from __future__ import annotations
@@ -18,15 +25,18 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.state import AcceleratorState
+from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from regkit import losses, models
@@ -50,8 +60,9 @@ SIMILARITIES = {
 class Trained:
     """What a training run gives back: the model (evaluation mode, CPU) and what happened.
 
-    history: one dictionary a step: `step`, `loss`, each term without its weight, and on validation
-        steps `dice`, `dice_before`, `folding_percent`.
+    history: one dictionary a step: `step`, `loss`, each term without its weight (the label loss as
+        `dice_loss`), and on validation steps its numbers: `dice`, `dice_before`, `folding_percent`.
+        With several processes the mean over them.
     """
 
     model: RegistrationModel
@@ -59,7 +70,47 @@ class Trained:
     recipe: Recipe
 
 
-def objective(result: Registration, batch: dict[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Task:
+    """What a run learns from, and how it is judged.
+
+    pairs: one dictionary a pair, in the order of training, `recipe.batch` of them a step: `moving`
+        and `fixed` (1, *S), `name` for messages, and what the terms of the objective need.
+    validate: takes the model and its device, gives the numbers of a validation.
+    score: takes these numbers, gives one that is higher for a better model: it chooses
+        best.safetensors.
+    info: what a user of the weights should know of the images, see `models.save`.
+    """
+
+    pairs: Dataset
+    validate: Callable[[RegistrationModel, torch.device], dict[str, float]]
+    score: Callable[[dict[str, float]], float]
+    info: dict[str, Any]
+
+
+def _task(recipe: Recipe, progress: bool) -> Task:
+    """Pairs of two subjects of the embedded population; validation by Dice on other subjects."""
+    made: dict[str, Any] = {
+        "contrast": recipe.contrast,
+        "amplitude": recipe.amplitude,
+        "progress": progress,
+    }
+    subjects = population(recipe.subjects, recipe.shape, seed=0, **made)
+    held_out = chain(population(recipe.validation, recipe.shape, seed=1, **made))
+
+    def validate(model: RegistrationModel, device: torch.device) -> dict[str, float]:
+        scores = summary(evaluate(model, held_out, device=device))
+        return {k: scores[k] for k in ("dice", "dice_before", "folding_percent")}
+
+    return Task(
+        pairs=RandomPairs(subjects, recipe.steps * recipe.batch, recipe.seed, recipe.gamma),
+        validate=validate,
+        score=lambda scores: scores["dice"],
+        info={"spacing": subjects[0].spacing, "orientation": "RAS", "range": [0, 1]},
+    )
+
+
+def objective(result: Registration, batch: dict[str, Any], recipe: Recipe) -> dict[str, Tensor]:
     """The terms that a recipe asks for, without their weights.
 
     Args:
@@ -98,18 +149,21 @@ def objective(result: Registration, batch: dict[str, Tensor], recipe: Recipe) ->
     return terms
 
 
-def _label_loss(disp: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Soft Dice of the warped labels: the semi-supervised term of VoxelMorph (TMI 2019)."""
+def _label_loss(disp: Tensor, batch: dict[str, Any]) -> Tensor:
+    """Soft Dice of the warped labels: the semi-supervised term of VoxelMorph (TMI 2019).
+
+    The mean over the pairs of a batch, each with its own labels, so that processes that share a
+    batch follow one that has it whole.
+    """
     if "moving_labels" not in batch:
         raise ValueError("weights names 'dice', expected pairs with labels.")
-    moving, fixed = batch["moving_labels"].long(), batch["fixed_labels"].long()
-    labels = torch.unique(torch.cat([moving, fixed]))
-    labels = labels[labels != 0]
-
-    def one_hot(x: Tensor) -> Tensor:
-        return torch.cat([(x == label).to(disp.dtype) for label in labels], dim=1)
-
-    return losses.soft_dice(warp(one_hot(moving), disp), one_hot(fixed))
+    terms = []
+    for field, *maps in zip(disp, batch["moving_labels"], batch["fixed_labels"], strict=True):
+        labels = torch.unique(torch.cat(maps))
+        labels = labels[labels != 0].reshape(-1, *[1] * len(field))
+        moving, fixed = ((x == labels).to(disp.dtype)[None] for x in maps)
+        terms.append(losses.soft_dice(warp(moving, field[None]), fixed))
+    return torch.stack(terms).mean()
 
 
 def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> Any:
@@ -143,8 +197,9 @@ def train(
 
     Args:
         recipe: a `Recipe`, or the name of one (then at the current budget).
-        out: folder for checkpoints and history; without it nothing is written.
-        resume: go on where the run in `out` stopped.
+        out: folder for checkpoints, history and log; without it nothing is written.
+        resume: go on where the run in `out` stopped. Only in a folder of your own: it holds
+            pickles, which may run code.
         progress: show a progress bar with the terms of the objective.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         start: weights to begin with, a file or the name of shipped ones, of the same model; what
@@ -152,9 +207,89 @@ def train(
 
     Raises:
         ValueError: settings that do not fit, a folder that holds another run, or a term of the
-            objective that is not finite (named, with the step).
+            objective that is not finite (named, with the step and the pairs of the batch).
     """
     recipe = get(recipe) if isinstance(recipe, str) else recipe
+    folder = None if out is None else Path(out)
+    chosen = choose_device(device)
+    _check(recipe, folder, resume, chosen)
+    plan = json.loads(json.dumps(asdict(recipe)))
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # else precision stays the first run's
+    set_seed(recipe.seed)
+    accelerator = Accelerator(
+        cpu=chosen.type == "cpu",
+        mixed_precision=recipe.precision,
+        step_scheduler_with_optimizer=False,  # else once per process: the rate would fall too fast
+        log_with=None if folder is None else "tensorboard",
+        project_config=ProjectConfiguration(logging_dir=None if folder is None else str(folder)),
+    )
+    processes = accelerator.num_processes
+    if recipe.batch % processes:
+        raise ValueError(
+            f"batch is {recipe.batch}, expected a multiple of the {processes} processes "
+            "that share it."
+        )
+    network = _network(recipe, start)
+    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
+    schedule = _schedule(optimizer, recipe)
+    # nothing is left behind by settings that do not fit
+    if folder is not None and accelerator.is_main_process:
+        _prepare(folder, plan, resume)
+
+    quiet = not (progress and accelerator.is_main_process)
+    with accelerator.main_process_first():  # the others then read what the first one made
+        task = _task(recipe, not quiet)
+    network.info |= {"recipe": plan, **task.info}
+    model, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
+
+    history = _resume(folder, accelerator) if resume and folder is not None else []
+    done = len(history)
+    if folder is not None:
+        purge = {"purge_step": done + 1}  # of a run that was killed: what came after it was saved
+        accelerator.init_trackers("log", init_kwargs={"tensorboard": purge})
+    rest = Subset(task.pairs, range(done * recipe.batch, recipe.steps * recipe.batch))
+    loader = accelerator.prepare(DataLoader(rest, batch_size=recipe.batch // processes))
+    tested = [entry for entry in history if _validates(recipe, int(entry["step"]))]
+    best = max(map(task.score, tested), default=-math.inf)
+
+    bar = tqdm(loader, total=recipe.steps, initial=done, disable=quiet, desc=recipe.name)
+    model.train()
+    for step, batch in enumerate(bar, start=done + 1):
+        with accelerator.autocast():
+            result = model(batch["moving"], batch["fixed"])
+        terms = objective(result, batch, recipe)
+        loss = torch.stack([recipe.weights[k] * v for k, v in terms.items()]).sum()
+        entry = _values(accelerator, {**terms, "loss": loss}, step, batch)
+        accelerator.backward(loss)
+        length = accelerator.clip_grad_norm_(model.parameters(), recipe.clip)
+        if accelerator.scaler is None:  # which leaves out a step whose gradient is too large
+            _values(accelerator, {"gradient": length}, step, batch)
+        optimizer.step()
+        shown = {**entry, "lr": schedule.get_last_lr()[0]}
+        accelerator.log({f"train/{k}": v for k, v in shown.items()}, step)
+        schedule.step()
+        optimizer.zero_grad()
+        history.append({"step": step, **entry})
+        bar.set_postfix({k: f"{v:.3f}" for k, v in entry.items()}, refresh=False)
+        if _validates(recipe, step):
+            model.eval()
+            scores = task.validate(network, accelerator.device)
+            model.train()
+            history[-1].update(scores)
+            accelerator.log({f"validation/{k}": v for k, v in scores.items()}, step)
+            if folder is not None:
+                better = task.score(scores) > best
+                _save(folder, accelerator, network, history, scores, better)
+            best = max(best, task.score(scores))
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # autocast was for training alone
+    return Trained(network.cpu().eval(), history, recipe)
+
+
+def _check(recipe: Recipe, folder: Path | None, resume: bool, device: torch.device) -> None:
+    """Settings that need no model, no data and no file to be seen as wrong."""
     if recipe.similarity not in SIMILARITIES:
         raise ValueError(
             f"similarity is {recipe.similarity!r}, expected one of {', '.join(SIMILARITIES)}."
@@ -164,112 +299,101 @@ def train(
             raise ValueError(f"{name} is {getattr(recipe, name)}, expected 1 or more.")
     if not recipe.weights:
         raise ValueError("weights is empty, expected at least one term of the objective.")
-    folder = None if out is None else Path(out)
-    plan = json.loads(json.dumps(asdict(recipe)))
+    if recipe.precision not in ("no", "bf16", "fp16"):
+        raise ValueError(f"precision is {recipe.precision!r}, expected 'no', 'bf16' or 'fp16'.")
+    if recipe.precision == "fp16" and device.type == "cpu":  # Accelerate would take float32
+        raise ValueError("precision is 'fp16' on the CPU, expected 'no' or 'bf16' there.")
     if resume and folder is None:
         raise ValueError("resume is on and out is not given, expected the folder of the run.")
 
-    chosen = choose_device(device)
-    set_seed(recipe.seed)
-    accelerator = Accelerator(
-        cpu=chosen.type == "cpu",
-        mixed_precision=recipe.precision,
-        step_scheduler_with_optimizer=False,  # else once per process: the rate would fall too fast
-    )
-    processes = accelerator.num_processes
-    if recipe.batch % processes:
-        raise ValueError(
-            f"batch is {recipe.batch}, expected a multiple of the {processes} processes "
-            "that share it."
-        )
+
+def _network(recipe: Recipe, start: str | os.PathLike | None) -> RegistrationModel:
+    """The model of a recipe, with fresh weights or with those of `start`."""
     network = models.create(recipe.model, recipe.ndim, **recipe.options)
-    if start is not None:
-        before = models.load(start)
-        if (before.name, before.ndim) != (network.name, network.ndim):
+    if start is None:
+        return network
+    before = models.load(start)
+    if (before.name, before.ndim) != (network.name, network.ndim):
+        raise ValueError(
+            f"start holds weights of {before.name} in {before.ndim}D, expected those of "
+            f"{network.name} in {network.ndim}D."
+        )
+    try:
+        network.load_state_dict(before.state_dict())
+    except RuntimeError:
+        raise ValueError(
+            f"start holds weights of {before.name} with options {before.options}, "
+            f"expected {network.options}."
+        ) from None
+    network.info["started_from"] = before.info
+    return network
+
+
+def _validates(recipe: Recipe, step: int) -> bool:
+    return step % recipe.validate_every == 0 or step == recipe.steps
+
+
+def _values(
+    accelerator: Accelerator, terms: dict[str, Tensor], step: int, batch: dict[str, Any]
+) -> dict[str, float]:
+    """The terms as numbers, the mean over the processes; one that is not finite ends the run.
+
+    All processes see the same mean, so that all of them stop, with the same sentence.
+    """
+    values = accelerator.reduce(torch.stack([v.detach() for v in terms.values()]), "mean").tolist()
+    found = {"dice_loss" if k == "dice" else k: v for k, v in zip(terms, values, strict=True)}
+    for name, value in found.items():
+        if not math.isfinite(value):
+            what = "gradient" if name == "gradient" else f"term {name!r}"
+            pairs = ", ".join(gather_object(batch["name"]))
             raise ValueError(
-                f"start holds weights of {before.name} in {before.ndim}D, expected those of "
-                f"{network.name} in {network.ndim}D."
+                f"The {what} is {value} at step {step}, expected a finite loss: lower the learning "
+                f"rate, or look at the images of this batch ({pairs})."
             )
-        try:
-            network.load_state_dict(before.state_dict())
-        except RuntimeError:
+    return found
+
+
+def _save(
+    folder: Path,
+    accelerator: Accelerator,
+    network: RegistrationModel,
+    history: list[dict[str, float]],
+    scores: dict[str, float],
+    better: bool,
+) -> None:
+    """Write weights and state, then the history, which makes them count."""
+    step = len(history)
+    accelerator.save_state(str(folder / "state" / str(step)))
+    accelerator.wait_for_everyone()  # each process writes its random states
+    if accelerator.is_main_process:
+        for name in ("last", "best") if better else ("last",):
+            models.save(network, folder / f"{name}.safetensors", step=step, validation=scores)
+        _write_json(folder / "history.json", history)
+        _keep_state(folder, step)
+
+
+def _resume(folder: Path, accelerator: Accelerator) -> list[dict[str, float]]:
+    """The history of the run in this folder, with its state loaded; [] if nothing was saved."""
+    held = folder / "history.json"
+    history = json.loads(held.read_text()) if held.is_file() else []
+    if history:
+        state = folder / "state" / str(len(history))
+        if not state.is_dir():
             raise ValueError(
-                f"start holds weights of {before.name} with options {before.options}, "
-                f"expected {network.options}."
-            ) from None
-        network.info["started_from"] = before.info
-    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
-    schedule = _schedule(optimizer, recipe)
-    # nothing is left behind by settings that do not fit
-    if folder is not None and accelerator.is_main_process:
-        _prepare(folder, plan, resume)
-
-    quiet = not (progress and accelerator.is_main_process)
-    make: dict[str, Any] = {
-        "contrast": recipe.contrast,
-        "amplitude": recipe.amplitude,
-        "progress": not quiet,
-    }
-    with accelerator.main_process_first():  # the others then read what the first one made
-        subjects = population(recipe.subjects, recipe.shape, seed=0, **make)
-        held_out = chain(population(recipe.validation, recipe.shape, seed=1, **make))
-    pairs = RandomPairs(subjects, recipe.steps * recipe.batch, recipe.seed, recipe.gamma)
-    network.info |= {
-        "recipe": plan,
-        "spacing": subjects[0].spacing,
-        "orientation": "RAS",
-        "range": [0, 1],
-    }
-    model, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
-
-    history: list[dict[str, float]] = []
-    if resume and folder is not None and (folder / "state").is_dir():
-        accelerator.load_state(str(folder / "state"))
-        history = json.loads((folder / "history.json").read_text())
-    done = len(history)
-    rest = Subset(pairs, range(done * recipe.batch, len(pairs)))
-    loader = accelerator.prepare(DataLoader(rest, batch_size=recipe.batch // processes))
-    best = max((entry["dice"] for entry in history if "dice" in entry), default=-math.inf)
-
-    bar = tqdm(loader, total=recipe.steps, initial=done, disable=quiet, desc=recipe.name)
-    model.train()
-    for step, batch in enumerate(bar, start=done + 1):
-        with accelerator.autocast():
-            result = model(batch["moving"], batch["fixed"])
-        terms = objective(result, batch, recipe)
-        for name, value in terms.items():
-            if not torch.isfinite(value):
-                raise ValueError(
-                    f"The term {name!r} is {value.item()} at step {step}, expected a finite loss: "
-                    "lower the learning rate, or look at the images of this batch."
-                )
-        loss = torch.stack([recipe.weights[k] * v for k, v in terms.items()]).sum()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        entry = {"step": step, "loss": loss.item(), **{k: v.item() for k, v in terms.items()}}
-        history.append(entry)
-        bar.set_postfix({k: f"{v:.3f}" for k, v in entry.items() if k != "step"}, refresh=False)
-        if step % recipe.validate_every == 0 or step == recipe.steps:
-            model.eval()
-            scores = summary(evaluate(network, held_out, device=accelerator.device))
-            model.train()
-            entry.update({k: scores[k] for k in ("dice", "dice_before", "folding_percent")})
-            if folder is not None and accelerator.is_main_process:
-                models.save(network, folder / "last.safetensors", step=step, **_scores(entry))
-                if entry["dice"] > best:
-                    models.save(network, folder / "best.safetensors", step=step, **_scores(entry))
-                _write_json(folder / "history.json", history)
-            if folder is not None:
-                accelerator.save_state(str(folder / "state"))
-            best = max(best, entry["dice"])
-    return Trained(network.cpu().eval(), history, recipe)
+                f"out is {folder.name!r}, expected the folder state/{state.name} in it, "
+                "from which to go on."
+            )
+        accelerator.load_state(str(state))
+    if accelerator.is_main_process:
+        _keep_state(folder, len(history))
+    return history
 
 
-def _scores(entry: dict[str, float]) -> dict[str, dict[str, float]]:
-    return {"validation": {k: entry[k] for k in ("dice", "dice_before", "folding_percent")}}
+def _keep_state(folder: Path, step: int) -> None:
+    """Remove every state but that of one step: older ones, and what a killed run left behind."""
+    for other in folder.glob("state/*"):
+        if other.name != str(step):
+            shutil.rmtree(other)
 
 
 def _prepare(folder: Path, plan: dict[str, Any], resume: bool) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from regkit import losses, models, spatial
 from regkit.models import base, voxelmorph
 
+CPU = torch.profiler.ProfilerActivity.CPU
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 NAMES = models.names()
 # counted by running the published code
@@ -188,6 +189,35 @@ def test_displacements_are_float32_under_autocast(name, ndim, device):
     assert result.disp.dtype == result.moved.dtype == torch.float32
     assert result.disp.device.type == device
     assert (result.disp - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
+U_NETS = [(name, {}) for name in ("vxm1", "vxm2", "vxm", "vxm_diff")]
+U_NETS += [(name, {"half_resolution": True}) for name in ("vxm", "vxm_diff")]
+
+
+def gradients_and_bytes(model, shape):
+    """Gradients of a step, and how many bytes lie between its way there and its way back."""
+    moving, fixed = pair(shape)
+    with torch.profiler.profile(profile_memory=True, activities=[CPU]) as profile:
+        loss = losses.mse(model(moving, fixed).moved, fixed)
+    events = profile.profiler.kineto_results.events()
+    kept = sum(event.nbytes() for event in events if event.name() == "[memory]")
+    loss.backward()
+    return [p.grad for p in model.parameters()], kept
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize(("name", "options"), U_NETS)
+def test_saving_memory_gives_the_same_gradients(name, options, ndim):
+    """Activations that are computed again instead of kept: the same bits."""
+    plain = with_visible_output(name, ndim, **options).train()
+    saving = models.create(name, ndim=ndim, save_memory=True, **options).train()
+    saving.load_state_dict(plain.state_dict())
+    shape = (128, 128) if ndim == 2 else (32, 32, 32)
+    (expected, plenty), (found, kept) = (gradients_and_bytes(m, shape) for m in (plain, saving))
+    assert all(map(torch.equal, expected, found))
+    assert all(g.abs().max() > 0 for g in found)
+    assert 0 < kept < 0.9 * plenty
 
 
 @every_model

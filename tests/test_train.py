@@ -1,12 +1,20 @@
 """Training: it learns, it resumes to the same weights, and it says what is wrong."""
 
 import json
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from regkit import losses, models, recipes, train
 from regkit.data import RandomPairs, chain, population, true_displacement
@@ -61,6 +69,154 @@ def test_a_run_that_was_stopped_ends_in_the_same_weights(tmp_path, monkeypatch):
     resumed = train.train(recipe, tmp_path / "stopped", resume=True, progress=False)
     assert [entry["step"] for entry in resumed.history] == [1, 2, 3, 4, 5, 6]
     assert same_weights(whole.model, resumed.model)
+
+
+# --- killed -----------------------------------------------------------------------------------
+
+
+def run_until(recipe, folder, moment):
+    """Train in this folder, and die of SIGKILL at a moment: moments are steps and file operations.
+
+    Runs in a process of its own. Audit events tell of a file operation before it happens.
+    """
+    torch.set_num_threads(1)
+    passed = 0
+
+    def count():
+        nonlocal passed
+        passed += 1
+        if passed == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def listen(event, arguments):
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            path = "/" if isinstance(arguments[0], int) else os.fsdecode(arguments[0])
+            inside = path.startswith(folder) and "/log" not in path
+            if inside or not os.path.isabs(path):  # rmtree names files without their folder
+                count()
+
+    def counted(*arguments, real=train.objective):
+        count()
+        return real(*arguments)
+
+    train.objective = counted
+    sys.addaudithook(listen)
+    train.train(recipe, folder, resume=True, progress=False, device="cpu")
+
+
+def start(*arguments):
+    context = multiprocessing.get_context("forkserver")
+    heavy = ["pytest", "regkit.train", EventAccumulator.__module__, "torch._dynamo"]
+    context.set_forkserver_preload(heavy)
+    process = context.Process(target=run_until, args=arguments)
+    process.start()
+    return process
+
+
+def left_behind(folder):
+    """Every file with what is in it. Of the log and the optimiser's state only that they exist."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.parent.name != "log")
+    return {
+        str(p.relative_to(folder)): p.suffix in (".json", ".safetensors") and p.read_bytes()
+        for p in files
+    }
+
+
+def logged(folder):
+    """tag -> [(step, value), ...] of the log of a run."""
+    events = EventAccumulator(str(folder / "log")).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_every_moment_ends_in_the_same_weights(tmp_path):
+    """One run after the other is killed at its moment 1, 2, 3, ..., until one has no more of them.
+
+    What is killed goes on in its folder and is killed there again; what ends is compared.
+    """
+    recipe = small(steps=4, validate_every=2)
+    train.train(recipe, tmp_path / "whole", progress=False)
+    whole = left_behind(tmp_path / "whole")
+    assert {"last.safetensors", "best.safetensors", "history.json"} < set(whole)
+    kills, ended, fresh = 0, 0, True
+    while True:
+        folder = tmp_path / f"run{ended}"
+        process = start(recipe, str(folder), kills + 1)
+        process.join()
+        if process.exitcode == 0:
+            assert left_behind(folder) == whole
+            assert [step for step, _ in logged(folder)["train/loss"]] == [1, 2, 3, 4]
+            ended += 1
+            if fresh:
+                break
+        else:
+            assert process.exitcode == -signal.SIGKILL
+            kills += 1
+        fresh = process.exitcode == 0
+    assert kills > 20 and ended > 3
+    print(f"{kills} kills, {ended} runs ended in the same weights")
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_times_ends_in_the_same_weights(tmp_path):
+    """From outside, also in the middle of writing a file."""
+    recipe = small(steps=24, validate_every=3)
+    for name in ("warm", "whole"):  # the second without what the first of all processes waits for
+        began = time.monotonic()
+        start(recipe, str(tmp_path / name), 0).join()
+        lasts = time.monotonic() - began
+    whole = left_behind(tmp_path / "whole")
+    generator = random.Random(0)
+    kills, ended = 0, 0
+    while kills < 12:
+        folder = tmp_path / f"run{ended}"
+        process = start(recipe, str(folder), 0)
+        process.join(generator.uniform(0, lasts) if kills < 11 else 0.8 * lasts)
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
+        kills += process.exitcode != 0
+        if process.exitcode == 0:
+            assert left_behind(folder) == whole
+            ended += 1
+    train.train(recipe, folder, resume=True, progress=False, device="cpu")
+    assert left_behind(folder) == whole
+    assert [step for step, _ in logged(folder)["train/loss"]] == list(range(1, 25))
+    print(f"{kills} kills at random times, {ended + 1} runs ended in the same weights")
+
+
+def test_resuming_without_its_state_is_refused(tmp_path):
+    train.train(small(), tmp_path, progress=False)
+    again = train.train(small(), tmp_path, resume=True, progress=False)  # nothing left to do
+    assert same_weights(again.model, models.load(tmp_path / "last.safetensors"))
+    assert len(again.history) == 4
+    shutil.rmtree(tmp_path / "state")
+    with pytest.raises(ValueError, match="expected the folder state/4 in it"):
+        train.train(small(), tmp_path, resume=True, progress=False)
+
+
+# --- what a run leaves, and what it minimises -------------------------------------------------
+
+
+def test_the_log_holds_the_history(tmp_path):
+    trained = train.train(small(warmup=2), tmp_path, progress=False)
+    found = logged(tmp_path)
+    assert set(found) == {
+        *(f"train/{name}" for name in ("loss", "similarity", "diffusion", "lr")),
+        *(f"validation/{name}" for name in ("dice", "dice_before", "folding_percent")),
+    }
+    for tag, values in found.items():
+        name = tag.split("/")[1]
+        if name == "lr":
+            continue
+        expected = [(e["step"], e[name]) for e in trained.history if name in e]
+        assert [step for step, _ in values] == [step for step, _ in expected]
+        assert [v for _, v in values] == pytest.approx([v for _, v in expected])
+    rates = [3e-3 * min(1, (k + 1) / 2) * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
+    assert [rate for _, rate in found["train/lr"]] == pytest.approx(rates)
 
 
 def test_the_folder_of_a_run(tmp_path):
@@ -122,7 +278,23 @@ def test_the_label_loss_is_low_for_the_true_displacement():
 def test_semi_supervised_and_bidirectional_training_run():
     recipe = small(weights={"similarity": 1.0, "diffusion": 0.1, "dice": 0.5}, bidirectional=True)
     history = train.train(recipe, progress=False).history
-    assert all(0 < entry["dice"] < 1 for entry in history)
+    assert all(0 < entry["dice_loss"] < 1 for entry in history)
+    assert ["dice" in entry for entry in history] == [False, True, False, True]
+
+
+def test_the_label_loss_of_a_batch_is_the_mean_over_its_pairs():
+    subjects = population(3, (48, 64))
+    one, other = batch_of(subjects[:2]), batch_of(subjects[1:])
+    only_in_one = one["fixed_labels"] == 2
+    other["fixed_labels"][only_in_one] = 0
+    both = {key: torch.cat([one[key], other[key]]) for key in one}
+    recipe = small(weights={"dice": 1.0})
+
+    def term(batch):
+        disp = torch.zeros(len(batch["moving"]), 2, 48, 64)
+        return train.objective(Registration(batch["moving"], disp), batch, recipe)["dice"]
+
+    assert torch.allclose(term(both), (term(one) + term(other)) / 2)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +312,7 @@ def test_semi_supervised_and_bidirectional_training_run():
         ({"validate_every": 0}, "validate_every is 0, expected 1 or more"),
         ({"validation": 0}, "validation is 0, expected 1 or more"),
         ({"weights": {}}, "weights is empty, expected at least one term"),
+        ({"precision": "half"}, "precision is 'half', expected 'no', 'bf16' or 'fp16'"),
     ],
 )
 def test_settings_that_do_not_fit(changes, sentence):
@@ -156,24 +329,162 @@ def test_settings_that_do_not_fit_leave_no_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+# --- images and gradients that are not finite -------------------------------------------------
+
+
+def test_an_image_that_is_not_finite_is_found_by_the_names_of_its_batch(tmp_path, monkeypatch):
+    def one_is_broken(n, shape, seed, **others):
+        subjects = population(n, shape, seed, **others)
+        if seed == 0:
+            subjects[2].image[0, 20, 20] = float("nan")
+        return subjects
+
+    monkeypatch.setattr(train, "population", one_is_broken)
+    recipe = small(batch=1, steps=20)
+    pairs = RandomPairs(population(4, (32, 48)), 20, recipe.seed)
+    names = [pairs[i]["name"] for i in range(20)]
+    first = next(i for i, name in enumerate(names) if "0-0002" in name)
+    sentence = rf"term 'similarity' is nan at step {first + 1}, .*this batch \({names[first]}\)\.$"
+    with pytest.raises(ValueError, match=sentence) as caught:
+        train.train(recipe, progress=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(monkeypatch):
+    def steep(result, batch, recipe):
+        return {"similarity": (0 * result.disp).square().sum().sqrt()}
+
+    monkeypatch.setattr(train, "objective", steep)
+    with pytest.raises(ValueError, match=r"The gradient is nan at step 1, .*\(population-0-"):
+        train.train(small(), progress=False)
+
+
+# --- precision --------------------------------------------------------------------------------
+
+HALF = [
+    "bf16",
+    pytest.param(
+        "fp16",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a GPU"),
+    ),
+]
+
+
+@pytest.mark.parametrize("precision", HALF)
+def test_half_precision_learns_and_leaves_a_model_of_full_precision(precision, tmp_path):
+    """One after the other in one process, which Accelerate by itself refuses."""
+    recipe = small()
+    full = train.train(recipe, progress=False)
+    half = train.train(replace(recipe, precision=precision), tmp_path, progress=False)
+    again = train.train(recipe, progress=False)
+    assert same_weights(full.model, again.model)
+    assert not same_weights(full.model, half.model)
+    for a, b in zip(full.history, half.history, strict=True):
+        assert math.isfinite(b["loss"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=0.1)
+    moving, fixed = (s.image[None] for s in population(2, (48, 64), seed=2))
+    loaded = models.load(tmp_path / "last.safetensors")
+    assert half.model(moving, fixed).disp.equal(loaded(moving, fixed).disp)
+
+
+def test_fp16_on_the_cpu_is_refused():
+    with pytest.raises(ValueError, match="precision is 'fp16' on the CPU, expected 'no' or 'bf16'"):
+        train.train(small(precision="fp16"), progress=False, device="cpu")
+
+
+def test_fp16_with_scaling_gives_finite_losses_and_gradients():
+    """What Accelerate does on a GPU, by hand: it has no fp16 for the CPU, PyTorch does."""
+    recipe = small("vxm_diff_2d")
+    batch = batch_of(population(2, (32, 48)))
+    model = models.create("vxm_diff", ndim=2).train()
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)  # too large: the first steps are lost
+    losses_seen = []
+    for _ in range(20):
+        with torch.autocast("cpu", dtype=torch.float16):
+            result = model(batch["moving"], batch["fixed"])
+        terms = train.objective(result, batch, recipe)
+        assert all(term.dtype == torch.float32 and term.isfinite() for term in terms.values())
+        loss = torch.stack([recipe.weights[k] * v for k, v in terms.items()]).sum()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimiser)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        scaler.step(optimiser)
+        scaler.update()
+        optimiser.zero_grad()
+        losses_seen.append(loss.item())
+    assert scaler.get_scale() < 2.0**24
+    assert losses_seen[0] == losses_seen[1] and losses_seen[-1] < losses_seen[0]
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+# --- two processes ----------------------------------------------------------------------------
+
+TOGETHER = """
+import sys
+from dataclasses import replace
+from regkit import recipes, train
+
+changes = {changes} | {{"batch": 4, "steps": 6, "validate_every": 2}}
+recipe = recipes.get("vxm_diff_2d", "smoke", **changes)
+out = sys.argv[1]
+
+
+def run(name, recipe, **options):
+    train.train(recipe, out + "/" + name, progress=False, device="cpu", **options)
+
+
+for similarity in ("mse", "lncc"):
+    weights = {{"similarity": 1.0, "diffusion": 0.1, "dice": 0.5}}
+    run(similarity, replace(recipe, similarity=similarity, weights=weights))
+
+real, calls = train.objective, []
+
+
+def stops_at_the_fifth_step(*arguments):
+    calls.append(1)
+    if len(calls) == 5:
+        raise KeyboardInterrupt
+    return real(*arguments)
+
+
+train.objective = stops_at_the_fifth_step
+try:
+    run("stopped", recipe)
+except KeyboardInterrupt:
+    train.objective = real
+run("stopped", recipe, resume=True)
+
+try:
+    run("broken", replace(recipe, lr=1e30))
+except ValueError as error:
+    print(error)
+"""
+
+
 def test_two_processes_learn_what_one_does(tmp_path):
-    """They share each batch. With mse the mean over the halves is the mean over the batch."""
+    """They share each batch: the mean over the halves is the mean over the batch."""
     script = tmp_path / "script.py"
-    script.write_text(
-        "import sys\n"
-        "from regkit import recipes, train\n"
-        f"changes = {SMALL} | {{'similarity': 'mse', 'batch': 2, 'steps': 6}}\n"
-        "recipe = recipes.get('vxm_2d', 'smoke', **changes)\n"
-        "train.train(recipe, sys.argv[1], progress=False, device='cpu')\n"
-    )
+    script.write_text(TOGETHER.format(changes=SMALL))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for name, how in (("one", []), ("two", launch)):
         command = [sys.executable, *how, str(script), str(tmp_path / name)]
         run = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert run.returncode == 0, run.stderr
-    one, two = (models.load(tmp_path / name / "last.safetensors") for name in ("one", "two"))
-    for (key, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
-        assert torch.allclose(a, b, atol=1e-4), key
+        sentences = [line for line in run.stdout.splitlines() if "expected a finite loss" in line]
+        assert len(sentences) == (2 if how else 1), run.stdout
+        assert all(line.count("population-0-") == 8 for line in sentences)  # all four pairs
+    for case in ("mse", "lncc", "stopped"):
+        one, two = (tmp_path / n / case for n in ("one", "two"))
+        for a, b in zip(*(json.loads((f / "history.json").read_text()) for f in (one, two))):
+            assert a.keys() == b.keys()
+            for term in ("loss", "similarity", "diffusion"):
+                assert a[term] == pytest.approx(b[term], abs=1e-4), (case, a["step"])
+        state, other = (models.load(f / "last.safetensors").state_dict() for f in (one, two))
+        # Adam's first steps have one length, whatever the gradient: where it is nearly zero, its
+        # last bits decide. So the mean over a layer is held to 1 % of a step of 3e-3.
+        for key, value in state.items():
+            assert (value - other[key]).abs().mean() < 3e-5, (case, key)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -23,7 +23,8 @@ class RandomPairs(Dataset):
         gamma: change the contrast of each image at random, x -> x^g with |log g| <= gamma, so that
             a network does not get used to one scanner. Images in [0, 1] stay there.
 
-    Each item is a dictionary of `moving`, `fixed`, `moving_labels` and `fixed_labels`, (1, *S).
+    Each item is a dictionary of `moving`, `fixed`, `moving_labels` and `fixed_labels`, (1, *S), and
+    `name`, which says whose they are.
     """
 
     def __init__(self, subjects: Sequence[Subject], length: int, seed: int = 0, gamma: float = 0.0):
@@ -34,7 +35,7 @@ class RandomPairs(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
         random = np.random.default_rng([self.seed, index])
         first, second = random.choice(len(self.subjects), 2, replace=False)
         moving, fixed = self.subjects[first], self.subjects[second]
@@ -44,6 +45,7 @@ class RandomPairs(Dataset):
             "fixed": fixed.image ** powers[1],
             "moving_labels": moving.labels,
             "fixed_labels": fixed.labels,
+            "name": f"{moving.name} to {fixed.name}",
         }
 
 

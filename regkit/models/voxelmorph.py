@@ -14,6 +14,7 @@ vxm_diff 327,331 / 109,170.
 
 What differs from the published code: the images may have any size (they are padded to a multiple of
 16), and `vxm_diff` is the deterministic form: no variance, no sampling, no Kullback-Leibler term.
+`save_memory` trains larger images in the same memory, see `stage`; it changes no number.
 """
 
 from __future__ import annotations
@@ -27,12 +28,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regkit.blocks import MAX_POOL, ConvBlock, DispHead
-from regkit.models.base import RegistrationModel
+from regkit.models.base import RegistrationModel, stage
 from regkit.spatial import integrate, resize_disp
 
 
 def _double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def _level(conv: nn.Module, x: Tensor, skip: Tensor | None = None) -> Tensor:
+    """conv(x), or one size up with what the way down saw there."""
+    return conv(x if skip is None else torch.cat([_double(x), skip], dim=1))
 
 
 class VxmStrided(RegistrationModel):
@@ -42,6 +48,7 @@ class VxmStrided(RegistrationModel):
         decoder: channels of the decoder's convolutions, the last ones at full resolution:
             (32, 32, 32, 32, 8, 8) is vxm1, (32, 32, 32, 32, 32, 16, 16) is vxm2.
         encoder: channels of the four strided convolutions.
+        save_memory: compute the layers again on the way back instead of keeping them.
     """
 
     divisor = 16
@@ -51,8 +58,10 @@ class VxmStrided(RegistrationModel):
         ndim: int = 3,
         decoder: Sequence[int] = (32, 32, 32, 32, 8, 8),
         encoder: Sequence[int] = (16, 32, 32, 32),
+        save_memory: bool = False,
     ):
         super().__init__(ndim)
+        self.save_memory = save_memory
         e1, e2, e3, e4 = encoder
         d1, d2, d3, d4, d5, d6, *last = decoder
         self.down = nn.ModuleList(
@@ -77,13 +86,16 @@ class VxmStrided(RegistrationModel):
         skips = []
         x = pair
         for conv in self.down:
-            x = conv(x)
+            x = stage(self.save_memory, conv, x)
             skips.append(x)  # 1/2, 1/4, 1/8, 1/16
         x = self.up[0](skips.pop())
         for conv in self.up[1:]:
-            x = conv(torch.cat([_double(x), skips.pop()], dim=1))
-        x = _double(self.last_half(x))
-        x = self.last_full(torch.cat([x, pair], dim=1))
+            x = stage(self.save_memory, _level, conv, x, skips.pop())
+        x = stage(self.save_memory, self.last_half, x)
+        skip: Tensor | None = pair
+        for conv in self.last_full:
+            x = stage(self.save_memory, _level, conv, x, skip)
+            skip = None
         return {"disp": self.head(x)}
 
 
@@ -102,9 +114,10 @@ class UNet(nn.Module):
         decoder: Sequence[int],
         last: Sequence[int],
         half_resolution: bool = False,
+        save_memory: bool = False,
     ):
         super().__init__()
-        self.half_resolution = half_resolution
+        self.half_resolution, self.save_memory = half_resolution, save_memory
         self.down = nn.ModuleList(ConvBlock(ndim, a, b) for a, b in pairwise((2, *encoder)))
         self.pool = MAX_POOL[ndim](2)
         skips = list(reversed(encoder))  # 1/8, 1/4, 1/2, 1
@@ -120,15 +133,16 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         skips = []
         for conv in self.down:
-            x = conv(x)
+            x = stage(self.save_memory, conv, x)
             skips.append(x)  # 1, 1/2, 1/4, 1/8
             x = self.pool(x)
-        for conv in self.up:  # at 1/16, 1/8, 1/4, 1/2
-            x = conv(x)
-            skip = skips.pop()
-            if skips or not self.half_resolution:
-                x = torch.cat([_double(x), skip], dim=1)
-        return self.last(x)
+        if self.half_resolution:
+            del skips[0]
+        skip = None
+        for conv in (*self.up, *self.last):  # at 1/16, 1/8, 1/4, 1/2; then the size of the output
+            x = stage(self.save_memory, _level, conv, x, skip)
+            skip = skips.pop() if skips else None
+        return x
 
 
 class Vxm(RegistrationModel):
@@ -137,6 +151,7 @@ class Vxm(RegistrationModel):
     Args:
         encoder, decoder, last: channels of the U-Net going down, coming up, and at the end.
         half_resolution: the U-Net stops at half resolution; its displacement is resized.
+        save_memory: compute the layers again on the way back instead of keeping them.
     """
 
     divisor = 16
@@ -148,9 +163,10 @@ class Vxm(RegistrationModel):
         decoder: Sequence[int] = (32, 32, 32, 32),
         last: Sequence[int] = (32, 16, 16),
         half_resolution: bool = False,
+        save_memory: bool = False,
     ):
         super().__init__(ndim)
-        self.unet = UNet(ndim, encoder, decoder, last, half_resolution)
+        self.unet = UNet(ndim, encoder, decoder, last, half_resolution, save_memory)
         self.head = DispHead(ndim, last[-1])
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
