@@ -10,6 +10,7 @@ All of them compute in float32 at least, also under autocast.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,16 @@ def ncc(moved: Tensor, fixed: Tensor) -> Tensor:
     return 1 - (a * b).sum(-1).mean()
 
 
+def _running_sum_(x: Tensor, axis: int) -> None:
+    """Overwrite x (B, C, *S) with its running sum along an axis."""
+    if x.ndim == 5 and axis == 2 and x.device.type == "cpu":
+        # plane upon plane: cumsum strides through the whole volume, for one voxel after the other
+        for before, plane in itertools.pairwise(x.unbind(axis)):
+            plane += before
+    else:
+        x.cumsum_(axis)
+
+
 def _box_sum_(x: Tensor, window: int) -> Tensor:
     """Overwrite x (B, C, *S) with its sums over a window^d box around each voxel; returns x.
 
@@ -73,7 +84,8 @@ def _box_sum_(x: Tensor, window: int) -> Tensor:
         shape = list(x.shape)
         shape[axis] = radius + 1
         zeros = x.new_zeros(shape)  # one more before: the running sum starts with nothing
-        total = torch.cat([zeros, x, zeros.narrow(axis, 0, radius)], axis).cumsum_(axis)
+        total = torch.cat([zeros, x, zeros.narrow(axis, 0, radius)], axis)
+        _running_sum_(total, axis)
         torch.sub(total.narrow(axis, 2 * radius + 1, n), total.narrow(axis, 0, n), out=x)
         del total  # before the next one is made
     return x
