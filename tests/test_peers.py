@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.integrate import solve_ivp
@@ -73,7 +73,7 @@ def smooth(seed, shape, size, width=2.5):
     return torch.from_numpy(size * values / np.abs(values).max())[None]
 
 
-# --- SciPy -------------------------------------------------------------------------------------
+# --- SciPy, NumPy, and PyTorch's own gradients --------------------------------------------------
 
 
 @some
@@ -235,6 +235,49 @@ def test_lncc_is_numpys_correlation_window_by_window(shape, window, seed):
             squares.append(0.0 if any(flat) else np.corrcoef(x, y)[0, 1] ** 2)
     expected = 1 - np.mean(squares) if squares else 0.0
     assert float(losses.lncc(a, b, window)) == pytest.approx(expected, abs=1e-9)
+
+
+@some
+@given(shape=shapes(1, 5), seed=seeds)
+def test_diffusion_and_bending_have_the_value_and_gradient_of_the_plain_formula(shape, seed):
+    """Also where an axis is too short for a difference. PyTorch differentiates the formula."""
+    d = len(shape)
+    disp = noise(seed, 2, d, *shape).requires_grad_()
+    first, second = [], []
+    for i in range(2, d + 2):
+        first += [disp.diff(dim=i).square().mean() / d] if shape[i - 2] > 1 else []
+        for k in range(2, d + 2):  # each mixed derivative twice
+            difference = disp.diff(dim=i).diff(dim=k)
+            second += [difference.square().mean()] if difference.numel() else []
+    for loss, terms in ((losses.diffusion, first), (losses.bending, second)):
+        expected = sum(terms) + 0 * disp.sum()
+        torch.testing.assert_close(loss(disp), expected)
+        ours, theirs = (torch.autograd.grad(3 * x, disp)[0] for x in (loss(disp), expected))
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_float32_sums_over_millions_of_voxels_are_numpys_in_float64():
+    """A slope that is the same everywhere is the worst case of a sum that runs on and on."""
+    shape = (100, 90, 110)
+    grid = spatial.identity_grid(shape, dtype=torch.float64)
+    disp = (0.1 * grid + 0.1 * grid.roll(1, 0) + 0.01 * noise(0, 3, *shape))[None].float()
+    u = disp[0].double().numpy()
+    slopes = [np.mean(np.diff(u, axis=k) ** 2) for k in (1, 2, 3)]
+    assert float(losses.diffusion(disp)) == pytest.approx(np.mean(slopes), rel=1e-5)
+    bent = 0.05 * grid.square()[None].float()
+    second = [np.mean(np.diff(bent[0].double().numpy(), 2, axis=k) ** 2) for k in (1, 2, 3)]
+    assert float(losses.bending(bent)) == pytest.approx(np.sum(second), rel=1e-4)
+    a, b = disp[:, :1], disp[:, 1:2] + disp[:, :1]
+    x, y = (v.double().numpy() for v in (a, b))
+    assert float(losses.mse(a, b)) == pytest.approx(np.mean((x - y) ** 2), rel=1e-5)
+    r = np.corrcoef(x.ravel(), y.ravel())[0, 1]
+    assert float(losses.ncc(a, b)) == pytest.approx(1 - r, rel=1e-4)
+    assert float(losses.soft_dice(a / a.max(), b / b.max())) == pytest.approx(
+        1 - 2 * np.sum(x / x.max() * y / y.max()) / (x.sum() / x.max() + y.sum() / y.max()),
+        rel=1e-4,
+    )
+    error = np.linalg.norm(u, axis=0).mean()
+    assert float(metrics.endpoint_error(disp, 0 * disp)) == pytest.approx(error, rel=1e-5)
 
 
 @some
@@ -638,6 +681,7 @@ def test_mutual_information_rises_with_scikit_learns():
 
 @some
 @given(shape=shapes(1, 9), seed=seeds)
+@example(shape=(300, 500), seed=0)  # more than one chunk
 def test_dice_is_scikit_learns_f1_score(shape, seed):
     sklearn_metrics = pytest.importorskip("sklearn.metrics")
     generator = torch.Generator().manual_seed(seed)
