@@ -329,8 +329,7 @@ class _SquaredDifferences(torch.autograd.Function):
                 x = x.diff(dim=axis)
             if x.numel() == 0:  # too short for this difference
                 continue
-            flat = x.flatten()
-            value += weight / x.numel() * flat.dot(flat)
+            value += weight * x.square().mean()
             if gradient is None:
                 continue
             x.mul_(2 * weight / x.numel())

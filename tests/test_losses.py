@@ -88,6 +88,31 @@ def test_what_is_not_a_number_stays_visible(loss, bad):
         assert not torch.isfinite(loss(*arguments))
 
 
+def peak_bytes(call):
+    """The most that torch's CPU allocator held during a call, beyond what it held before."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        call()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+    return max(held)
+
+
+def test_lncc_takes_at_most_12_volumes_beside_its_inputs():
+    a, b = images((40, 48, 40), batch=1, dtype=torch.float32)
+    a.requires_grad_()
+    assert peak_bytes(lambda: losses.lncc(a, b).backward()) <= 12 * a.numel() * a.element_size()
+
+
+@pytest.mark.parametrize("loss", SIMILARITIES)
+def test_memory_is_linear_in_the_voxels(loss):
+    sizes = []
+    for n in (32, 64):
+        a, b = images((n, n, n), batch=1, dtype=torch.float32)
+        a.requires_grad_()
+        sizes.append(peak_bytes(lambda x=a, y=b: loss(x, y).backward()))
+    assert sizes[1] <= 8.1 * sizes[0]
+
+
 # --- mse and ncc -------------------------------------------------------------------------------
 
 
