@@ -42,7 +42,8 @@ def _check_labels(a: Tensor, b: Tensor, labels: Sequence[int] | Tensor | None) -
 
 def _slots(x: Tensor, rising: Tensor) -> Tensor:
     """Each label becomes its place among the labels `rising`; any other their number. int64."""
-    index = torch.searchsorted(rising, x.long().contiguous()).clamp_max_(len(rising) - 1)
+    x = x.long().contiguous()
+    index = torch.searchsorted(rising, x).clamp_max_(len(rising) - 1)
     return index.masked_fill_(rising[index] != x, len(rising))
 
 

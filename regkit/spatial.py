@@ -118,8 +118,9 @@ def _sample(image: Tensor, scaled: Tensor, mode: str, padding: str) -> Tensor:
 
 def _as_float(labels: Tensor) -> Tensor:
     """Whole numbers in the smallest floating point type that holds all of them exactly."""
-    if labels.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16):
+    if labels.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16):
         return labels.float()
+    labels = labels.long()
     low, high = (int(x) for x in labels.aminmax()) if labels.numel() else (0, 0)
     largest = max(-low, high)
     if largest > 2**53:
@@ -251,8 +252,9 @@ def invert(disp: Tensor, iterations: int = 30) -> Tensor:
     The inverse w must satisfy w(x) = -disp(x + w(x)). The iteration applies the right-hand side
     again and again (Chen et al. 2008), but goes only 0.7 of the way each time. This differs from
     the source: full steps swing for ever where the map doubles a length (a derivative of disp above
-    1), steps of 0.7 settle up to 1.8. Check `compose(disp, invert(disp))`, which should be near
-    zero: where the field folds there is no inverse, and this residual shows it.
+    1), steps of 0.7 settle up to 1.8. Two residuals tell how it went: `compose(disp, invert(disp))`
+    is near zero once the steps have settled; `compose(invert(disp), disp)` stays far from zero
+    where the field folds, for there is no inverse.
 
     Args:
         disp: (B, d, *S), voxels, held constant beyond its border.

@@ -37,7 +37,9 @@ B = maps([[1, 2, 2], [0, 3, 2]])
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.uint16, torch.int16, torch.int32, torch.int64]
+)
 def test_dice_table(dtype, device):
     a, b = A.to(device, dtype), B.to(device, dtype)
     found = metrics.dice(a, b)  # labels 1, 2, 3: those that occur, without 0

@@ -110,9 +110,13 @@ def test_each_channel_of_a_3d_displacement_moves_along_its_array_axis(axis):
     torch.testing.assert_close(moved, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.uint8, torch.uint16, torch.uint32, torch.int16, torch.int32, torch.int64, torch.bool],
+)
 def test_nearest_keeps_integer_dtypes_and_values(dtype):
-    top = {torch.bool: 1, torch.uint8: 255, torch.int16: 32767}.get(dtype, 2**31 - 1)
+    small = {torch.bool: 1, torch.uint8: 255, torch.uint16: 65535, torch.int16: 32767}
+    top = small.get(dtype, 2**31 - 1)
     labels = torch.tensor([[0, top], [1, 0]]).to(dtype)[None, None]
     moved = spatial.warp(labels, constant((0.0, 1.0), (2, 2), dtype=torch.float32), mode="nearest")
     assert moved.dtype == dtype
