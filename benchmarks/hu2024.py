@@ -1,0 +1,442 @@
+"""Rigid registration as in Hu (2024), beside the classical tools: writes results/hu2024_cpu.json.
+
+    python benchmarks/hu2024.py
+
+Every method gets the same pairs: heads of the embedded population that no network has seen (seed
+2), each beside itself, turned and shifted by a known motion, 200x200 pixels of 1 mm. Three sets: T1
+within 5 degrees and 5 pixels; between T1, T2 and Flair within the same; T1 within 30 degrees and 20
+pixels. A row holds the errors of a method on a set, its success rate (less than half a degree and
+half a pixel), the Dice of the labels it moves, and its time per pair.
+
+Each row is written when it is there, and a row that is there is not measured again, unless its
+weights, the number of pairs or of threads are others: a run that was stopped goes on. Alone on the
+machine, please.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from regkit import classical, io, metrics, models
+from regkit.data import RigidPair, RigidPairs, heads
+from regkit.spatial import affine_to_disp, warp
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "results" / "hu2024_cpu.json"
+SHAPE = (200, 200)
+SEED = 2  # of the heads and of the motions; networks learn from 0 and are chosen by 1
+HEADS = 50
+BATCH = 32
+STEPS = 10  # of descent after a network
+SUCCESS = (0.5, 0.5)  # degrees, pixels
+PACKAGES = ("regkit-course", "torch", "SimpleITK", "antspyx", "numpy")
+
+Row = dict[str, Any]
+Method = Callable[[Tensor, Tensor], Tensor]  # two (1, 1, H, W) -> theta (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Set:
+    """Pairs to measure on. weights: shipped for them. similarity: what our descent minimises."""
+
+    contrasts: tuple[str, ...]
+    angle: float
+    shift: float
+    similarity: str
+    weights: str
+
+
+SETS = {
+    "t1": Set(("t1",), 5, 5, "ncc", "rigid_resnet34_2d"),
+    "contrasts": Set(("t1", "t2", "flair"), 5, 5, "mutual_information", "rigid_resnet34_2d_multi"),
+    "wide": Set(("t1",), 30, 20, "ncc", "rigid_resnet34_2d_wide"),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row to be: which method on which set, and how to get it.
+
+    make: gives the method; FileNotFoundError or ImportError where something is missing.
+    weights: a file or the name of shipped weights, of networks. timed_only: it has learned nothing.
+    """
+
+    set: str
+    method: str
+    make: Callable[[], Method]
+    weights: str | None = None
+    timed_only: bool = False
+
+
+# ------------------------------------------------------------------------------------ the methods
+
+
+class Network:
+    """A model as method; it stays in memory, so that only its answer is timed."""
+
+    def __init__(self, model: models.RegistrationModel):
+        self.model = model.eval()
+
+    @torch.no_grad()
+    def __call__(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        theta = self.model(moving, fixed).theta
+        if theta is None:
+            raise ValueError(f"{self.model.name!r} has no theta, expected a rigid or affine model.")
+        return theta
+
+
+def network(weights: str) -> Method:
+    """A trained network: shipped weights by name, or a file."""
+    return Network(models.load(weights))
+
+
+def refined(weights: str, similarity: str) -> Method:
+    """A network, and some steps of descent from its answer."""
+    first = network(weights)
+
+    def method(moving: Tensor, fixed: Tensor) -> Tensor:
+        theta = first(moving, fixed)
+        return classical.fit(
+            moving, fixed, "rigid", similarity, theta, iterations=STEPS, search=False
+        )
+
+    return method
+
+
+def twin(kind: str, similarity: str) -> Method:
+    """Our own descent, from nothing."""
+    return lambda moving, fixed: classical.fit(moving, fixed, kind, similarity)
+
+
+def peer(align: Callable[..., Any]) -> Method:
+    """SimpleITK or ANTs, on images of 1 mm."""
+
+    def method(moving: Tensor, fixed: Tensor) -> Tensor:
+        a, b = (io.Image(x, torch.eye(4, dtype=torch.float64).numpy()) for x in (moving, fixed))
+        matrix = align(a, b, "rigid")
+        voxels = io.voxel_map(b.affine, a.affine, 2, matrix)
+        return io.map_to_theta(voxels, fixed.shape[2:]).float()
+
+    return method
+
+
+def ants() -> Method:
+    """ANTs; ImportError where it is not installed."""
+    import ants  # noqa: F401
+
+    return peer(classical.ants.align)
+
+
+def untrained() -> Method:
+    """The network at the paper's width, for its time."""
+    return Network(models.create("rigid_resnet34", ndim=2, width=64))
+
+
+def entries(
+    name: str, threads: int, affine: str | None = None, full: str | None = None
+) -> list[Entry]:
+    """The rows of a set.
+
+    Args:
+        name: of the set.
+        threads: of SimpleITK.
+        affine, full: weights of the affine network and of the paper's width, a file or a name.
+    """
+    one = SETS[name]
+    row = partial(Entry, name)
+    rows = [
+        row("network", partial(network, one.weights), one.weights),
+        row(f"network + {STEPS} steps", partial(refined, one.weights, one.similarity), one.weights),
+    ]
+    if name == "t1":  # where it is asked what 3 more degrees of freedom, and a wide network, give
+        affine = affine or "affine_resnet34_2d"
+        rows += [
+            row("network, width 64", partial(network, full), full)
+            if full
+            else row("network, width 64", untrained, timed_only=True),
+            row("affine network", partial(network, affine), affine),
+            row("affine descent", partial(twin, "affine", one.similarity)),
+        ]
+    align = partial(classical.sitk.align, threads=threads)
+    return [
+        *rows,
+        row("descent", partial(twin, "rigid", one.similarity)),
+        row("SimpleITK, correlation", partial(peer, partial(align, metric="correlation"))),
+        row("SimpleITK, Mattes", partial(peer, align)),
+        row("SimpleITK, Mattes, 1 % of the pixels", partial(peer, partial(align, sampling=0.01))),
+        row("ANTs", ants),
+    ]
+
+
+# ---------------------------------------------------------------------------------- the measuring
+
+
+def dice(pair: RigidPair, theta: Tensor) -> float:
+    """Mean Dice over the labels of the head, after the moving ones went through `theta`."""
+    disp = affine_to_disp(theta, pair.fixed.image.shape[1:])
+    moved = warp(pair.moving.labels[None], disp, mode="nearest")
+    per_label = metrics.dice(moved, pair.fixed.labels[None])
+    return float(per_label[torch.isfinite(per_label)].mean())
+
+
+def errors(thetas: Sequence[Tensor], pairs: Sequence[RigidPair]) -> Row:
+    """How far the motions found are from the true ones."""
+    found, truth = torch.cat(list(thetas)), torch.cat([pair.theta for pair in pairs])
+    turn, shift = metrics.rotation_error(found, truth), metrics.translation_error(found, truth)
+    good = (turn < SUCCESS[0]) & (shift < SUCCESS[1])
+    return {
+        "rotation_median": float(turn.median()),
+        "rotation_mean": float(turn.mean()),
+        "rotation_largest": float(turn.max()),
+        "shift_median": float(shift.median()),
+        "shift_mean": float(shift.mean()),
+        "shift_largest": float(shift.max()),
+        "success": float(good.double().mean()),
+        "dice": sum(dice(p, t) for p, t in zip(pairs, found[:, None])) / len(pairs),
+    }
+
+
+def images(pairs: Sequence[RigidPair], device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """(N, 1, H, W) moving and fixed."""
+    moving = torch.stack([pair.moving.image for pair in pairs])
+    return moving.to(device), torch.stack([pair.fixed.image for pair in pairs]).to(device)
+
+
+def clock(method: Method, moving: Tensor, fixed: Tensor) -> tuple[Tensor, float]:
+    """The answer, and how long it took."""
+    start = time.perf_counter()
+    theta = method(moving, fixed)
+    if moving.is_cuda:
+        torch.cuda.synchronize()
+    return theta, time.perf_counter() - start
+
+
+def measure(entry: Entry, pairs: Sequence[RigidPair]) -> Row:
+    """The numbers of one row.
+
+    `seconds` is the median over the pairs, one at a time; `seconds_batch_32` is per pair, the best
+    of three batches of 32. The first call is not counted.
+    """
+    method = entry.make()
+    row: Row = {}
+    moving, fixed = images(pairs)
+    method(moving[:1], fixed[:1])
+    results = [clock(method, a, b) for a, b in zip(moving[:, None], fixed[:, None])]
+    row["seconds"] = float(torch.tensor([seconds for _, seconds in results]).median())
+    if not entry.timed_only:
+        row |= errors([theta for theta, _ in results], pairs)
+    if isinstance(method, Network):
+        row["parameters"] = models.parameter_count(method.model)
+        row["seconds_batch_32"] = batched(method, pairs, "cpu")
+        if torch.cuda.is_available():
+            method.model.cuda()
+            moving, fixed = images(pairs, "cuda")
+            method(moving[:1], fixed[:1])
+            on_gpu = [clock(method, a, b)[1] for a, b in zip(moving[:, None], fixed[:, None])]
+            row["seconds_gpu"] = float(torch.tensor(on_gpu).median())
+            row["seconds_gpu_batch_32"] = batched(method, pairs, "cuda")
+    return row
+
+
+def batched(method: Method, pairs: Sequence[RigidPair], device: str) -> float:
+    """Seconds per pair in batches of 32."""
+    batch = images([pairs[i % len(pairs)] for i in range(BATCH)], device)
+    return min(clock(method, *batch)[1] for _ in range(4)) / BATCH
+
+
+# --------------------------------------------------------------------------------------- the file
+
+
+def rounded(row: Row) -> Row:
+    """The same with four digits."""
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
+
+
+def fingerprint(weights: str | None) -> str | None:
+    """Of the file that holds the weights: a row of other weights is measured again."""
+    if weights is None:
+        return None
+    path = Path(weights)
+    if weights in models.pretrained():
+        path = Path(models.__file__).parents[1] / "weights" / f"{weights}.safetensors"
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else None
+
+
+def made(threads: int, command: str) -> Row:
+    """How, from what, where, when."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    changed = git("status", "--porcelain", "--", "regkit", "benchmarks")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "command": command,
+        "commit": git("rev-parse", "HEAD") + (" with changes" if changed else ""),
+        "date": datetime.date.today().isoformat(),
+        "device": _processor() + (f"; {gpu}" if gpu else ""),
+        "threads": threads,
+        "load": round(os.getloadavg()[0], 2),  # processes that wanted the processor at the start
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def run(
+    out: Path = OUT,
+    pairs: int = 100,
+    threads: int = 2,
+    sets: Sequence[str] = tuple(SETS),
+    affine: str | None = None,
+    full: str | None = None,
+    fresh: bool = False,
+    command: str = "python benchmarks/hu2024.py",
+) -> Row:
+    """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
+    for name in sets:
+        if name not in SETS:
+            raise ValueError(f"sets holds {name!r}, expected some of {', '.join(SETS)}.")
+    if pairs < 1 or threads < 1:
+        raise ValueError(f"pairs is {pairs} and threads {threads}, expected at least 1 of each.")
+    torch.set_num_threads(threads)
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)  # read by ANTs
+    said = made(threads, command)
+    held: Row = {"sets": [], "rows": []}
+    if out.is_file() and not fresh:
+        held = json.loads(out.read_text())
+    described = {row["set"]: row for row in held["sets"]}
+    rows = {(row["set"], row["method"]): row for row in held["rows"]}
+    planned = {name: entries(name, threads, affine, full) for name in SETS}
+
+    def table() -> Row:
+        order = [(name, entry.method) for name in SETS for entry in planned[name]]
+        return {
+            "made": said,
+            "sets": [described[name] for name in SETS if name in described],
+            "rows": [rows[which] for which in order if which in rows],
+        }
+
+    for name in sets:
+        known = draw(SETS[name], pairs)
+        described[name] = describe(name, known)
+        for entry in planned[name]:
+            which = (name, entry.method)
+            key = {
+                "set": name,
+                "method": entry.method,
+                "pairs": pairs,
+                "threads": threads,
+                "weights": entry.weights and Path(entry.weights).name,
+                "sha256": fingerprint(entry.weights),
+                "timed_only": entry.timed_only,
+            }
+            if which in rows and key.items() <= rows[which].items():
+                continue
+            try:
+                row = rounded(measure(entry, known))
+            except (FileNotFoundError, ImportError) as error:
+                typer.echo(f"{name}: {entry.method} is left out. {error}", err=True)
+                rows.pop(which, None)
+                continue
+            rows[which] = key | row | {"commit": said["commit"], "date": said["date"]}
+            typer.echo(f"{name}: {entry.method}: {_short(row)}", err=True)
+            _write(table(), out)
+    _write(table(), out)
+    return table()
+
+
+def draw(one: Set, pairs: int) -> list[RigidPair]:
+    """The pairs of a set: the same for the same number of them."""
+    subjects = [heads(min(HEADS, pairs), SHAPE, SEED, contrast) for contrast in one.contrasts]
+    drawn = RigidPairs(subjects, pairs, SEED, one.angle, one.shift)
+    return [drawn.pair(i) for i in range(pairs)]
+
+
+def describe(name: str, pairs: Sequence[RigidPair]) -> Row:
+    """A set, what it is before registration, and the Dice that the true motion reaches."""
+    one = SETS[name]
+    before = errors([torch.eye(2, 3)[None]] * len(pairs), pairs)
+    ceiling = sum(dice(pair, pair.theta) for pair in pairs) / len(pairs)
+    return {
+        "set": name,
+        "contrasts": list(one.contrasts),
+        "angle": one.angle,
+        "shift": one.shift,
+        "shape": list(SHAPE),
+        "seed": SEED,
+        "pairs": len(pairs),
+        "heads": min(HEADS, len(pairs)),
+        **rounded({f"{key}_before": value for key, value in before.items()}),
+        "dice_ceiling": round(ceiling, 4),
+    }
+
+
+def _write(table: Row, out: Path) -> None:
+    with io.staged(out.parent) as folder:
+        (folder / out.name).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+def _short(row: Row) -> str:
+    text = f"{1e3 * row['seconds']:.1f} ms"
+    if "success" in row:
+        text = (
+            f"{row['rotation_median']:.3f} degrees, {row['shift_median']:.3f} pixels, "
+            f"success {row['success']:.0%}, {text}"
+        )
+    return text
+
+
+def main(
+    pairs: Annotated[int, typer.Option(help="Pairs in each set.")] = 100,
+    threads: Annotated[int, typer.Option(help="Threads, for every method.")] = 2,
+    sets: Annotated[list[str] | None, typer.Option(help="Only this set; may be repeated.")] = None,
+    affine: Annotated[str | None, typer.Option(help="Weights of the affine network.")] = None,
+    full: Annotated[str | None, typer.Option(help="Weights of the network of width 64.")] = None,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
+    fresh: Annotated[bool, typer.Option(help="Measure every row again.")] = False,
+) -> None:
+    """Measure the networks of Hu (2024) and the classical tools on the same pairs."""
+    # a path of this machine is nobody else's business
+    given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
+    command = shlex.join(["python", "benchmarks/hu2024.py", *given])
+    try:
+        run(out, pairs, threads, sets or tuple(SETS), affine, full, fresh, command)
+    except ValueError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)
