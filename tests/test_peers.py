@@ -29,7 +29,7 @@ from regkit import io, losses, metrics, spatial
 some = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 10**6)
 dtypes = st.sampled_from([torch.float32, torch.float64])
-INTEGERS = [torch.uint8, torch.int16, torch.int32, torch.int64]
+INTEGERS = [torch.uint8, torch.uint16, torch.int16, torch.int32, torch.int64]
 
 
 def shapes(smallest=1, largest=9):
@@ -203,6 +203,16 @@ def test_jacobian_determinant_is_numpys_gradient_and_determinant(shape, seed):
         np.testing.assert_allclose(det, np.linalg.det(matrix), rtol=0, atol=1e-10)
 
 
+@some
+@given(shape=shapes(1, 12), k=st.integers(1, 9))
+def test_padding_is_numpys_by_as_much_on_both_sides(shape, k):
+    """Where the number of missing voxels is odd, one more comes after."""
+    image = noise(0, 1, 1, *shape)
+    sides = [(-n % k // 2, -(-(-n % k) // 2)) for n in shape]
+    expected = np.pad(image[0, 0].numpy(), sides)
+    np.testing.assert_array_equal(spatial.pad_to_multiple(image, k)[0][0, 0].numpy(), expected)
+
+
 @pytest.mark.parametrize("shape", [(700, 500), (60, 70, 80), (1, 600, 500), (300_001, 2)])
 def test_jacobian_determinant_of_a_large_image_is_numpys(shape):
     """Worked out in slabs, seams included. Its gradient against PyTorch's own of the formula."""
@@ -256,6 +266,24 @@ def test_diffusion_and_bending_have_the_value_and_gradient_of_the_plain_formula(
         torch.testing.assert_close(ours, theirs)
 
 
+@some
+@given(d=st.integers(2, 3), seed=seeds, small=st.sampled_from([1.0, 1e-4]))
+def test_rotation_and_translation_error_are_scipys_angle_and_numpys_length(d, seed, small):
+    """Of rigid maps. The scale of an affine map does not turn anything."""
+    generator = np.random.default_rng(seed)
+    first = Rotation.from_rotvec(generator.normal(size=(4, 3)) * [d == 3, d == 3, 1])
+    turn = Rotation.from_rotvec(small * generator.normal(size=(4, 3)) * [d == 3, d == 3, 1])
+    shifts = generator.normal(size=(2, 4, d, 1))
+    thetas = [
+        np.concatenate([scale * r.as_matrix()[:, :d, :d], t], axis=-1)
+        for r, t, scale in zip((turn * first, first), shifts, (1.2, 1.0), strict=True)
+    ]
+    found = metrics.rotation_error(*map(torch.from_numpy, thetas))
+    np.testing.assert_allclose(found, np.rad2deg(turn.magnitude()), rtol=1e-6, atol=1e-9)
+    found = metrics.translation_error(*map(torch.from_numpy, thetas))
+    np.testing.assert_allclose(found, np.linalg.norm(shifts[0] - shifts[1], axis=1)[:, 0])
+
+
 def test_float32_sums_over_millions_of_voxels_are_numpys_in_float64():
     """A slope that is the same everywhere is the worst case of a sum that runs on and on."""
     shape = (100, 90, 110)
@@ -282,10 +310,12 @@ def test_float32_sums_over_millions_of_voxels_are_numpys_in_float64():
 
 @some
 @given(shape=shapes(), data=st.data(), seed=seeds)
-def test_endpoint_error_and_tre_are_numpys_lengths(shape, data, seed):
+def test_endpoint_error_consistency_and_tre_are_numpys_lengths(shape, data, seed):
     d = len(shape)
     spacing = data.draw(spacings(d))
     disp, truth = noise(seed, 2, 2, d, *shape)
+    squares = np.mean((disp - truth).numpy() ** 2)
+    assert float(losses.consistency(disp, truth)) == pytest.approx(squares)
     mask = noise(seed + 1, 2, 1, *shape) > -0.5
     mask.view(2, -1)[:, 0] = True
     lengths = np.linalg.norm((disp - truth).numpy(), axis=1)
