@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -45,3 +46,35 @@ class DispHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
         return x.float() if x.dtype.itemsize < 4 else x
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Normalisation over groups of 8 channels of each image: independent of the batch."""
+    return nn.GroupNorm(max(1, channels // 8), channels)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut, ReLU(F(x) + x): (B, c_in, *S) -> (B, c_out, *S / stride).
+
+    He et al. 2016, figure 2, with group normalisation. Where the size changes, the shortcut is a
+    convolution of kernel 1.
+    """
+
+    def __init__(self, ndim: int, c_in: int, c_out: int, stride: int = 1):
+        super().__init__()
+        conv = CONV[ndim]
+        self.residual = nn.Sequential(
+            conv(c_in, c_out, kernel_size=3, stride=stride, padding=1, bias=False),
+            group_norm(c_out),
+            nn.ReLU(),
+            conv(c_out, c_out, kernel_size=3, padding=1, bias=False),
+            group_norm(c_out),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or c_in != c_out:
+            self.shortcut = nn.Sequential(
+                conv(c_in, c_out, kernel_size=1, stride=stride, bias=False), group_norm(c_out)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.residual(x) + self.shortcut(x))

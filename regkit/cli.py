@@ -300,7 +300,9 @@ def train(
     changes = {k: v for k, v in (("steps", steps), ("seed", seed)) if v is not None}
     trained = run(recipes.get(recipe, budget, **changes), out, resume, device=device, start=start)
     last = trained.history[-1]
-    typer.echo(f"validation Dice {last['dice_before']:.4f} -> {last['dice']:.4f}")
+    for name in ("dice_before", "dice", "rotation_error", "translation_error", "success"):
+        if name in last:
+            typer.echo(f"validation {name:<18}{last[name]:8.4f}")
     typer.echo(f"wrote {out / 'best.safetensors'}; curves: tensorboard --logdir {out}")
 
 
@@ -324,9 +326,10 @@ def evaluate(
     from regkit.book import cost
     from regkit.data.pairs import chain
     from regkit.data.population import population
+    from regkit.data.rigid import moved_heads
     from regkit.device import choose_device
     from regkit.evaluate import evaluate as run
-    from regkit.evaluate import summary
+    from regkit.evaluate import motion_errors, summary
 
     if out is not None:
         if out.is_dir():
@@ -337,11 +340,21 @@ def evaluate(
     if "recipe" not in model.info:
         raise ValueError("method is a weights file without a recipe, expected one of regkit train.")
     plan = model.info["recipe"]
-    subjects = population(
-        pairs, plan["shape"], seed, plan["amplitude"], plan["contrast"], progress=True
-    )
-    rows = run(model.to(chosen), chain(subjects), distances=distances, ceiling=True, device=chosen)
-    for name, value in (mean := summary(rows)).items():
+    model = model.to(chosen)
+    errors: dict[str, float] = {}
+    if motion := plan.get("motion"):
+        heads = moved_heads(pairs, plan["shape"], seed, pairs, gamma=plan["gamma"], **motion)
+        known = [heads.pair(i) for i in range(pairs)]
+        errors = motion_errors(model, known, chosen)
+        tested = [(pair.moving, pair.fixed) for pair in known]
+    else:
+        tested = chain(
+            population(
+                pairs, plan["shape"], seed, plan["amplitude"], plan["contrast"], progress=True
+            )
+        )
+    rows = run(model, tested, distances=distances, ceiling=not motion, device=chosen)
+    for name, value in (mean := summary(rows) | errors).items():
         typer.echo(f"{name:<20}{value:10.4f}")
     if out is not None:
         with io.staged(out.parent) as folder:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regkit import losses, metrics
 from regkit.data.population import Subject, true_displacement
+from regkit.data.rigid import RigidPair
 from regkit.models import Registration
 from regkit.spatial import warp
 
@@ -104,3 +105,42 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         gained, possible = (mean[k] - mean["dice_before"] for k in ("dice", "dice_ceiling"))
         mean["gap_closed"] = 100 * gained / possible
     return mean
+
+
+@torch.no_grad()
+def motion_errors(
+    method: Method, pairs: Sequence[RigidPair], device: str | torch.device = "cpu", batch: int = 32
+) -> dict[str, float]:
+    """How well a rigid or affine method finds known motions, over all pairs.
+
+    Args:
+        method: a model whose result has `theta`, or anything that maps two (B, 1, *S) images to
+            such a `Registration`.
+        pairs: with their truth.
+        device: where the model is. batch: how many pairs it takes at a time.
+
+    Returns:
+        Medians `rotation_error` (degrees) and `translation_error` (voxels, at the centre), the
+        means of both with `_mean`, and `success`: percent of the pairs with less than 0.5 of each.
+    """
+    turns, shifts = [], []
+    for start in range(0, len(pairs), batch):
+        part = pairs[start : start + batch]
+        moving, fixed = (
+            torch.stack([getattr(pair, side).image for pair in part]).to(device)
+            for side in ("moving", "fixed")
+        )
+        theta = method(moving, fixed).theta
+        if theta is None:
+            raise ValueError("method gave no theta, expected a rigid or affine registration.")
+        truth = torch.cat([pair.theta for pair in part])
+        turns.append(metrics.rotation_error(theta.cpu(), truth))
+        shifts.append(metrics.translation_error(theta.cpu(), truth))
+    turn, shift = torch.cat(turns), torch.cat(shifts)
+    return {
+        "rotation_error": float(turn.median()),
+        "translation_error": float(shift.median()),
+        "rotation_error_mean": float(turn.mean()),
+        "translation_error_mean": float(shift.mean()),
+        "success": 100 * float(((turn < 0.5) & (shift < 0.5)).double().mean()),
+    }

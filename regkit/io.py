@@ -335,6 +335,22 @@ def map_to_theta(matrix: np.ndarray, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(theta)[None]
 
 
+def theta_to_world(
+    theta: Tensor, shape: Sequence[int], fixed_affine: np.ndarray, moving_affine: np.ndarray
+) -> np.ndarray:
+    """(1, d, d+1) as (4, 4), fixed mm -> moving mm: undoes `map_to_theta(voxel_map(...))`.
+
+    In 2D slice 0 goes to slice 0.
+    """
+    d = len(shape)
+    centre = (np.asarray(shape) - 1) / 2
+    linear, shift = theta[0, :, :d].double().numpy(), theta[0, :, d].double().numpy()
+    full, keep = np.eye(4), [*range(d), 3]
+    full[np.ix_(keep[:d], keep[:d])] = linear
+    full[keep[:d], 3] = centre + shift - linear @ centre
+    return moving_affine @ full @ np.linalg.inv(fixed_affine)
+
+
 def map_to_disp(matrix: np.ndarray, shape: Sequence[int]) -> Tensor:
     """A voxel map (d+1, d+1) as displacement (1, d, *shape) float32: matrix x - x."""
     return affine_to_disp(map_to_theta(matrix, shape), shape).float()

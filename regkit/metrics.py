@@ -214,3 +214,37 @@ def tre(
         )
     miss = warp_points(fixed_points, disp) - moving_points
     return (miss * check_spacing(spacing, miss.shape[-1]).to(miss)).norm(dim=-1)
+
+
+@full_precision
+def rotation_error(theta: Tensor, true_theta: Tensor) -> Tensor:
+    """The turn that is left between two rigid maps: (B,), degrees, in [0, 180]; 0 is best.
+
+    Args:
+        theta, true_theta: (B, d, d+1), voxels, on cubic voxels. Of an affine map the nearest
+            rotation counts (its polar factor).
+    """
+    a, b = (_rotation(x, name) for x, name in ((theta, "theta"), (true_theta, "true_theta")))
+    left = a @ b.transpose(1, 2)
+    d = left.shape[-1]
+    # |R - I| is 2 sqrt(2) sin(angle / 2); the cosine alone loses small angles in rounding
+    chord = (left - torch.eye(d, device=left.device, dtype=left.dtype)).flatten(1).norm(dim=1)
+    return torch.rad2deg(2 * torch.asin((chord / 8**0.5).clamp(max=1)))
+
+
+def _rotation(theta: Tensor, name: str) -> Tensor:
+    if theta.ndim != 3 or theta.shape[1] not in (2, 3) or theta.shape[2] != theta.shape[1] + 1:
+        raise ValueError(f"{name} has shape {tuple(theta.shape)}, expected (B, 2, 3) or (B, 3, 4).")
+    u, _, v = torch.linalg.svd(theta[:, :, :-1].double())
+    return u @ v
+
+
+@full_precision
+def translation_error(theta: Tensor, true_theta: Tensor) -> Tensor:
+    """How far apart two affine maps send the centre of the image: (B,), voxels; 0 is best.
+
+    Args:
+        theta, true_theta: (B, d, d+1), voxels.
+    """
+    _rotation(theta, "theta"), _rotation(true_theta, "true_theta")
+    return (theta[:, :, -1] - true_theta[:, :, -1]).norm(dim=1)

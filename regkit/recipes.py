@@ -29,6 +29,9 @@ class Recipe:
     subjects, validation: how many of the embedded population (seeds 0 and 1; 2 is for tests).
     contrast, amplitude: of the population. gamma: change the
         contrast of each image at random, x -> x^g with |log g| <= gamma.
+    motion: None for pairs of two subjects; else a pair is one head twice, on cubic voxels, and this
+        says how the second one is moved: keyword arguments of `regkit.data.RigidPairs`, and the
+        `contrasts` between which a pair may be formed.
     similarity: "lncc", "mse", "ncc" or "mutual_information". window: of lncc.
     weights: of the terms of the objective: "similarity", "diffusion" (of the velocity where there
         is one, else of the displacement), "bending", "folding", and "dice", the label loss.
@@ -50,6 +53,7 @@ class Recipe:
     contrast: str = "t1"
     amplitude: float = 1.0
     gamma: float = 0.0
+    motion: Mapping[str, Any] | None = None
     similarity: str = "lncc"
     window: int = 7
     weights: Mapping[str, float] = field(
@@ -125,6 +129,37 @@ for _model, _source in (("vxm1", _TMI), ("vxm2", _TMI), ("vxm", _TMI), ("vxm_dif
         gpu={"subjects": 100, "steps": 4000, "validate_every": 500},
         paper={"shape": (160, 192, 160), "options": {}, "subjects": 200, "steps": 150_000,
                "lr": 1e-4, "schedule": "constant", "validate_every": 1000},
+    )  # fmt: skip
+
+_HU = "Hu 2024; optimiser, rate and steps are not in the paper: ours"
+_SMALL_MOTION = {"angle": 5.0, "shift": 5.0, "contrasts": ("t1",)}  # section 3.2, read as degrees
+_RIGID = Recipe(
+    name="rigid_resnet34_2d", model="rigid_resnet34", ndim=2, shape=(100, 100), source=_HU,
+    options={"width": 16}, subjects=200, validation=32, motion=_SMALL_MOTION, similarity="ncc",
+    weights={"similarity": 1.0}, lr=1e-3, warmup=100, batch=16, steps=2500, validate_every=500,
+)  # fmt: skip
+for _recipe in (
+    _RIGID,
+    replace(_RIGID, name="affine_resnet34_2d", model="affine_resnet34"),
+    replace(
+        _RIGID,
+        name="rigid_resnet34_2d_multi",
+        similarity="mutual_information",
+        motion=_SMALL_MOTION | {"contrasts": ("t1", "t2", "flair")},
+    ),
+    replace(
+        _RIGID,
+        name="rigid_resnet34_2d_wide",
+        motion=_SMALL_MOTION | {"angle": 30.0, "shift": 20.0},
+        gamma=0.3,
+    ),
+):
+    _add(
+        _recipe,
+        smoke={**_SMOKE_2D, "shape": (48, 48)},
+        gpu={"shape": (200, 200), "subjects": 400, "batch": 32, "steps": 10_000},
+        paper={"shape": (200, 200), "options": {"width": 64}, "subjects": 1600, "validation": 400,
+               "batch": 32, "steps": 50_000, "validate_every": 1000},
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ import regkit
 from regkit import classical, io, losses, metrics, models
 from regkit.device import choose_device
 from regkit.models import RegistrationModel
+from regkit.models.resnet import LinearResNet
 from regkit.names import unknown
 from regkit.spatial import affine_to_disp, warp
 
@@ -144,6 +145,8 @@ def register(
     name, model = _method(method, d)
     if affine == "auto" and name in CLASSICAL:
         affine = name  # type: ignore[assignment]
+    if affine == "auto" and isinstance(model, LinearResNet):
+        affine = False  # it would do the network's work
     labels = _labels(moving_labels, fixed_labels, moving_image, fixed_image)
     warnings = [*moving_image.notes, *fixed_image.notes]
     warnings += _look(moving_image, fixed_image, model)
@@ -171,13 +174,22 @@ def register(
         if image is moving_image or spacing:
             on_grid = io.resample_to(values, image.affine, shape, grid_affine, matrix=to_moving)
         pair.append(on_grid.to(chosen))
-    with torch.no_grad():
-        if model is None:
-            inner = torch.zeros(1, d, *shape, device=chosen)
-        else:
-            inner = model.to(chosen)(*pair).disp.float()
+    inner = torch.zeros(1, d, *shape, device=chosen)
+    found = None
+    if model is not None:
+        with torch.no_grad():
+            found = model.to(chosen)(*pair)
+        inner = found.disp.float()
     if refine:
         tell("refining", 0.55)
+    if isinstance(model, LinearResNet) and found is not None:
+        # a matrix says it all: it joins that of the headers and of an affine registration before
+        theta = _linear(model, found.theta, pair, grid_affine, refine)
+        warnings += _beyond_training(model, theta)
+        world = io.theta_to_world(theta, shape, grid_affine, grid_affine)
+        matrix = world if matrix is None else matrix @ world
+        inner = torch.zeros_like(inner)
+    elif refine:
         inner = classical.refine(
             pair[0], pair[1], inner, refine, progress=lambda f: tell("refining", 0.55 + 0.3 * f)
         )
@@ -454,6 +466,40 @@ def _look(moving: io.Image, fixed: io.Image, model: RegistrationModel | None) ->
         if max(shape) > 400:
             found.append(f"The field of view is large for the network: {shape} of its voxels.")
     return found
+
+
+def _linear(
+    model: LinearResNet,
+    theta: Tensor | None,
+    pair: Sequence[Tensor],
+    grid_affine: np.ndarray,
+    refine: int,
+) -> Tensor:
+    """The network's motion, (1, d, d+1) on the CPU, after `refine` steps of descent."""
+    assert theta is not None
+    theta = theta.cpu().float()
+    if not refine:
+        return theta
+    similarity = model.info.get("recipe", {}).get("similarity", "mutual_information")
+    spacing = io.spacing_of(grid_affine, model.ndim)
+    moving, fixed = (image.cpu() for image in pair)
+    return classical.fit(moving, fixed, model.kind, similarity, theta, spacing, refine, False)
+
+
+def _beyond_training(model: RegistrationModel, theta: Tensor) -> list[str]:
+    """A sentence where a rigid or affine network answers with more than it has been taught."""
+    if "motion" not in model.info:
+        return []
+    angle, shift = model.info["motion"]
+    turned = float(metrics.rotation_error(theta, torch.eye(*theta.shape[1:])[None])[0])
+    spacing = torch.tensor(model.info["spacing"])
+    moved = float((theta[0, :, -1] * spacing).abs().max())
+    if turned <= angle and moved <= shift:
+        return []
+    return [
+        f"The motion found, {turned:.1f} degrees and {moved:.1f} mm, lies outside what the "
+        f"network was trained on ({angle:g} degrees, {shift:g} mm): try method 'rigid'."
+    ]
 
 
 def _judge(disp: Tensor, moving_shape: tuple[int, ...], numbers: Mapping[str, Any]) -> list[str]:

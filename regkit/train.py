@@ -42,8 +42,9 @@ from tqdm.auto import tqdm
 from regkit import losses, models
 from regkit.data.pairs import RandomPairs, chain
 from regkit.data.population import population
+from regkit.data.rigid import moved_heads
 from regkit.device import choose_device
-from regkit.evaluate import evaluate, summary
+from regkit.evaluate import evaluate, motion_errors, summary
 from regkit.models import Registration, RegistrationModel
 from regkit.recipes import Recipe, get
 from regkit.spatial import integrate, warp
@@ -89,6 +90,10 @@ class Task:
 
 
 def _task(recipe: Recipe, progress: bool) -> Task:
+    return (_two_subjects if recipe.motion is None else _one_head_moved)(recipe, progress)
+
+
+def _two_subjects(recipe: Recipe, progress: bool) -> Task:
     """Pairs of two subjects of the embedded population; validation by Dice on other subjects."""
     made: dict[str, Any] = {
         "contrast": recipe.contrast,
@@ -107,6 +112,29 @@ def _task(recipe: Recipe, progress: bool) -> Task:
         validate=validate,
         score=lambda scores: scores["dice"],
         info={"spacing": subjects[0].spacing, "orientation": "RAS", "range": [0, 1]},
+    )
+
+
+def _one_head_moved(recipe: Recipe, progress: bool) -> Task:
+    """A head and itself behind a known rigid motion; validation by how well that is found."""
+    made = {"gamma": recipe.gamma, "progress": progress, **(recipe.motion or {})}
+    length = recipe.steps * recipe.batch
+    learn = moved_heads(recipe.subjects, recipe.shape, 0, length, recipe.seed, **made)
+    held_out = moved_heads(recipe.validation, recipe.shape, 1, recipe.validation, **made)
+
+    def validate(model: RegistrationModel, device: torch.device) -> dict[str, float]:
+        return motion_errors(model, [held_out.pair(i) for i in range(len(held_out))], device)
+
+    return Task(
+        pairs=learn,
+        validate=validate,
+        score=lambda scores: -scores["rotation_error"] - scores["translation_error"],
+        info={
+            "spacing": learn.subjects[0][0].spacing,
+            "orientation": "RAS",
+            "range": [0, 1],
+            "motion": [learn.angle, learn.shift],
+        },
     )
 
 

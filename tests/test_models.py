@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from regkit import losses, models, spatial
-from regkit.models import base, voxelmorph
+from regkit.models import base, resnet, voxelmorph
 
 CPU = torch.profiler.ProfilerActivity.CPU
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -25,6 +25,15 @@ PARAMETERS = {
     ("vxm_diff", 3): 327_331,
     ("vxm_diff", 2): 109_170,
 }
+# counted by hand: He et al. 2016, table 1, with group normalisation and two fully connected layers
+RESNET = {
+    ("rigid_resnet34", 2): 21_314_563,
+    ("rigid_resnet34", 3): 63_524_806,
+    ("affine_resnet34", 2): 21_314_758,
+    ("affine_resnet34", 3): 63_525_196,
+}
+# small enough for many tests; the published sizes are counted
+SMALL = {"rigid_resnet34": {"width": 8}, "affine_resnet34": {"width": 8}}
 SIZES = {2: (37, 53), 3: (21, 34, 45)}
 every_model = pytest.mark.parametrize(
     ("name", "ndim"), [(name, ndim) for name in NAMES for ndim in (2, 3)]
@@ -36,22 +45,37 @@ def pair(shape, batch=1, seed=0):
     return torch.rand(2, batch, 1, *shape, generator=generator)
 
 
+def create(name, ndim, **options):
+    return models.create(name, ndim=ndim, **SMALL.get(name, {}), **options)
+
+
+def heads(model):
+    """The weights of the last layers, which start near zero or at zero."""
+    if isinstance(model, resnet.LinearResNet):
+        return [model.numbers.weight]
+    return [m.conv.weight for m in model.modules() if isinstance(m, voxelmorph.DispHead)]
+
+
 def with_visible_output(name, ndim, **options):
     """A model whose head is not near zero any more, so that its answer is one: about a voxel."""
     torch.manual_seed(1)
-    model = models.create(name, ndim=ndim, **options)
+    model = create(name, ndim, **options)
     with torch.no_grad():
-        for head in (m for m in model.modules() if isinstance(m, voxelmorph.DispHead)):
-            head.conv.weight.normal_(std=1.0)
+        for weight in heads(model):
+            weight.normal_(std=1.0)
+        # numbers of a motion come out small first, so that the answer grows in proportion
+        for weight in heads(model) if isinstance(model, resnet.LinearResNet) else []:
+            weight.mul_(1e-3)
         result = model.eval()(*pair((32,) * ndim))
         raw = result.disp if result.svf is None else result.svf
-        for head in (m for m in model.modules() if isinstance(m, voxelmorph.DispHead)):
-            head.conv.weight.div_(raw.abs().max() / 1.5)
+        for weight in heads(model):
+            weight.div_(raw.abs().max() / 1.5)
     return model
 
 
 def test_names():
-    assert NAMES[:4] == ["vxm1", "vxm2", "vxm", "vxm_diff"]
+    assert NAMES[:2] == ["rigid_resnet34", "affine_resnet34"]
+    assert NAMES[2:6] == ["vxm1", "vxm2", "vxm", "vxm_diff"]
     assert {name for name, _ in PARAMETERS} <= set(NAMES)
 
 
@@ -62,15 +86,32 @@ def test_parameter_counts_are_the_published_ones_and_those_of_the_docstring(name
     assert f"{expected:,}" in voxelmorph.__doc__
 
 
+@pytest.mark.parametrize(("name", "ndim"), list(RESNET))
+def test_parameter_counts_of_the_residual_networks(name, ndim):
+    """Convolutions of ResNet-34 without its classifier; two numbers a channel for each norm."""
+    model = models.create(name, ndim=ndim)
+    assert models.parameter_count(model) == RESNET[name, ndim]
+    assert f"{RESNET[name, ndim]:,}" in resnet.__doc__
+    k, total, c_in = 3**ndim, 2 * 7**ndim * 64 + 2 * 64, 64
+    for blocks, c in zip((3, 4, 6, 3), (64, 128, 256, 512), strict=True):
+        total += c_in * c * k + c * c * k + 4 * c  # the first block
+        total += (c_in * c + 2 * c) if c_in != c else 0  # its shortcut
+        total += (blocks - 1) * (2 * c * c * k + 4 * c)
+        c_in = c
+    outputs = {"rigid": {2: 3, 3: 6}, "affine": {2: 6, 3: 12}}[name.split("_")[0]][ndim]
+    assert RESNET[name, ndim] == total + (512 * 64 + 64) + (64 * outputs + outputs)
+
+
 @every_model
 def test_an_untrained_model_is_the_identity(name, ndim):
-    model = models.create(name, ndim=ndim)
+    model = create(name, ndim)
     moving, fixed = pair(SIZES[ndim], batch=2)
     result = model(moving, fixed)
     assert isinstance(result, models.Registration)
     assert result.moved.shape == moving.shape
     assert result.disp.shape == (2, ndim, *SIZES[ndim])
-    assert 0 < result.disp.abs().max() < 1e-3
+    assert result.disp.abs().max() < 1e-3
+    assert (result.disp != 0).any() or name in SMALL  # exactly the identity
     torch.testing.assert_close(result.moved, moving, atol=1e-3, rtol=0)
 
 
@@ -92,7 +133,7 @@ def test_a_few_steps_of_training_lower_the_loss(name, ndim):
     blob = torch.exp(-grid.square().sum(0) / 18)[None, None]
     moving = spatial.warp(blob, torch.full((1, ndim, *shape), 1.5))
     torch.manual_seed(0)
-    model = models.create(name, ndim=ndim).train()
+    model = create(name, ndim).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     history = []
     for _ in range(40):
@@ -235,7 +276,7 @@ def test_the_same_seed_makes_the_same_model(name, ndim):
     states = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        states.append(models.create(name, ndim=ndim).state_dict())
+        states.append(create(name, ndim).state_dict())
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
     assert not all(torch.equal(states[0][k], states[2][k]) for k in states[0])
 
@@ -370,7 +411,7 @@ def test_shipped_weights_say_what_they_expect():
     ("call", "parts"),
     [
         (lambda: models.create("vxm_dif"), ["name is 'vxm_dif'", "did you mean 'vxm_diff'"]),
-        (lambda: models.create("unet"), ["name is 'unet'", "expected one of vxm1"]),
+        (lambda: models.create("unet"), ["name is 'unet'", "expected one of rigid_resnet34"]),
         (lambda: models.create("vxm", ndim=4), ["ndim is 4", "2 or 3"]),
         (lambda: models.create("vxm", colour="red"), ["options", "'vxm'", "colour"]),
         (lambda: models.create("vxm", encoder=(16, 32)), ["options", "encoder"]),

@@ -1,10 +1,11 @@
 """Methods that optimise one pair of images, without a network.
 
-`align` finds a rigid or affine map (SimpleITK); `refine` improves a displacement by gradient
-descent.
+`fit` finds a rigid or affine map by descent, and `align` does so in physical space; `refine`
+improves a displacement. `sitk` and `ants` are thin wrappers of SimpleITK and ANTs, to compare with.
 """
 
+from regkit.classical import ants, sitk
+from regkit.classical.linear import align, fit
 from regkit.classical.refine import refine
-from regkit.classical.sitk import align
 
-__all__ = ["align", "refine"]
+__all__ = ["align", "ants", "fit", "refine", "sitk"]

@@ -1,8 +1,14 @@
-"""Rigid and affine registration by SimpleITK, as a thin wrapper.
+"""Rigid and affine registration by SimpleITK, as a thin wrapper: `regkit.classical.sitk.align`.
 
-The metric is the mutual information of Mattes et al. (2003): it asks only that intensities of the
-two images predict each other, so T1 and T2, or MR and CT, may be mixed. The search goes from a
-blurred, coarse copy of the images to a fine one, and starts where the centres of mass agree.
+Two metrics: the correlation, for images of one kind, and the mutual information of Mattes et al.
+(2003), which asks only that intensities of the two images predict each other, so that T1 and T2, or
+MR and CT, may be mixed. The search goes from a blurred, coarse copy of the images to a fine one,
+and starts where the centres of mass agree.
+
+The settings are those of SimpleITK's own material: the optimiser of its example
+ImageRegistrationMethod3, the levels and bins of its notebook 60, "Registration Introduction". That
+notebook looks at one pixel in a hundred, drawn at random (`sampling=0.01`); by default SimpleITK
+looks at all of them, and so do we.
 """
 
 from __future__ import annotations
@@ -12,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from regkit.io import Image, resample_to, voxel_map, working_grid
+from regkit.classical.frame import InFrame, common_frame
+from regkit.classical.linear import LARGEST
+from regkit.io import Image
 
+METRICS = ("mutual_information", "correlation")
 BINS = 50
 LEVELS = ((4, 2.0), (2, 1.0), (1, 0.0))  # shrink factor, Gaussian sigma in voxels
-ITERATIONS = 200  # per level at most
-# Finer than this many voxels costs time and moves an affine map by less than a tenth of a voxel.
-LARGEST = 400_000
+ITERATIONS = 500  # per level at most
 
 
 def align(
@@ -27,51 +34,52 @@ def align(
     kind: str = "affine",
     progress: Callable[[float], None] | None = None,
     largest: int = LARGEST,
+    metric: str = "mutual_information",
+    sampling: float = 1.0,
+    threads: int = 1,
 ) -> np.ndarray:
-    """The rigid or affine map that lays the moving image over the fixed one.
+    """The rigid or affine map that lays the moving image over the fixed one, by SimpleITK.
 
     Args:
-        moving, fixed: images of 2 or 3 axes, see `regkit.io.as_image`. Their grids may differ.
+        moving, fixed, progress, largest: as in `regkit.classical.align`.
         kind: "rigid" (turn and shift), or "affine" (stretch and shear as well, after that).
-        progress: called with the fraction done, 0 to 1.
-        largest: each image is brought to about this many voxels, if it has more.
+        metric: "mutual_information" or "correlation".
+        sampling: which part of the voxels the metric looks at; less than 1 draws them at random,
+            with a fixed seed.
+        threads: of SimpleITK. They add up the histogram in no fixed order: with one the answer is
+            the same every time.
 
     Returns:
-        (4, 4) float64: a point of the fixed image in mm (RAS) -> its counterpart in the moving
-        image in mm (RAS). This is the pull-back direction, as for displacements. In 2D the map
-        stays in the plane of the slices.
+        (4, 4) float64, as `regkit.classical.align`: fixed mm -> moving mm, RAS.
 
     Raises:
-        ValueError: unknown kind, 2D with 3D, slices of different planes, or images in which nothing
-            can be aligned.
+        ValueError: unknown kind or metric, 2D with 3D, slices of different planes, a constant
+            image, or images in which nothing can be aligned.
     """
-    if kind not in ("rigid", "affine"):
-        raise ValueError(f"kind is {kind!r}, expected 'rigid' or 'affine'.")
-    if moving.ndim != fixed.ndim:
-        raise ValueError(f"moving is {moving.ndim}D and fixed {fixed.ndim}D, expected the same.")
+    if metric not in METRICS:
+        raise ValueError(f"metric is {metric!r}, expected one of {', '.join(METRICS)}.")
+    if not 0 < sampling <= 1:
+        raise ValueError(f"sampling is {sampling}, expected more than 0 and at most 1.")
+    a, b, to_world = common_frame(moving, fixed, kind, largest)
     import SimpleITK as sitk
 
     d = fixed.ndim
-    # A frame for the search: mm along the axes of the fixed grid. The moving image keeps the place
-    # its header gives it relative to the fixed one. This serves 2D and 3D, and needs no RAS or LPS.
-    to_frame = np.diag([*fixed.spacing, 1.0])
-    fixed_in_frame = to_frame
-    moving_in_frame = to_frame @ np.linalg.inv(voxel_map(fixed.affine, moving.affine, d))
-    images = []
-    for image, in_frame in ((fixed, fixed_in_frame), (moving, moving_in_frame)):
-        images.append(_to_sitk(*_coarse(image, in_frame, largest)))
-
+    images = _to_sitk(b), _to_sitk(a)
     search = sitk.ImageRegistrationMethod()
-    search.SetMetricAsMattesMutualInformation(BINS)
-    search.SetMetricSamplingStrategy(search.NONE)  # every voxel: random subsets miss fine answers
+    if metric == "correlation":
+        search.SetMetricAsCorrelation()
+    else:
+        search.SetMetricAsMattesMutualInformation(BINS)
+    if sampling < 1:
+        search.SetMetricSamplingStrategy(search.RANDOM)
+        search.SetMetricSamplingPercentage(sampling, seed=1)
     search.SetInterpolator(sitk.sitkLinear)
     search.SetShrinkFactorsPerLevel([shrink for shrink, _ in LEVELS])
     search.SetSmoothingSigmasPerLevel([sigma for _, sigma in LEVELS])
     search.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     search.SetOptimizerScalesFromPhysicalShift()
-    # Threads add up the histogram in no fixed order: one of them gives the same answer every time.
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     try:
         transform = sitk.CenteredTransformInitializer(
             *images,
@@ -87,9 +95,9 @@ def align(
                 transform.SetTranslation(rigid.GetTranslation())
             search.SetOptimizerAsRegularStepGradientDescent(
                 learningRate=2.0 if stage == 0 else 0.5,
-                minStep=1e-3,
+                minStep=1e-4,
                 numberOfIterations=ITERATIONS,
-                gradientMagnitudeTolerance=1e-6,
+                gradientMagnitudeTolerance=1e-8,
             )
             search.SetInitialTransform(transform, inPlace=True)
             search.RemoveAllCommands()
@@ -101,39 +109,17 @@ def align(
             "moving and fixed could not be aligned, expected images that show the same thing."
         ) from None
     finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-
-    # T(x) = A (x - centre) + centre + t, between points of the frame
-    linear = np.array(transform.GetMatrix()).reshape(d, d)
-    centre, shift = np.array(transform.GetCenter()), np.array(transform.GetTranslation())
-    found = np.eye(d + 1)
-    found[:d, :d] = linear
-    found[:d, d] = centre + shift - linear @ centre
-    return _to_world(np.linalg.inv(moving_in_frame) @ found @ fixed_in_frame, fixed, moving)
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+    return to_world(lambda points: np.array([transform.TransformPoint(p) for p in points.tolist()]))
 
 
-def _coarse(image: Image, in_frame: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Isotropic, not too large, in [0, 1]: the array, and its matrix to the frame."""
-    spacing = image.spacing
-    volume = float(np.prod([n * s for n, s in zip(image.shape, spacing, strict=True)]))
-    size = max(min(spacing), (volume / largest) ** (1 / image.ndim))
-    shape, affine = working_grid(image.shape, image.affine, [size] * image.ndim)
-    values = resample_to(image.data, image.affine, shape, affine)[0, 0].numpy()
-    low, high = float(values.min()), float(values.max())
-    values = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return values, in_frame @ voxel_map(affine, image.affine, image.ndim)
-
-
-def _to_sitk(values: np.ndarray, matrix: np.ndarray) -> Any:
-    """A SimpleITK image of an array and the (d+1, d+1) matrix voxel -> frame."""
+def _to_sitk(image: InFrame) -> Any:
     import SimpleITK as sitk
 
-    d = values.ndim
-    out = sitk.GetImageFromArray(np.ascontiguousarray(values.T))
-    spacing = np.linalg.norm(matrix[:d, :d], axis=0)
-    out.SetSpacing(spacing.tolist())
-    out.SetDirection((matrix[:d, :d] / spacing).ravel().tolist())
-    out.SetOrigin(matrix[:d, d].tolist())
+    out = sitk.GetImageFromArray(np.ascontiguousarray(image.values.T))
+    out.SetSpacing(image.spacing.tolist())
+    out.SetDirection(image.direction.ravel().tolist())
+    out.SetOrigin(image.origin.tolist())
     return out
 
 
@@ -147,12 +133,3 @@ def _report(search: Any, progress: Callable[[float], None], stage: int, stages: 
         progress((stage + min(1.0, within)) / stages)
 
     search.AddCommand(sitk.sitkIterationEvent, step)
-
-
-def _to_world(found: np.ndarray, fixed: Image, moving: Image) -> np.ndarray:
-    """A voxel map (d+1, d+1) as map from mm to mm, (4, 4). In 2D slice 0 goes to slice 0."""
-    d = fixed.ndim
-    full = np.eye(4)
-    keep = [*range(d), 3]
-    full[np.ix_(keep, keep)] = found
-    return moving.affine @ full @ np.linalg.inv(fixed.affine)

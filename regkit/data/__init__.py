@@ -6,15 +6,21 @@
 
 from regkit.data.pairs import RandomPairs, chain
 from regkit.data.population import LABELS, Subject, population, true_displacement
+from regkit.data.rigid import RigidPair, RigidPairs, centre_crop, heads, moved_heads
 from regkit.data.samples import cached, fetch
 
 __all__ = [
     "LABELS",
     "RandomPairs",
+    "RigidPair",
+    "RigidPairs",
     "Subject",
     "cached",
+    "centre_crop",
     "chain",
     "fetch",
+    "heads",
+    "moved_heads",
     "population",
     "true_displacement",
 ]

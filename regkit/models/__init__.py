@@ -10,6 +10,7 @@ Weights travel as safetensors: numbers and a text header, nothing that can run.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import safetensors
 from safetensors.torch import save as to_bytes
 
 from regkit.models.base import Registration, RegistrationModel
+from regkit.models.resnet import LinearResNet
 from regkit.models.voxelmorph import Vxm, VxmDiff, VxmStrided
 from regkit.names import unknown
 
@@ -41,6 +43,8 @@ def _vxm2(ndim: int = 3, **options: Any) -> VxmStrided:
 
 
 _MODELS: dict[str, Callable[..., RegistrationModel]] = {
+    "rigid_resnet34": functools.partial(LinearResNet, "rigid"),
+    "affine_resnet34": functools.partial(LinearResNet, "affine"),
     "vxm1": VxmStrided,
     "vxm2": _vxm2,
     "vxm": Vxm,

@@ -1,0 +1,293 @@
+"""Rigid and affine registration of one pair by descent on the similarity itself: the classical twin
+of the networks in `regkit.models.resnet`.
+
+Both minimise one energy, the dissimilarity of the moved and the fixed image as a function of a few
+numbers. The network answers from experience, in one step; `fit` starts anew for every pair and
+follows the gradient (by the quasi-Newton method L-BFGS), from blurred, coarse copies of the images
+to fine ones, so that it does not stop at the first small match.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from regkit.io import (
+    Image,
+    map_to_theta,
+    resample_to,
+    spacing_of,
+    theta_to_world,
+    voxel_map,
+    working_grid,
+)
+from regkit.losses import mutual_information, ncc
+from regkit.spatial import affine_to_disp, check_spacing, identity_grid, resize, rigid_theta, warp
+
+KINDS = ("rigid", "affine")
+
+
+ENERGIES = {"ncc": ncc, "mutual_information": mutual_information}
+# Finer than this many voxels costs time and moves an affine map by less than a tenth of a voxel.
+LARGEST = 400_000
+COARSEST = 24  # voxels along the longest axis of the coarsest level, about
+# Turns that are tried first, at the coarsest level, in degrees; in 3D about each axis in turn.
+TURNS = (20.0, -20.0, 40.0, -40.0, 60.0, -60.0)
+GUESSES = 4  # so many of the best are followed
+ITERATIONS = 40  # of L-BFGS per level, at most
+
+
+@torch.enable_grad()
+def fit(
+    moving: Tensor,
+    fixed: Tensor,
+    kind: str = "rigid",
+    similarity: str = "mutual_information",
+    theta: Tensor | None = None,
+    spacing: float | Sequence[float] = 1.0,
+    iterations: int = ITERATIONS,
+    search: bool = True,
+    progress: Callable[[float], None] | None = None,
+) -> Tensor:
+    """The rigid or affine map that minimises the dissimilarity of one pair.
+
+    Args:
+        moving: (1, 1, *M). fixed: (1, 1, *S).
+        kind: "rigid" (turn and shift), or "affine" (stretch and shear as well).
+        similarity: "ncc" for images of one kind, "mutual_information" for any two.
+        theta: (1, d, d+1), where to start; by default the identity.
+        spacing: voxel size of the fixed image: a rigid motion is rigid in millimetres.
+        iterations: of L-BFGS per level, at most.
+        search: go from coarse to fine, and at the coarsest level try several turns, and the shift
+            that lays the centres of mass over each other. Without it: `iterations` steps from
+            `theta` at full size, to polish the answer of a network.
+        progress: called with the fraction done, 0 to 1.
+
+    Returns:
+        (1, d, d+1), voxels, as in `regkit.spatial.affine_to_disp`: fixed voxel -> moving voxel.
+    """
+    d = fixed.ndim - 2
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}, expected 'rigid' or 'affine'.")
+    if similarity not in ENERGIES:
+        raise ValueError(f"similarity is {similarity!r}, expected one of {', '.join(ENERGIES)}.")
+    for name, image in (("moving", moving), ("fixed", fixed)):
+        if image.shape[:2] != (1, 1) or image.ndim not in (4, 5) or image.ndim != fixed.ndim:
+            raise ValueError(
+                f"{name} has shape {tuple(image.shape)}, expected (1, 1, H, W) or (1, 1, D, H, W), "
+                "as the other."
+            )
+        if image.min() == image.max():
+            raise ValueError(
+                f"{name} is constant, expected an image: the correlation is undefined."
+            )
+    size = check_spacing(spacing, d).float()
+    start = torch.eye(d, d + 1)[None] if theta is None else theta.detach().float()
+    if search and kind == "affine":  # turn and shift first
+        start = fit(moving, fixed, "rigid", similarity, start, spacing, iterations)
+
+    whole, whole_moving = tuple(fixed.shape[2:]), tuple(moving.shape[2:])
+    shapes = _levels(whole) if search else [whole]
+    numbers = torch.zeros(_Motion(kind, whole, size).count)
+    for level, shape in enumerate(shapes):
+        factor = [(n - 1) / max(m - 1, 1) for n, m in zip(whole, shape)]
+        moving_shape = tuple(max(1, round((n - 1) / f) + 1) for n, f in zip(whole_moving, factor))
+        at = _Level(
+            _smaller(moving, moving_shape),
+            _smaller(fixed, shape),
+            _at_level(start, whole, shape, whole_moving, moving_shape),
+            _Motion(kind, shape, size * torch.tensor(factor)),
+            ENERGIES[similarity],
+        )
+        if level == 0 and search and kind == "rigid":
+            guesses = sorted(_first_guesses(at), key=at.value)[:GUESSES]
+            numbers = min((_descend(at, guess, iterations) for guess in guesses), key=at.value)
+        numbers = _descend(at, numbers, iterations)
+        if progress is not None:
+            progress((level + 1) / len(shapes))
+    return _after(start, _Motion(kind, whole, size).theta(numbers))
+
+
+class _Motion:
+    """A rigid or affine motion about the centre of the fixed image, as a few numbers in mm.
+
+    A turn by an angle counts as the way of a point at the rim, so that all numbers are alike in
+    size: descent then takes steps that fit each of them.
+    """
+
+    def __init__(self, kind: str, shape: Sequence[int], spacing: Tensor):
+        self.kind, self.d, self.spacing = kind, len(shape), spacing
+        self.turns = (1 if self.d == 2 else 3) if kind == "rigid" else self.d**2
+        self.count = self.turns + self.d
+        self.radius = float((spacing * (torch.tensor(shape) - 1)).max()) / 2
+
+    def theta(self, numbers: Tensor) -> Tensor:
+        """(count,) -> (1, d, d+1) on this grid."""
+        linear, shift = numbers[: self.turns] / self.radius, numbers[self.turns :] / self.spacing
+        if self.kind == "rigid":
+            return rigid_theta(linear[None], shift[None], self.spacing)
+        matrix = torch.eye(self.d) + linear.reshape(self.d, self.d)
+        matrix = matrix * self.spacing / self.spacing[:, None]
+        return torch.cat([matrix, shift[:, None]], dim=1)[None]
+
+
+def _after(start: Tensor, theta: Tensor) -> Tensor:
+    """First `theta`, then `start`, both (1, d, d+1) about the fixed centre."""
+    linear, shift = start[..., :-1], start[..., -1:]
+    return torch.cat([linear @ theta[..., :-1], linear @ theta[..., -1:] + shift], dim=-1)
+
+
+def _at_level(
+    theta: Tensor,
+    fixed: Sequence[int],
+    new_fixed: Sequence[int],
+    moving: Sequence[int],
+    new_moving: Sequence[int],
+) -> Tensor:
+    """The same map (1, d, d+1) between resized grids: corner voxels stay corner voxels."""
+    down = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(fixed, new_fixed)])
+    up = torch.tensor([(m - 1) / max(n - 1, 1) for n, m in zip(moving, new_moving)])
+    old_centre = (torch.tensor(fixed) - 1) / 2
+    new_centre = (torch.tensor(new_fixed) - 1) / 2
+    linear = up[:, None] * theta[0, :, :-1] * down
+    shift = up * (old_centre + theta[0, :, -1]) - new_centre
+    return torch.cat([linear, shift[:, None]], dim=1)[None]
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One level of the pyramid: two images, where to start, and what is minimised.
+
+    start: (1, d, d+1) on this level; the motion comes before it.
+    """
+
+    moving: Tensor
+    fixed: Tensor
+    start: Tensor
+    motion: _Motion
+    dissimilarity: Callable[[Tensor, Tensor], Tensor]
+
+    def energy(self, numbers: Tensor) -> Tensor:
+        theta = _after(self.start, self.motion.theta(numbers))
+        disp = affine_to_disp(theta, self.fixed.shape[2:])
+        return self.dissimilarity(warp(self.moving, disp), self.fixed)
+
+    @torch.no_grad()
+    def value(self, numbers: Tensor) -> float:
+        return float(self.energy(numbers))
+
+
+def _descend(level: _Level, numbers: Tensor, iterations: int) -> Tensor:
+    numbers = numbers.clone().requires_grad_(True)
+    optimiser = torch.optim.LBFGS(
+        [numbers], max_iter=iterations, tolerance_change=1e-8, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = level.energy(numbers)
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return numbers.detach()
+
+
+def _first_guesses(level: _Level) -> list[Tensor]:
+    """Several turns, each with two shifts: none, and centre of mass on centre of mass."""
+    motion, d = level.motion, level.motion.d
+    centre = (torch.tensor(level.fixed.shape[2:]) - 1) / 2
+    # where, from the fixed centre, `start` finds the middle of the moving image
+    target = _centre_of_mass(level.moving) - centre - level.start[0, :, d]
+    target = torch.linalg.solve(level.start[0, :, :d], target)
+    middle = _centre_of_mass(level.fixed) - centre
+    turns = [torch.zeros(motion.turns)]
+    for axis in range(motion.turns):
+        for degrees in TURNS:
+            turns.append(torch.zeros(motion.turns))
+            turns[-1][axis] = math.radians(degrees) * motion.radius
+    guesses = []
+    for turn in turns:
+        still = torch.cat([turn, torch.zeros(d)])
+        rotation = motion.theta(still)[0, :, :d]
+        shift = (target - rotation @ middle) * motion.spacing
+        guesses += [still, torch.cat([turn, shift])]
+    return guesses
+
+
+def _centre_of_mass(image: Tensor) -> Tensor:
+    """(d,) voxels, of the intensities above the smallest."""
+    mass = (image - image.min())[0, 0]
+    return (identity_grid(mass.shape) * mass).flatten(1).sum(1) / mass.sum()
+
+
+def _levels(shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """Grids from coarse to fine, each about twice as fine as the one before; the last is `shape`.
+
+    The corner voxels stay corner voxels, so that the centre stays the centre.
+    """
+    levels = [tuple(shape)]
+    while max(levels[0]) >= 2 * COARSEST:
+        levels.insert(0, tuple(max((n + 1) // 2, min(n, 8)) for n in levels[0]))
+    return levels
+
+
+def _smaller(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """Blurred by what is lost, then resampled: (1, 1, *M) to (1, 1, *shape)."""
+    if tuple(image.shape[2:]) == tuple(shape):
+        return image
+    steps = [n / m for n, m in zip(image.shape[2:], shape)]
+    sigmas = [0.0, 0.0, *(0.4 * max(step**2 - 1, 0.0) ** 0.5 for step in steps)]
+    blurred = ndimage.gaussian_filter(image.numpy(), sigmas, mode="nearest")
+    return resize(torch.from_numpy(blurred), shape)
+
+
+def align(
+    moving: Image,
+    fixed: Image,
+    kind: str = "affine",
+    progress: Callable[[float], None] | None = None,
+    largest: int = LARGEST,
+    similarity: str = "mutual_information",
+) -> np.ndarray:
+    """The rigid or affine map that lays the moving image over the fixed one, in physical space.
+
+    Args:
+        moving, fixed: images of 2 or 3 axes, see `regkit.io.as_image`. Their grids may differ.
+        kind, similarity, progress: as in `fit`.
+        largest: each image is brought to cubic voxels, about this many of them, if it has more.
+
+    Returns:
+        (4, 4) float64: a point of the fixed image in mm (RAS) -> its counterpart in the moving
+        image in mm (RAS). This is the pull-back direction, as for displacements. In 2D the map
+        stays in the plane of the slices.
+
+    Raises:
+        ValueError: unknown kind, 2D with 3D, slices of different planes, a constant image.
+    """
+    if moving.ndim != fixed.ndim:
+        raise ValueError(f"moving is {moving.ndim}D and fixed {fixed.ndim}D, expected the same.")
+    d = fixed.ndim
+    small_moving, moving_affine = cubic(moving, largest)
+    small_fixed, fixed_affine = cubic(fixed, largest)
+    shape = small_fixed.shape[2:]
+    start = map_to_theta(voxel_map(fixed_affine, moving_affine, d), shape).float()
+    size = spacing_of(fixed_affine, d)
+    theta = fit(small_moving, small_fixed, kind, similarity, start, size, progress=progress)
+    return theta_to_world(theta, shape, fixed_affine, moving_affine)
+
+
+def cubic(image: Image, largest: int = LARGEST) -> tuple[Tensor, np.ndarray]:
+    """An image on cubic voxels, at most about `largest` of them, in [0, 1]; and their affine."""
+    volume = float(np.prod([n * s for n, s in zip(image.shape, image.spacing, strict=True)]))
+    size = max(min(image.spacing), (volume / largest) ** (1 / image.ndim))
+    shape, affine = working_grid(image.shape, image.affine, [size] * image.ndim)
+    values = resample_to(image.data, image.affine, shape, affine)
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low).clamp_min(1e-12), affine
