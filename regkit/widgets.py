@@ -1,7 +1,8 @@
 """Sliders that work in Jupyter, in Colab, and on a page of the book that has no kernel behind it.
 
 A slider with a Python callback is dead on such a page. Here every position of the slider is drawn
-beforehand, and the browser alone switches between the pictures.
+beforehand, and the browser alone switches between the pictures. Where a widget has live sliders as
+well, they carry the class `regkit-live`, and the book's style sheet hides them.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from regkit import plot
-from regkit.spatial import warp
+from regkit import losses, plot
+from regkit.spatial import affine_to_disp, rigid_theta, warp
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -102,3 +105,96 @@ def _draw(image: Tensor, disp: Tensor, axes: Sequence[Axes] | np.ndarray) -> Non
     plot.image(image, axes[1])
     plot.grid(disp, axes[1])
     plot.jacobian(disp, axes[2], bar=False)
+
+
+def turn(
+    moving: Tensor,
+    fixed: Tensor,
+    angles: Sequence[float] | None = None,
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> ipywidgets.VBox:
+    """Register a pair by hand: turn the moving image, and watch how alike the two are.
+
+    One slider runs through pictures that are drawn beforehand and works everywhere. Below it, where
+    Python is listening, three more turn and shift to any place.
+
+    Args:
+        moving, fixed: (1, 1, H, W).
+        angles: degrees, for the pictures drawn beforehand; by default 13 from -12 to 12.
+        shift: voxels, for the same pictures.
+    """
+    import ipywidgets
+
+    angles = np.linspace(-12, 12, 13).tolist() if angles is None else list(angles)
+    curve = [(angle, *_alike(moved_by(moving, angle, shift), fixed)) for angle in angles]
+
+    def draw(angle: float, shift: tuple[float, float] = shift) -> Figure:
+        return _by_hand(moving, fixed, angle, shift, curve)
+
+    start = min(range(len(angles)), key=lambda k: abs(angles[k]))
+    ready = frames(draw, angles, label="degrees", start=start)
+
+    def slider(name: str, reach: float, step: float) -> ipywidgets.FloatSlider:
+        return ipywidgets.FloatSlider(min=-reach, max=reach, step=step, description=name)
+
+    by_hand = [slider("degrees", 30, 0.5), slider("axis 0", 20, 0.5), slider("axis 1", 20, 0.5)]
+    picture = ipywidgets.HTML()
+
+    def show(_: object = None) -> None:
+        angle, *there = (one.value for one in by_hand)
+        moved = moved_by(moving, angle, (there[0], there[1]))
+        r, mi = _alike(moved, fixed)
+        text = f"{angle:g} degrees, {there[0]:g} and {there[1]:g} voxels: r {r:.3f}, MI {mi:.3f}"
+        picture.value = _picture(draw(angle, (there[0], there[1])), text)
+
+    for one in by_hand:
+        one.observe(show, "value")
+    show()
+    live = ipywidgets.VBox([*by_hand, picture])
+    live.add_class("regkit-live")
+    return ipywidgets.VBox([ready, live])
+
+
+def moved_by(moving: Tensor, angle: float, shift: Sequence[float] = (0.0, 0.0)) -> Tensor:
+    """The moving image (1, 1, H, W) after a rigid motion in 2D.
+
+    Args:
+        angle: degrees.
+        shift: voxels, along each axis.
+    """
+    theta = rigid_theta(torch.tensor([[math.radians(angle)]]), torch.tensor([list(shift)]))
+    return warp(moving, affine_to_disp(theta.to(moving), moving.shape[2:]))
+
+
+def _alike(moved: Tensor, fixed: Tensor) -> tuple[float, float]:
+    """Correlation, and mutual information in nats."""
+    return 1 - float(losses.ncc(moved, fixed)), -float(losses.mutual_information(moved, fixed))
+
+
+def _by_hand(
+    moving: Tensor,
+    fixed: Tensor,
+    angle: float,
+    shift: tuple[float, float],
+    curve: Sequence[tuple[float, float, float]],
+) -> Figure:
+    """Overlay, difference image, and the two similarities over the angle with a dot for this one.
+
+    curve: (angle, correlation, mutual information), the lines on which the dots run.
+    """
+    fig, axes = plot.panels(4, size=1.9, height=2.2)
+    moved = moved_by(moving, angle, shift)
+    limits = plot.window(fixed)
+    plot.overlay(fixed, moved, axes[0], "overlay")
+    plot.image((fixed - moved).abs(), axes[1], "|fixed \u2212 moved|", (0, limits[1] / 2))
+    at, *lines = zip(*curve)
+    colours = plot.BLUE, plot.ORANGE
+    for ax, name, line, now, colour in zip(
+        axes[2:], ("correlation", "mutual information"), lines, _alike(moved, fixed), colours
+    ):
+        ax.plot(at, line, color=colour)
+        ax.plot([angle], [now], "o", color=colour, markersize=8)
+        top, low = max(*line, now), min(*line, now)
+        room = 0.1 * (top - low) or 0.1
+        ax.set(ylim=(low - room, top + room), xlabel="degrees", title=name)
+    return fig

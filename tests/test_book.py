@@ -189,6 +189,34 @@ def test_the_explorer_and_its_figure_on_paper_show_the_same():
     assert [ax.get_title() for ax in fig.axes[:2]] == ["0 × disp", "2 × disp"]
 
 
+def test_turning_by_hand_finds_the_motion_that_was_made():
+    i, k = torch.meshgrid(torch.arange(40.0) - 22, torch.arange(48.0) - 20, indexing="ij")
+    fixed = torch.exp(-((i / 3) ** 2) - (k / 9) ** 2)[None, None]  # a bar, off the centre
+    moving = widgets.moved_by(fixed, -6)  # a turn by 6 degrees undoes it
+    ready, live = widgets.turn(moving, fixed, [-6, 0, 6]).children
+    _, slider, stack = ready.children
+    assert slider.value == 1 and len(stack.children) == 3  # starts where nothing is turned
+    assert 'alt="degrees 6"' in stack.children[2].value
+
+    assert "regkit-live" in live._dom_classes  # which the book's style sheet hides
+    *sliders, picture = live.children
+
+    def correlation(degrees):
+        sliders[0].value = degrees
+        text = re.search(r'alt="(.*?)"', picture.value)[1]
+        assert text.startswith(f"{degrees} degrees, 0 and 0 voxels: r ")
+        return float(re.search(r"r ([\d.]+),", text)[1])
+
+    assert correlation(6) > 0.995 > correlation(0) > correlation(-6)
+    sliders[1].value = 4.5
+    assert "-6 degrees, 4.5 and 0 voxels" in picture.value
+
+
+def test_live_sliders_are_hidden_on_the_pages_of_the_book():
+    css = (NOTEBOOKS.parent / "book" / "_static" / "regkit.css").read_text(encoding="utf-8")
+    assert re.search(r"\.bd-article \.regkit-live \{\s*display: none;", css)
+
+
 # --------------------------------------------------------------------------------- solutions
 
 
