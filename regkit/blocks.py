@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+AVERAGE_POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 MAX_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 
 

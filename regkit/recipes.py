@@ -134,9 +134,10 @@ for _model, _source in (("vxm1", _TMI), ("vxm2", _TMI), ("vxm", _TMI), ("vxm_dif
 _HU = "Hu 2024; optimiser, rate and steps are not in the paper: ours"
 _SMALL_MOTION = {"angle": 5.0, "shift": 5.0, "contrasts": ("t1",)}  # section 3.2, read as degrees
 _RIGID = Recipe(
-    name="rigid_resnet34_2d", model="rigid_resnet34", ndim=2, shape=(100, 100), source=_HU,
-    options={"width": 16}, subjects=200, validation=32, motion=_SMALL_MOTION, similarity="ncc",
-    weights={"similarity": 1.0}, lr=1e-3, warmup=100, batch=16, steps=2500, validate_every=500,
+    name="rigid_resnet34_2d", model="rigid_resnet34", ndim=2, shape=(200, 200), source=_HU,
+    options={"width": 16, "reduce": 2}, subjects=200, validation=32, motion=_SMALL_MOTION,
+    similarity="ncc", weights={"similarity": 1.0}, lr=1e-3, warmup=100, batch=16, steps=1200,
+    validate_every=200,
 )  # fmt: skip
 for _recipe in (
     _RIGID,
@@ -150,15 +151,16 @@ for _recipe in (
     replace(
         _RIGID,
         name="rigid_resnet34_2d_wide",
-        motion=_SMALL_MOTION | {"angle": 30.0, "shift": 20.0},
+        similarity="mutual_information",
+        motion={"angle": 30.0, "shift": 20.0, "contrasts": ("t1", "t2", "flair")},
         gamma=0.3,
     ),
 ):
     _add(
         _recipe,
         smoke={**_SMOKE_2D, "shape": (48, 48)},
-        gpu={"shape": (200, 200), "subjects": 400, "batch": 32, "steps": 10_000},
-        paper={"shape": (200, 200), "options": {"width": 64}, "subjects": 1600, "validation": 400,
+        gpu={"subjects": 400, "batch": 32, "steps": 10_000, "validate_every": 1000},
+        paper={"options": {"width": 64}, "subjects": 1600, "validation": 400,
                "batch": 32, "steps": 50_000, "validate_every": 1000},
     )  # fmt: skip
 
