@@ -7,6 +7,8 @@ Nothing here is averaged over a data set or trained through: `regkit.evaluate` m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -103,8 +105,15 @@ def _directed95(start: np.ndarray, goal: np.ndarray, shape: Sequence[int], size:
     # a balanced tree takes longer to build than it saves
     nearest = cKDTree(tree, leafsize=32, compact_nodes=False, balanced_tree=False)
     distance = np.zeros(len(start))
-    distance[: len(apart)] = nearest.query(points, workers=torch.get_num_threads())[0]
+    distance[: len(apart)] = nearest.query(points)[0]
     return float(np.percentile(distance, 95))
+
+
+def _distance95(on_a: np.ndarray, on_b: np.ndarray, shape: Sequence[int], size: Tensor) -> float:
+    """The larger of the two directions; infinity with one surface, NaN with none."""
+    if len(on_a) and len(on_b):
+        return max(_directed95(*x, shape, size) for x in ((on_a, on_b), (on_b, on_a)))
+    return np.inf if len(on_a) or len(on_b) else np.nan
 
 
 def hd95(
@@ -133,15 +142,12 @@ def hd95(
         return result
     asked = sorted(set(chosen))
     maps = (_slots(x.cpu(), torch.tensor(asked)).numpy()[:, 0] for x in (a, b))
-    for row, pair in enumerate(zip(*maps, strict=True)):
-        both = zip(*(_surfaces(x, len(asked)) for x in pair), strict=True)
-        for label, (on_a, on_b) in zip(asked, both, strict=True):
-            if len(on_a) and len(on_b):
-                directions = ((on_a, on_b), (on_b, on_a))
-                distance = max(_directed95(*x, pair[0].shape, size) for x in directions)
-            else:
-                distance = np.inf if len(on_a) or len(on_b) else np.nan
-            result[row, [label == x for x in chosen]] = distance
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for row, pair in enumerate(zip(*maps, strict=True)):
+            surfaces = pool.map(_surfaces, pair, repeat(len(asked)))
+            found = pool.map(_distance95, *surfaces, repeat(pair[0].shape), repeat(size))
+            for label, distance in zip(asked, found, strict=True):
+                result[row, [label == x for x in chosen]] = distance
     return result
 
 
