@@ -67,7 +67,7 @@ class Set:
 SETS = {
     "t1": Set(("t1",), 5, 5, "ncc", "rigid_resnet34_2d"),
     "contrasts": Set(("t1", "t2", "flair"), 5, 5, "mutual_information", "rigid_resnet34_2d_multi"),
-    "wide": Set(("t1",), 30, 20, "ncc", "rigid_resnet34_2d_wide"),
+    "wide": Set(("t1",), 30, 20, "mutual_information", "rigid_resnet34_2d_wide"),
 }
 
 

@@ -306,6 +306,20 @@ def test_save_and_load(name, ndim, tmp_path):
     assert models.load(str(path)).info == {"spacing": [2.0] * ndim, "orientation": "RAS", "seed": 8}
 
 
+@pytest.mark.parametrize("name", ["rigid_resnet34", "vxm"])
+def test_half_the_bytes_and_nearly_the_same_answer(name, tmp_path):
+    model = with_visible_output(name, 2)
+    for half in (False, True):
+        models.save(model, tmp_path / f"{half}.safetensors", half=half)
+    whole, small = (tmp_path / f"{half}.safetensors" for half in (False, True))
+    assert small.stat().st_size < 0.6 * whole.stat().st_size
+    loaded = models.load(small)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    images = pair((32, 32))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(*images).disp, model(*images).disp, atol=0.03, rtol=0)
+
+
 def test_options_travel_with_the_weights(tmp_path):
     path = tmp_path / "weights.safetensors"
     models.save(models.create("vxm_diff", ndim=2, steps=5, half_resolution=True), path)

@@ -137,16 +137,17 @@ def heads(
 ) -> list[Subject]:
     """The embedded population on cubic voxels, its empty margin cut off: a turn stays a turn.
 
-    The voxel is 1/1.05 of what would bring the longest side of the field of view to the longest
-    side of `shape`; (200, 200) has 1.006 mm. As Hu (2024), section 3.2, we crop about the centre.
+    The longest side of the field of view has about 5 % more voxels than that of `shape`; the rest
+    is cropped about the centre, as in Hu (2024), section 3.2. (200, 200) has voxels of 1.006 mm.
 
     Args:
         n, seed, contrast, progress: as in `regkit.data.population`.
         shape: (H, W) or (D, H, W).
     """
-    voxel = FIELD_OF_VIEW.max() / (1.05 * max(shape))
-    grid = [round(extent / voxel) for extent in FIELD_OF_VIEW[: len(shape)]]
-    subjects = population(n, grid, seed, contrast=contrast, progress=progress)
+    # the sides of the field of view are as 5 to 6 to 5
+    size = round(1.05 * max(shape) / 6)
+    grid = [round(extent / FIELD_OF_VIEW.max() * 6 * size) for extent in FIELD_OF_VIEW]
+    subjects = population(n, grid[: len(shape)], seed, contrast=contrast, progress=progress)
     return [centre_crop(subject, shape) for subject in subjects]
 
 

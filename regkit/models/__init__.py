@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import save as to_bytes
 
 from regkit.models.base import Registration, RegistrationModel
@@ -85,12 +86,15 @@ def parameter_count(model: RegistrationModel) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def save(model: RegistrationModel, path: str | os.PathLike, **info: Any) -> None:
+def save(
+    model: RegistrationModel, path: str | os.PathLike, half: bool = False, **info: Any
+) -> None:
     """Write weights, name and options to one safetensors file.
 
     Args:
         model: made by `create` or `load`.
         path: the file. It is written beside its place and moved there when complete.
+        half: keep weights in float16, three digits each, for half the file; `load` gives float32.
         info: anything JSON can hold that a user of the weights should know: recipe, seed, spacing,
             orientation, metrics. Added to `model.info`.
     """
@@ -98,7 +102,8 @@ def save(model: RegistrationModel, path: str | os.PathLike, **info: Any) -> None
     header["info"] = {**model.info, **info}
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+    dtype = torch.float16 if half else None
+    weights = {key: value.to(dtype).contiguous() for key, value in model.state_dict().items()}
     try:
         partial.write_bytes(to_bytes(weights, metadata={"regkit": json.dumps(header)}))
         partial.replace(path)

@@ -1,0 +1,277 @@
+"""Rigid and affine networks: their motion, their data, their training, and `register` with them."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import regkit
+from regkit import losses, metrics, models, recipes, train
+from regkit.data import LABELS, RigidPairs, centre_crop, heads, moved_heads, population
+from regkit.evaluate import motion_errors
+from regkit.models import Registration
+from regkit.spatial import affine_to_disp, identity_grid, rigid_theta, warp
+
+SHAPE = (64, 64)
+KINDS = [(kind, ndim) for kind in ("rigid", "affine") for ndim in (2, 3)]
+
+
+def network(kind, ndim, numbers, **options):
+    """A network that gives these numbers for every pair."""
+    model = models.create(f"{kind}_resnet34", ndim, width=8, **options).eval()
+    with torch.no_grad():
+        model.numbers.bias.copy_(torch.tensor(numbers))
+    return model
+
+
+def answer(model, shape):
+    image = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model(image, image)
+
+
+# the motion ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "ndim"), KINDS)
+def test_an_untrained_network_answers_with_exactly_the_identity(kind, ndim):
+    result = answer(models.create(f"{kind}_resnet34", ndim, width=8), (24, 40, 16)[:ndim])
+    assert result.theta.equal(torch.eye(ndim, ndim + 1)[None])
+    assert not result.disp.any()
+
+
+def test_three_numbers_are_an_angle_in_radians_and_two_shifts_in_half_images():
+    result = answer(network("rigid", 2, [0.3, 0.1, -0.2]), (40, 60))
+    expected = rigid_theta(torch.tensor([[0.3]]), torch.tensor([[3.0, -6.0]]))
+    torch.testing.assert_close(result.theta, expected)
+    torch.testing.assert_close(result.disp, affine_to_disp(expected, (40, 60)))
+
+
+def test_six_numbers_are_three_angles_and_three_shifts():
+    result = answer(network("rigid", 3, [0.1, 0.2, 0.3, 0.5, 0.0, 0.0]), (16, 20, 24))
+    expected = rigid_theta(torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor([[6.0, 0.0, 0.0]]))
+    torch.testing.assert_close(result.theta, expected)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_affine_numbers_are_a_matrix_beside_the_identity_and_a_shift(ndim):
+    numbers = torch.linspace(-0.2, 0.2, ndim**2 + ndim)
+    theta = answer(network("affine", ndim, numbers.tolist()), (20,) * ndim).theta[0]
+    torch.testing.assert_close(theta[:, :-1] - torch.eye(ndim), numbers[: ndim**2].view(ndim, ndim))
+    torch.testing.assert_close(theta[:, -1], 10 * numbers[ndim**2 :])
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 2.5), (0.8, 1.2, 3.0)])
+def test_a_rigid_motion_keeps_lengths_in_millimetres_on_any_voxels(spacing):
+    ndim = len(spacing)
+    numbers = [0.4, -0.2, 0.1, 0.1, 0.2, 0.0][: 3 if ndim == 2 else 6]
+    shape = (12, 30, 16)[:ndim]
+    model = network("rigid", ndim, numbers, spacing=spacing)
+    points = (identity_grid(shape) + answer(model, shape).disp[0]).flatten(1)
+    size = torch.tensor(spacing)[:, None]
+    before = torch.pdist((identity_grid(shape).flatten(1) * size).T[::37])
+    torch.testing.assert_close(torch.pdist((points * size).T[::37]), before, rtol=1e-4, atol=1e-3)
+    # and blind to it, it would shear
+    blind = network("rigid", ndim, numbers)
+    points = (identity_grid(shape) + answer(blind, shape).disp[0]).flatten(1)
+    assert (torch.pdist((points * size).T[::37]) - before).abs().max() > 0.5
+
+
+def test_the_network_may_look_at_a_smaller_image_and_moves_the_whole_one():
+    torch.manual_seed(0)
+    whole, half = (models.create("rigid_resnet34", 2, width=8, reduce=r).eval() for r in (1, 2))
+    half.load_state_dict(whole.state_dict())
+    for model in (whole, half):
+        torch.nn.init.normal_(model.numbers.weight, std=0.05, generator=torch.manual_seed(1))
+    image = torch.rand(1, 2, 48, 64)
+    pair = image[:, :1], image[:, 1:]
+    small = torch.nn.functional.avg_pool2d(image, 2)
+    with torch.no_grad():
+        seen = whole(small[:, :1], small[:, 1:]).theta
+        full = half(*pair).theta
+    torch.testing.assert_close(full[..., :2], seen[..., :2])
+    torch.testing.assert_close(full[..., 2], 2 * seen[..., 2])
+    with pytest.raises(ValueError, match="reduce is 0, expected 1 or more"):
+        models.create("rigid_resnet34", 2, reduce=0)
+
+
+# the data -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(200, 200), (64, 64), (48, 40, 48)])
+def test_heads_have_cubic_voxels_and_fit_in(shape):
+    subject = heads(1, shape)[0]
+    assert subject.image.shape == subject.labels.shape == (1, *shape)
+    assert max(subject.spacing) == pytest.approx(min(subject.spacing))
+    labels = subject.labels[0]
+    if shape[0] == shape[1]:  # nothing is cut off
+        assert not (labels[0].any() or labels[-1].any() or labels[:, 0].any())
+    assert set(labels.unique().tolist()) <= {0, *LABELS}
+
+
+def test_a_crop_keeps_the_place_in_space():
+    subject = population(1, (48, 64))[0]
+    crop = centre_crop(subject, (61, 70))
+    where = np.argwhere(crop.labels[0].numpy() == 1).mean(0)
+    expected = np.argwhere(subject.labels[0].numpy() == 1).mean(0)
+    for found, affine in ((where, crop.affine), (expected, subject.affine)):
+        found[:] = (affine @ [*found, 0, 1])[:2]
+    np.testing.assert_allclose(where, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(120, 120), (60, 70, 60)])
+@pytest.mark.parametrize("contrasts", [("t1",), ("t1", "t2", "flair")])
+def test_the_truth_undoes_the_motion(shape, contrasts):
+    pairs = moved_heads(2, shape, 0, 6, contrasts=contrasts, angle=20.0, shift=8.0, noise=0.0)
+    for index in range(6):
+        pair = pairs.pair(index)
+        assert pair.moving.name == pair.fixed.name
+        back = warp(pair.moving.labels[None], affine_to_disp(pair.theta, shape), mode="nearest")
+        before, after = (
+            metrics.dice(x, pair.fixed.labels[None]).nanmean()
+            for x in (pair.moving.labels[None], back)
+        )
+        assert after > 0.85 and after > before + 0.2
+
+
+def test_a_pair_depends_on_seed_and_index_alone_and_stays_in_range():
+    a, b = (moved_heads(3, SHAPE, 0, n, draw=4) for n in (5, 50))
+    other = moved_heads(3, SHAPE, 0, 5, draw=5)
+    for index in range(5):
+        assert a[index]["moving"].equal(b[index]["moving"])
+        assert not a[index]["moving"].equal(other[index]["moving"])
+        assert a[index]["moving"].equal(a.pair(index).moving.image)
+    thetas = torch.cat([b.pair(i).theta for i in range(50)])
+    angles = metrics.rotation_error(thetas, torch.eye(2, 3).expand(50, 2, 3))
+    assert 4 < angles.max() <= 5.0001
+    millimetres = thetas[:, :, 2].norm(dim=1) * a.subjects[0][0].spacing[0]
+    assert 3 < millimetres.max() <= 5 * math.sqrt(2) + 1e-4
+
+
+def test_two_images_of_a_pair_share_no_noise():
+    """With the same noise in both, a similarity could lock onto it."""
+    pairs = moved_heads(1, SHAPE, 0, 1, angle=0.0, shift=0.0, noise=0.05)
+    quiet = moved_heads(1, SHAPE, 0, 1, angle=0.0, shift=0.0, noise=0.0)
+    inside = (quiet[0]["fixed"] > 0.2) & (quiet[0]["fixed"] < 0.8)
+    noise = [(pairs[0][k] - quiet[0][k])[inside] for k in ("moving", "fixed")]
+    assert abs(np.corrcoef(*noise)[0, 1]) < 0.1
+    assert float(noise[0].std()) == pytest.approx(0.05, rel=0.1)
+
+
+def test_different_contrasts_are_different_images_of_one_head():
+    pairs = moved_heads(1, SHAPE, 0, 12, contrasts=("t1", "t2"), angle=0.0, shift=0.0, noise=0.0)
+    for index in range(12):
+        pair = pairs.pair(index)
+        assert pair.moving.labels.equal(pair.fixed.labels)
+        assert losses.ncc(pair.moving.image[None], pair.fixed.image[None]) > 0.3
+
+
+@pytest.mark.parametrize("groups", [[], [[]], [[1], [1, 2]]])
+def test_lists_of_heads_that_do_not_fit(groups):
+    with pytest.raises(ValueError, match="subjects has lists of .* expected one list per contrast"):
+        RigidPairs(groups, 1)
+
+
+# training and measuring ---------------------------------------------------------------------------
+
+
+def test_training_finds_the_motion():
+    motion = {"angle": 5.0, "shift": 30.0, "contrasts": ("t1",)}
+    recipe = recipes.get(
+        "rigid_resnet34_2d", "smoke", shape=SHAPE, subjects=6, validation=8, batch=8, steps=120,
+        validate_every=120, warmup=10, options={"width": 8}, motion=motion,
+    )  # fmt: skip
+    trained = train.train(recipe, progress=False)
+    held_out = moved_heads(8, SHAPE, 1, 8, **motion)
+    still = motion_errors(
+        lambda a, b: Registration(a, a, theta=torch.eye(2, 3).expand(len(a), 2, 3)),
+        [held_out.pair(i) for i in range(8)],
+    )
+    last = trained.history[-1]
+    assert last["translation_error"] < 0.5 * still["translation_error"]
+    assert trained.model.info["motion"] == [5.0, 30.0]
+
+
+def test_errors_of_the_truth_of_doing_nothing_and_of_half_a_motion():
+    pairs = [moved_heads(4, SHAPE, 0, 6).pair(i) for i in range(6)]
+    truth = torch.cat([pair.theta for pair in pairs])
+
+    def method(theta):
+        return lambda moving, fixed: Registration(moving, moving, theta=theta)
+
+    perfect = motion_errors(method(truth), pairs)
+    assert perfect["success"] == 100
+    assert max(perfect["rotation_error_mean"], perfect["translation_error_mean"]) < 1e-5
+    still = motion_errors(method(torch.eye(2, 3).expand(6, 2, 3)), pairs)
+    turns = torch.atan2(truth[:, 1, 0], truth[:, 0, 0]).rad2deg().abs()
+    assert still["rotation_error_mean"] == pytest.approx(float(turns.mean()), abs=1e-4)
+    shifts = truth[:, :, 2].norm(dim=1)
+    assert still["translation_error"] == pytest.approx(float(shifts.median()), abs=1e-4)
+    with pytest.raises(ValueError, match="gave no theta"):
+        motion_errors(lambda a, b: Registration(a, a), pairs)
+
+
+# register -----------------------------------------------------------------------------------------
+
+
+def saved(tmp_path, numbers, **info):
+    """A weights file whose network turns and shifts every image the same way."""
+    path = tmp_path / "rigid.safetensors"
+    model = network("rigid", 2, numbers)
+    info = {"spacing": [1.0, 1.0], "orientation": "RAS", "range": [0, 1], **info}
+    models.save(model, path, **info)
+    return path
+
+
+def test_register_with_a_rigid_network_gives_its_matrix_and_polishes_it(tmp_path):
+    fixed = heads(1, SHAPE, seed=2)[0].image[0]
+    truth = rigid_theta(torch.tensor([[0.1]]), torch.tensor([[2.0, -1.0]]))
+    inverse = torch.linalg.inv(truth[0, :, :2])
+    theta = torch.cat([inverse, -inverse @ truth[0, :, 2:]], 1)[None]
+    moving = warp(fixed[None, None], affine_to_disp(truth, SHAPE))[0, 0]
+    numbers = [-0.07, -1.5 / 32, 0.6 / 32]
+    method = saved(tmp_path, numbers, motion=[30.0, 20.0], recipe={"similarity": "ncc"})
+    plain = regkit.register(moving, fixed, method=method)
+    expected = rigid_theta(torch.tensor([[-0.07]]), torch.tensor([[-1.5, 0.6]]))
+    torch.testing.assert_close(plain.theta, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(plain.disp, affine_to_disp(expected, SHAPE), atol=1e-3, rtol=0)
+    assert plain.metrics["affine"] == "none" and not plain.warnings
+    polished = regkit.register(moving, fixed, method=method, refine=10)
+    assert metrics.rotation_error(polished.theta, theta) < 0.3
+    assert metrics.translation_error(polished.theta, theta) < 0.1
+    assert metrics.folding_count(polished.disp) == 0
+
+
+def test_an_answer_beyond_what_was_trained_is_said(tmp_path):
+    image = heads(1, SHAPE, seed=2)[0].image[0]
+    method = saved(tmp_path, [0.2, 0.0, 0.0], motion=[5.0, 5.0])
+    warnings = regkit.register(image, image, method=method).warnings
+    assert any("11.5 degrees and 0.0 mm, lies outside what the network was" in w for w in warnings)
+
+
+def test_the_classical_twin_solves_what_the_network_was_not_trained_for():
+    fixed = heads(1, (100, 100), seed=2)[0].image[0]
+    truth = rigid_theta(torch.tensor([[math.radians(50)]]), torch.tensor([[4.0, -9.0]]))
+    moving = warp(fixed[None, None], affine_to_disp(truth, (100, 100)))[0, 0]
+    found = regkit.register(moving, fixed, method="rigid").theta
+    inverse = torch.linalg.inv(truth[0, :, :2])
+    theta = torch.cat([inverse, -inverse @ truth[0, :, 2:]], 1)[None]
+    assert metrics.rotation_error(found, theta) < 0.3
+    assert metrics.translation_error(found, theta) < 0.3
+
+
+@pytest.mark.parametrize("which", ["moving", "fixed"])
+def test_an_empty_image_cannot_be_aligned(which):
+    image = heads(1, SHAPE)[0].image[0]
+    pair = {"moving": image, "fixed": image, which: torch.zeros(SHAPE)}
+    with pytest.raises(ValueError, match=f"{which} is constant, .* correlation is undefined"):
+        regkit.register(**pair, method="rigid")
+
+
+def test_the_noise_of_a_recipe_is_part_of_its_motion():
+    recipe = recipes.get("rigid_resnet34_2d", "smoke")
+    loud = replace(recipe, motion={**recipe.motion, "noise": 0.3}, steps=1, validate_every=1)
+    a, b = (train.train(r, progress=False).history[0]["similarity"] for r in (recipe, loud))
+    assert b > a
