@@ -127,6 +127,8 @@ def table(rows: list[dict[str, Any]], templates: list[str], where: str = "") -> 
         templates: a column each, "head = text with {key:format} of the row".
         where: only rows that meet these conditions, separated by spaces.
     """
+    known = {key for row in rows for key in row}
+    rows = [dict.fromkeys(known) | row for row in rows]  # what only other rows have is a dash
     rows = [row for row in rows if all(_holds(row, condition) for condition in where.split())]
     columns = [[part.strip() for part in template.split(" = ", 1)] for template in templates]
     words = Words()
