@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 AVERAGE_POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
@@ -11,7 +12,15 @@ MAX_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 
 
 class ConvBlock(nn.Module):
-    """Convolution and LeakyReLU: (B, c_in, *S) -> (B, c_out, *S / stride). No normalisation."""
+    """Convolution and LeakyReLU: (B, c_in, *S) -> (B, c_out, *S / stride). No normalisation.
+
+    With `save_memory` (set it by `model.apply(recompute)`) the gradient keeps the input alone; what
+    lies between is computed a second time on the way back (activation checkpointing): the same
+    numbers, about a third more time. The peak of a step falls less than what it keeps, because the
+    way back through the largest layer needs its share all the same.
+    """
+
+    save_memory = False
 
     def __init__(
         self,
@@ -27,7 +36,18 @@ class ConvBlock(nn.Module):
         self.activation = nn.LeakyReLU(slope)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.save_memory and torch.is_grad_enabled():
+            return checkpoint(self.layers, x, use_reentrant=False)
+        return self.layers(x)
+
+    def layers(self, x: Tensor) -> Tensor:
         return self.activation(self.conv(x))
+
+
+def recompute(module: nn.Module) -> None:
+    """For `model.apply`: let each ConvBlock save memory."""
+    if isinstance(module, ConvBlock):
+        module.save_memory = True
 
 
 class DispHead(nn.Module):

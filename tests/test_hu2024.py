@@ -17,7 +17,7 @@ def toy(tmp_path, monkeypatch):
     """Small heads, and a small network that has not learned anything, in the place of ours."""
     path = tmp_path / "toy.safetensors"
     models.save(models.create("rigid_resnet34", ndim=2, width=4), path)
-    monkeypatch.setattr(hu2024, "SHAPE", (64, 64))
+    monkeypatch.setattr(hu2024, "SHAPE", (100, 100))
     sets = {name: replace(one, weights=str(path)) for name, one in hu2024.SETS.items()}
     monkeypatch.setattr(hu2024, "SETS", sets)
     monkeypatch.setattr(hu2024, "untrained", lambda: hu2024.network(path))

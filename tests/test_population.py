@@ -231,12 +231,15 @@ def test_pairs_are_of_two_different_subjects_and_named_by_their_index(subjects):
     drawn = []
     for i in range(40):
         item = pairs[i]
-        assert all(torch.equal(item[k], again[i][k]) for k in item)
+        assert item["name"] == again[i]["name"]
+        images = [k for k in item if k != "name"]
+        assert all(torch.equal(item[k], again[i][k]) for k in images)
         found = [
             next(j for j, s in enumerate(some) if torch.equal(s.image, item[k]))
             for k in ("moving", "fixed")
         ]
         assert found[0] != found[1]
+        assert item["name"] == " to ".join(some[k].name for k in found)
         assert torch.equal(item["moving_labels"], some[found[0]].labels)
         assert torch.equal(item["fixed_labels"], some[found[1]].labels)
         drawn.append(tuple(found))

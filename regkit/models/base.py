@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from regkit.spatial import pad_to_multiple, warp
 
@@ -29,18 +27,6 @@ class Registration:
     svf: Tensor | None = None
     theta: Tensor | None = None
     stages: tuple = ()
-
-
-def stage(save_memory: bool, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """function(*inputs). To save memory it keeps the inputs alone for the gradient.
-
-    What lies between is computed a second time on the way back (activation checkpointing): the same
-    numbers, about a third more time. The peak of a step falls less than what it keeps, because the
-    way back through the largest layer needs its share all the same.
-    """
-    if save_memory and torch.is_grad_enabled():
-        return checkpoint(function, *inputs, use_reentrant=False)
-    return function(*inputs)
 
 
 class RegistrationModel(nn.Module):

@@ -14,7 +14,8 @@ vxm_diff 327,331 / 109,170.
 
 What differs from the published code: the images may have any size (they are padded to a multiple of
 16), and `vxm_diff` is the deterministic form: no variance, no sampling, no Kullback-Leibler term.
-`save_memory` trains larger images in the same memory, see `stage`; it changes no number.
+`save_memory` trains larger images in the same memory, see `regkit.blocks.ConvBlock`; it changes no
+number.
 """
 
 from __future__ import annotations
@@ -27,18 +28,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regkit.blocks import MAX_POOL, ConvBlock, DispHead
-from regkit.models.base import RegistrationModel, stage
+from regkit.blocks import MAX_POOL, ConvBlock, DispHead, recompute
+from regkit.models.base import RegistrationModel
 from regkit.spatial import integrate, resize_disp
 
 
 def _double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")
-
-
-def _level(conv: nn.Module, x: Tensor, skip: Tensor | None = None) -> Tensor:
-    """conv(x), or one size up with what the way down saw there."""
-    return conv(x if skip is None else torch.cat([_double(x), skip], dim=1))
 
 
 class VxmStrided(RegistrationModel):
@@ -61,7 +57,6 @@ class VxmStrided(RegistrationModel):
         save_memory: bool = False,
     ):
         super().__init__(ndim)
-        self.save_memory = save_memory
         e1, e2, e3, e4 = encoder
         d1, d2, d3, d4, d5, d6, *last = decoder
         self.down = nn.ModuleList(
@@ -80,22 +75,21 @@ class VxmStrided(RegistrationModel):
             *(ConvBlock(ndim, a, b) for a, b in pairwise((d5 + 2, d6, *last)))
         )
         self.head = DispHead(ndim, (d6, *last)[-1])
+        if save_memory:
+            self.apply(recompute)
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
         pair = torch.cat([moving, fixed], dim=1)  # (B, 2, *S)
         skips = []
         x = pair
         for conv in self.down:
-            x = stage(self.save_memory, conv, x)
+            x = conv(x)
             skips.append(x)  # 1/2, 1/4, 1/8, 1/16
         x = self.up[0](skips.pop())
         for conv in self.up[1:]:
-            x = stage(self.save_memory, _level, conv, x, skips.pop())
-        x = stage(self.save_memory, self.last_half, x)
-        skip: Tensor | None = pair
-        for conv in self.last_full:
-            x = stage(self.save_memory, _level, conv, x, skip)
-            skip = None
+            x = conv(torch.cat([_double(x), skips.pop()], dim=1))
+        x = _double(self.last_half(x))
+        x = self.last_full(torch.cat([x, pair], dim=1))
         return {"disp": self.head(x)}
 
 
@@ -114,10 +108,9 @@ class UNet(nn.Module):
         decoder: Sequence[int],
         last: Sequence[int],
         half_resolution: bool = False,
-        save_memory: bool = False,
     ):
         super().__init__()
-        self.half_resolution, self.save_memory = half_resolution, save_memory
+        self.half_resolution = half_resolution
         self.down = nn.ModuleList(ConvBlock(ndim, a, b) for a, b in pairwise((2, *encoder)))
         self.pool = MAX_POOL[ndim](2)
         skips = list(reversed(encoder))  # 1/8, 1/4, 1/2, 1
@@ -133,16 +126,15 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         skips = []
         for conv in self.down:
-            x = stage(self.save_memory, conv, x)
+            x = conv(x)
             skips.append(x)  # 1, 1/2, 1/4, 1/8
             x = self.pool(x)
-        if self.half_resolution:
-            del skips[0]
-        skip = None
-        for conv in (*self.up, *self.last):  # at 1/16, 1/8, 1/4, 1/2; then the size of the output
-            x = stage(self.save_memory, _level, conv, x, skip)
-            skip = skips.pop() if skips else None
-        return x
+        for conv in self.up:  # at 1/16, 1/8, 1/4, 1/2
+            x = conv(x)
+            skip = skips.pop()
+            if skips or not self.half_resolution:
+                x = torch.cat([_double(x), skip], dim=1)
+        return self.last(x)
 
 
 class Vxm(RegistrationModel):
@@ -166,8 +158,10 @@ class Vxm(RegistrationModel):
         save_memory: bool = False,
     ):
         super().__init__(ndim)
-        self.unet = UNet(ndim, encoder, decoder, last, half_resolution, save_memory)
+        self.unet = UNet(ndim, encoder, decoder, last, half_resolution)
         self.head = DispHead(ndim, last[-1])
+        if save_memory:
+            self.apply(recompute)
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
         disp = self.head(self.unet(torch.cat([moving, fixed], dim=1)))
