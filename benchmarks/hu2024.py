@@ -115,7 +115,7 @@ def refined(weights: str, similarity: str) -> Method:
     def method(moving: Tensor, fixed: Tensor) -> Tensor:
         theta = first(moving, fixed)
         return classical.fit(
-            moving, fixed, "rigid", similarity, theta, iterations=STEPS, search=False
+            moving, fixed, "rigid", similarity, theta, iterations=STEPS, search=False, levels=1
         )
 
     return method

@@ -434,12 +434,16 @@ def axis_order(affine: np.ndarray, ndim: int) -> list[tuple[int, int]]:
 
 
 def working_grid(
-    shape: Sequence[int], affine: np.ndarray, spacing: Sequence[float]
+    shape: Sequence[int],
+    affine: np.ndarray,
+    spacing: Sequence[float],
+    size: Sequence[int] | None = None,
 ) -> tuple[tuple[int, ...], np.ndarray]:
     """A grid that covers another one, its axes to R, A, S (as nearly as they go) with a voxel size.
 
     The new axes run along the old ones, reordered and flipped, about the same centre. An oblique
-    scan keeps its obliqueness.
+    scan keeps its obliqueness. With `size` the new grid has that many voxels, whether they cover
+    the old one or not.
 
     Returns:
         (new shape, new affine).
@@ -451,7 +455,7 @@ def working_grid(
     new_shape, centre = [], np.append((np.asarray(shape) - 1) / 2, [0.0] * (3 - d) + [1.0])
     for k, (axis, sign) in enumerate(axis_order(affine, d)):
         extent = (shape[axis] - 1) * old_spacing[axis]
-        new_shape.append(int(np.ceil(extent / spacing[k] - 1e-3)) + 1)
+        new_shape.append(int(np.ceil(extent / spacing[k] - 1e-3)) + 1 if size is None else size[k])
         new_affine[:3, k] = sign * affine[:3, axis] / old_spacing[axis] * spacing[k]
     middle = np.append((np.asarray(new_shape) - 1) / 2, [0.0] * (3 - d))
     new_affine[:3, 3] = (affine @ centre)[:3] - new_affine[:3, :3] @ middle

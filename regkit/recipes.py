@@ -34,7 +34,8 @@ class Recipe:
         `contrasts` between which a pair may be formed.
     similarity: "lncc", "mse", "ncc" or "mutual_information". window: of lncc.
     weights: of the terms of the objective: "similarity", "diffusion" (of the velocity where there
-        is one, else of the displacement), "bending", "folding", and "dice", the label loss.
+        is one, else of the displacement), "bending", "folding", "dice", the label loss, and
+        "endpoint", the distance from the true displacement, where pairs know it.
     bidirectional: the fixed image is also warped to the moving one, by the inverse map; each
         direction counts half.
     lr, schedule, warmup: of Adam; "constant", or "cosine" down to zero; the first `warmup` steps
@@ -148,11 +149,22 @@ for _recipe in (
         similarity="mutual_information",
         motion=_SMALL_MOTION | {"contrasts": ("t1", "t2", "flair")},
     ),
+    # Wide motions start far from any peak of a similarity, so these learn from the known answer;
+    # `similarity` is what `regkit.register` refines by. Real heads differ in scalp, size and greys.
     replace(
         _RIGID,
         name="rigid_resnet34_2d_wide",
         similarity="mutual_information",
-        motion={"angle": 30.0, "shift": 20.0, "contrasts": ("t1", "t2", "flair")},
+        weights={"endpoint": 1.0},
+        subjects=400,
+        motion={
+            "angle": 30.0,
+            "shift": 20.0,
+            "contrasts": ("t1", "t1", "t2", "pd", "flair", "random", "random"),
+            "tilt": 15.0,
+            "size": 0.2,
+            "scalp": True,
+        },
         gamma=0.3,
     ),
 ):

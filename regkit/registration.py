@@ -165,7 +165,11 @@ def register(
     shape, grid_affine = fixed_image.shape, fixed_image.affine
     spacing = model.info.get("spacing") if model is not None and fixed_image.physical else None
     if spacing:
-        shape, grid_affine = io.working_grid(fixed_image.shape, fixed_image.affine, spacing)
+        # a network that looks at the image as a whole wants the field of view of its training
+        size = (
+            model.info.get("recipe", {}).get("shape") if isinstance(model, LinearResNet) else None
+        )
+        shape, grid_affine = io.working_grid(fixed_image.shape, fixed_image.affine, spacing, size)
     low, high = (model.info.get("range") if model is not None else None) or (0.0, 1.0)
     pair = []
     for image, to_moving in ((moving_image, matrix), (fixed_image, None)):
@@ -475,7 +479,7 @@ def _linear(
     grid_affine: np.ndarray,
     refine: int,
 ) -> Tensor:
-    """The network's motion, (1, d, d+1) on the CPU, after `refine` steps of descent."""
+    """The network's motion, (1, d, d+1) on the CPU, after `refine` steps of descent per level."""
     assert theta is not None
     theta = theta.cpu().float()
     if not refine:
@@ -483,7 +487,9 @@ def _linear(
     similarity = model.info.get("recipe", {}).get("similarity", "mutual_information")
     spacing = io.spacing_of(grid_affine, model.ndim)
     moving, fixed = (image.cpu() for image in pair)
-    return classical.fit(moving, fixed, model.kind, similarity, theta, spacing, refine, False)
+    return classical.fit(
+        moving, fixed, model.kind, similarity, theta, spacing, refine, search=False
+    )
 
 
 def _beyond_training(model: RegistrationModel, theta: Tensor) -> list[str]:

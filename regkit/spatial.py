@@ -392,6 +392,28 @@ def rigid_theta(
 
 
 @full_precision
+def compose_theta(first: Tensor, then: Tensor) -> Tensor:
+    """The affine map of two warps in a row, as `compose` does it for displacements.
+
+    Args:
+        first, then: (B, d, d+1) = [A | t], voxels, about the centre of one grid.
+
+    Returns:
+        (B, d, d+1): x -> first(then(x)). An image warped by `first`, then by `then`, is the image
+        warped once by this.
+    """
+    linear, shift = first[..., :-1], first[..., -1:]
+    return torch.cat([linear @ then[..., :-1], linear @ then[..., -1:] + shift], dim=-1)
+
+
+@full_precision
+def invert_theta(theta: Tensor) -> Tensor:
+    """The affine map (B, d, d+1) that undoes `theta` (B, d, d+1), both about one centre."""
+    linear = torch.linalg.inv(theta[..., :-1])
+    return torch.cat([linear, -linear @ theta[..., -1:]], dim=-1)
+
+
+@full_precision
 def affine_to_disp(theta: Tensor, shape: Sequence[int]) -> Tensor:
     """Displacement of the affine map x -> A(x - c) + c + t about the image centre c = (n - 1)/2.
 

@@ -45,6 +45,7 @@ from regkit.data.population import population
 from regkit.data.rigid import moved_heads
 from regkit.device import choose_device
 from regkit.evaluate import evaluate, motion_errors, summary
+from regkit.metrics import endpoint_error
 from regkit.models import Registration, RegistrationModel
 from regkit.recipes import Recipe, get
 from regkit.spatial import integrate, warp
@@ -143,7 +144,8 @@ def objective(result: Registration, batch: dict[str, Any], recipe: Recipe) -> di
 
     Args:
         result: of the model on this batch.
-        batch: `moving`, `fixed` (B, 1, *S), and the labels for the term "dice".
+        batch: `moving`, `fixed` (B, 1, *S), the labels for the term "dice", and the answer `disp`
+            for "endpoint".
         recipe: its `weights` name the terms, `similarity` and `bidirectional` say how.
     """
     moving, fixed = batch["moving"], batch["fixed"]
@@ -170,9 +172,14 @@ def objective(result: Registration, batch: dict[str, Any], recipe: Recipe) -> di
             terms[name] = losses.folding(result.disp)
         elif name == "dice":
             terms[name] = _label_loss(result.disp, batch)
+        elif name == "endpoint":
+            if "disp" not in batch:
+                raise ValueError("weights names 'endpoint', expected pairs whose answer is known.")
+            terms[name] = endpoint_error(result.disp, batch["disp"]).mean()
         else:
             raise ValueError(
-                f"weights names {name!r}, expected similarity, diffusion, bending, folding or dice."
+                f"weights names {name!r}, expected similarity, diffusion, bending, folding, dice "
+                "or endpoint."
             )
     return terms
 

@@ -12,6 +12,7 @@ from regkit import losses, metrics, models, recipes, train
 from regkit.data import LABELS, RigidPairs, centre_crop, heads, moved_heads, population
 from regkit.evaluate import motion_errors
 from regkit.models import Registration
+from regkit.models.resnet import SCALE
 from regkit.spatial import affine_to_disp, identity_grid, rigid_theta, warp
 
 SHAPE = (64, 64)
@@ -22,7 +23,7 @@ def network(kind, ndim, numbers, **options):
     """A network that gives these numbers for every pair."""
     model = models.create(f"{kind}_resnet34", ndim, width=8, **options).eval()
     with torch.no_grad():
-        model.numbers.bias.copy_(torch.tensor(numbers))
+        model.numbers.bias.copy_(torch.tensor(numbers) / SCALE)
     return model
 
 
@@ -136,6 +137,59 @@ def test_the_truth_undoes_the_motion(shape, contrasts):
         assert after > 0.85 and after > before + 0.2
 
 
+def test_a_pair_brings_its_answer_as_displacement():
+    pairs = moved_heads(2, SHAPE, 0, 3)
+    for index in range(3):
+        expected = affine_to_disp(pairs.pair(index).theta, SHAPE)[0]
+        torch.testing.assert_close(pairs[index]["disp"], expected)
+
+
+def test_both_images_of_a_pair_lie_alike_and_the_truth_still_undoes_the_motion():
+    shape = (120, 120)
+    motion = {"contrasts": ("t1", "t2"), "angle": 20.0, "shift": 8.0, "noise": 0.0}
+    plain = moved_heads(1, shape, 0, 12, **motion)
+    posed = moved_heads(1, shape, 0, 12, **motion, tilt=40.0, size=0.25)
+    head = plain.subjects[0][0].labels
+    sizes, turns = [], []
+    for index in range(12):
+        pair = posed.pair(index)
+        assert pair.moving.image.equal(posed[index]["moving"])
+        theta = affine_to_disp(pair.theta, shape)
+        back = warp(pair.moving.labels[None], theta, mode="nearest")
+        assert metrics.dice(back, pair.fixed.labels[None]).nanmean() > 0.8
+        torch.testing.assert_close(pair.theta, plain.pair(index).theta)  # the motion is the same
+        sizes.append(float((pair.fixed.labels > 0).sum() / (head > 0).sum()) ** 0.5)
+        turns.append(axis_of(pair.fixed.labels[0]) - axis_of(head[0]))
+    assert 0.75 < min(sizes) < 0.9 < 1.1 < max(sizes) < 1.3
+    assert -41 < min(turns) < -15 < 15 < max(turns) < 41
+    with pytest.raises(ValueError, match="tilt is 9.0 and size 0.0 for images in 3D, expected 0"):
+        moved_heads(1, (32, 32, 32), 0, 1, tilt=9.0)
+
+
+def axis_of(labels):
+    """Degrees from left to right white matter."""
+    left, right = (np.argwhere(labels.numpy() == which).mean(0) for which in (1, 2))
+    return math.degrees(math.atan2(*(right - left)[::-1]))
+
+
+def test_every_second_head_gets_a_scalp_of_one_thickness_in_all_contrasts():
+    bare, clad = (heads(4, (100, 100), scalp=scalp) for scalp in (False, True))
+    other = heads(4, (100, 100), contrast="t2", scalp=True)
+    for index in range(4):
+        outside = bare[index].labels == 0
+        assert clad[index].labels.equal(bare[index].labels)
+        if index % 2 == 0:
+            assert clad[index].image.equal(bare[index].image)
+            continue
+        ring = (clad[index].image > 0.25) & outside
+        assert ring.sum() > 200 and not torch.equal(ring, outside)
+        brain = ~outside
+        apart = (clad[index].image - bare[index].image)[brain].abs().mean()
+        assert apart < 0.05  # the brain stays as it was, a little blurred
+        overlap = ring & (other[index].image > 0.25)
+        assert overlap.sum() > 0.7 * ring.sum()
+
+
 def test_a_pair_depends_on_seed_and_index_alone_and_stays_in_range():
     a, b = (moved_heads(3, SHAPE, 0, n, draw=4) for n in (5, 50))
     other = moved_heads(3, SHAPE, 0, 5, draw=5)
@@ -192,6 +246,29 @@ def test_training_finds_the_motion():
     last = trained.history[-1]
     assert last["translation_error"] < 0.5 * still["translation_error"]
     assert trained.model.info["motion"] == [5.0, 30.0]
+
+
+def test_training_may_use_the_known_answer():
+    motion = {"angle": 5.0, "shift": 30.0, "contrasts": ("t1", "t2")}
+    recipe = recipes.get(
+        "rigid_resnet34_2d", "smoke", shape=SHAPE, subjects=6, validation=8, batch=8, steps=120,
+        validate_every=120, warmup=10, options={"width": 8}, motion=motion,
+        weights={"endpoint": 1.0}, lr=3e-3,
+    )  # fmt: skip
+    history = train.train(recipe, progress=False).history
+    assert set(history[0]) == {"step", "endpoint", "loss"}
+    first, last = (np.mean([e["endpoint"] for e in part]) for part in (history[:10], history[-10:]))
+    assert last < 0.6 * first
+    pairs = moved_heads(2, SHAPE, 0, 4)
+    items = [pairs[i] for i in range(4)]
+    batch = {k: torch.stack([item[k] for item in items]) for k in ("moving", "fixed", "disp")}
+    still = Registration(batch["moving"], torch.zeros_like(batch["disp"]))
+    # the mean length of the displacement, and no mean of squares
+    expected = batch["disp"].square().sum(1).sqrt().mean()
+    torch.testing.assert_close(train.objective(still, batch, recipe)["endpoint"], expected)
+    del batch["disp"]
+    with pytest.raises(ValueError, match="weights names 'endpoint', expected pairs whose answer"):
+        train.objective(still, batch, recipe)
 
 
 def test_errors_of_the_truth_of_doing_nothing_and_of_half_a_motion():

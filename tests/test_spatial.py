@@ -255,6 +255,11 @@ def test_composition_of_affine_maps_is_their_product(shape):
     )
     expected = spatial.affine_to_disp(product, shape)
     torch.testing.assert_close(interior(composed, 6), interior(expected, 6))
+    torch.testing.assert_close(spatial.compose_theta(first, then), product)
+    # one map serves a batch of others
+    torch.testing.assert_close(
+        spatial.compose_theta(first, torch.cat([then, first]))[:1], product
+    )
 
 
 @pytest.mark.parametrize("shape", [(33, 37), (33, 29, 31)])
@@ -302,6 +307,7 @@ def test_inverse_of_a_translation_and_of_an_affine_map():
     theta = random_affine(2, 4, 0.05)
     matrix = torch.linalg.inv(theta[0, :, :2])
     back = torch.cat([matrix, -matrix @ theta[0, :, 2:]], dim=1)[None]
+    torch.testing.assert_close(spatial.invert_theta(theta), back)
     found = spatial.invert(spatial.affine_to_disp(theta, shape))
     torch.testing.assert_close(
         interior(found, 6), interior(spatial.affine_to_disp(back, shape), 6), atol=1e-9, rtol=0

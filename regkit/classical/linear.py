@@ -28,7 +28,15 @@ from regkit.io import (
     working_grid,
 )
 from regkit.losses import mutual_information, ncc
-from regkit.spatial import affine_to_disp, check_spacing, identity_grid, resize, rigid_theta, warp
+from regkit.spatial import (
+    affine_to_disp,
+    check_spacing,
+    compose_theta,
+    identity_grid,
+    resize,
+    rigid_theta,
+    warp,
+)
 
 KINDS = ("rigid", "affine")
 
@@ -53,6 +61,7 @@ def fit(
     spacing: float | Sequence[float] = 1.0,
     iterations: int = ITERATIONS,
     search: bool = True,
+    levels: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Tensor:
     """The rigid or affine map that minimises the dissimilarity of one pair.
@@ -64,9 +73,10 @@ def fit(
         theta: (1, d, d+1), where to start; by default the identity.
         spacing: voxel size of the fixed image: a rigid motion is rigid in millimetres.
         iterations: of L-BFGS per level, at most.
-        search: go from coarse to fine, and at the coarsest level try several turns, and the shift
-            that lays the centres of mass over each other. Without it: `iterations` steps from
-            `theta` at full size, to polish the answer of a network.
+        search: at the coarsest level try several turns, and the shift that lays the centres of mass
+            over each other. Without it only the nearest minimum is found.
+        levels: of the pyramid, the finest ones; by default all, from about 24 voxels up. 1 is plain
+            descent at full size, to polish the answer of a network.
         progress: called with the fraction done, 0 to 1.
 
     Returns:
@@ -90,10 +100,12 @@ def fit(
     size = check_spacing(spacing, d).float()
     start = torch.eye(d, d + 1)[None] if theta is None else theta.detach().float()
     if search and kind == "affine":  # turn and shift first
-        start = fit(moving, fixed, "rigid", similarity, start, spacing, iterations)
+        start = fit(moving, fixed, "rigid", similarity, start, spacing, iterations, True, levels)
 
     whole, whole_moving = tuple(fixed.shape[2:]), tuple(moving.shape[2:])
-    shapes = _levels(whole) if search else [whole]
+    if levels is not None and levels < 1:
+        raise ValueError(f"levels is {levels}, expected 1 or more.")
+    shapes = _levels(whole)[-levels if levels else 0 :]
     numbers = torch.zeros(_Motion(kind, whole, size).count)
     for level, shape in enumerate(shapes):
         factor = [(n - 1) / max(m - 1, 1) for n, m in zip(whole, shape)]
@@ -111,7 +123,7 @@ def fit(
         numbers = _descend(at, numbers, iterations)
         if progress is not None:
             progress((level + 1) / len(shapes))
-    return _after(start, _Motion(kind, whole, size).theta(numbers))
+    return compose_theta(start, _Motion(kind, whole, size).theta(numbers))
 
 
 class _Motion:
@@ -135,12 +147,6 @@ class _Motion:
         matrix = torch.eye(self.d) + linear.reshape(self.d, self.d)
         matrix = matrix * self.spacing / self.spacing[:, None]
         return torch.cat([matrix, shift[:, None]], dim=1)[None]
-
-
-def _after(start: Tensor, theta: Tensor) -> Tensor:
-    """First `theta`, then `start`, both (1, d, d+1) about the fixed centre."""
-    linear, shift = start[..., :-1], start[..., -1:]
-    return torch.cat([linear @ theta[..., :-1], linear @ theta[..., -1:] + shift], dim=-1)
 
 
 def _at_level(
@@ -174,7 +180,7 @@ class _Level:
     dissimilarity: Callable[[Tensor, Tensor], Tensor]
 
     def energy(self, numbers: Tensor) -> Tensor:
-        theta = _after(self.start, self.motion.theta(numbers))
+        theta = compose_theta(self.start, self.motion.theta(numbers))
         disp = affine_to_disp(theta, self.fixed.shape[2:])
         return self.dissimilarity(warp(self.moving, disp), self.fixed)
 
