@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from dataclasses import replace
@@ -15,6 +16,8 @@ from regkit import classical, io
 from regkit.classical import ants as by_ants
 from regkit.classical import sitk as by_sitk
 from regkit.data import population
+from regkit.metrics import rotation_error
+from regkit.spatial import affine_to_disp, invert_theta, rigid_theta, warp
 
 PEERS = {"SimpleITK": by_sitk.align, "ANTs": by_ants.align}
 
@@ -135,3 +138,30 @@ def test_without_ants_a_sentence_names_the_extra(monkeypatch):
     image = io.Image(torch.rand(1, 1, 9, 9), np.eye(4))
     with pytest.raises(ImportError, match=r"antspyx: pip install \"regkit-course\[baselines\]\""):
         by_ants.align(image, image)
+
+
+@pytest.mark.parametrize("similarity", ["ncc", "lncc", "mutual_information"])
+@pytest.mark.parametrize("kind", ["rigid", "affine"])
+def test_every_energy_finds_a_known_map(similarity, kind):
+    fixed = population(1, (80, 96), seed=2)[0].image[None]
+    truth = rigid_theta(torch.tensor([[math.radians(15)]]), torch.tensor([[3.0, -4.0]]))
+    moving = warp(fixed, affine_to_disp(invert_theta(truth), fixed.shape[2:]))
+    found = classical.fit(moving, fixed, kind, similarity)
+    apart = affine_to_disp(found, fixed.shape[2:]) - affine_to_disp(truth, fixed.shape[2:])
+    assert apart[(fixed > 0.2).expand_as(apart)].abs().max() < 0.3
+
+
+def test_levels_widen_the_reach_of_plain_descent():
+    """From coarse to fine it comes to where the finest level alone is caught."""
+    fixed = population(1, (80, 96), seed=2)[0].image[None]
+    truth = rigid_theta(torch.tensor([[math.radians(12)]]), torch.tensor([[14.0, -12.0]]))
+    moving = warp(fixed, affine_to_disp(invert_theta(truth), fixed.shape[2:]))
+    errors = []
+    for levels in (1, None):
+        found = classical.fit(
+            moving, fixed, "rigid", "mutual_information", search=False, levels=levels
+        )
+        errors.append(float(rotation_error(found, truth)))
+    assert errors[1] < 0.3 < 1 < errors[0]
+    with pytest.raises(ValueError, match="levels is 0, expected 1 or more"):
+        classical.fit(moving, fixed, levels=0)
