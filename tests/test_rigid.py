@@ -3,17 +3,19 @@
 import math
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 
 import regkit
-from regkit import losses, metrics, models, recipes, train
+from regkit import io, losses, metrics, models, recipes, train
 from regkit.data import LABELS, RigidPairs, centre_crop, heads, moved_heads, population
+from regkit.data.samples import load_brainweb
 from regkit.evaluate import motion_errors
 from regkit.models import Registration
 from regkit.models.resnet import SCALE
-from regkit.spatial import affine_to_disp, identity_grid, rigid_theta, warp
+from regkit.spatial import affine_to_disp, identity_grid, rigid_theta, warp, warp_points
 
 SHAPE = (64, 64)
 KINDS = [(kind, ndim) for kind in ("rigid", "affine") for ndim in (2, 3)]
@@ -321,6 +323,15 @@ def test_register_with_a_rigid_network_gives_its_matrix_and_polishes_it(tmp_path
     assert metrics.folding_count(polished.disp) == 0
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (96, 120), (50, 80)])
+def test_a_file_is_looked_at_through_the_field_of_view_of_the_training(tmp_path, shape):
+    """A shift counts in half images: of those that the network has learned on."""
+    image = nibabel.Nifti1Image(np.random.default_rng(0).random(shape, np.float32), np.eye(4))
+    method = saved(tmp_path, [0.0, 0.1, -0.05], spacing=[1.0, 1.0], recipe={"shape": list(SHAPE)})
+    theta = regkit.register(image, image, method=method).theta
+    torch.testing.assert_close(theta[0, :, 2], torch.tensor([3.2, -1.6]), atol=1e-4, rtol=0)
+
+
 def test_an_answer_beyond_what_was_trained_is_said(tmp_path):
     image = heads(1, SHAPE, seed=2)[0].image[0]
     method = saved(tmp_path, [0.2, 0.0, 0.0], motion=[5.0, 5.0])
@@ -352,3 +363,62 @@ def test_the_noise_of_a_recipe_is_part_of_its_motion():
     loud = replace(recipe, motion={**recipe.motion, "noise": 0.3}, steps=1, validate_every=1)
     a, b = (train.train(r, progress=False).history[0]["similarity"] for r in (recipe, loud))
     assert b > a
+
+
+# real images --------------------------------------------------------------------------------------
+
+WIDE = {"method": "rigid_resnet34_2d_wide", "refine": 10}
+WAYS = [{"method": "rigid"}]
+
+
+def degrees_mm(theta, spacing):
+    """The angle of a 2D motion that is rigid in millimetres."""
+    size = torch.tensor(spacing, dtype=theta.dtype)
+    turn = theta[0, :, :2] * size[:, None] / size
+    return math.degrees(math.atan2(turn[1, 0], turn[0, 0]))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("way", WAYS, ids=["twin"])
+def test_brainweb_by_the_twin_and_by_network_and_descent(sample, way):
+    """Its names say the shift, x to the right and y downwards, and in one case the angle."""
+    sample("brainweb_t1_pd_2d")
+    scans = load_brainweb()
+    shifted = regkit.register(scans["pd_shifted"].nifti(), scans["pd"].nifti(), **way)
+    truth = torch.tensor([[[1.0, 0.0, 13.0], [0.0, 1.0, -17.0]]])  # our axis 1 points up
+    assert metrics.rotation_error(shifted.theta, truth) < 0.5
+    assert metrics.translation_error(shifted.theta, truth) < 0.5
+    for fixed in ("pd", "t1"):
+        turned = regkit.register(scans["pd_rotated"].nifti(), scans[fixed].nifti(), **way)
+        assert abs(abs(degrees_mm(turned.theta, (1.0, 1.0))) - 10) < 0.5
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("way", WAYS, ids=["twin"])
+def test_two_visits_by_the_twin_and_by_network_and_descent(sample, way):
+    """The published matrix takes RAS millimetres of the baseline to the follow-up scan."""
+    folder = sample("longitudinal_t1_2d")
+    paths = [folder / f"t1longi_2d_{visit}.nii.gz" for visit in ("fu", "bl")]
+    followup, baseline = map(io.read, paths)
+    known = np.eye(4)
+    known[np.ix_([0, 1, 3], [0, 1, 3])] = np.loadtxt(folder / "t1longi_2d_rigid.mat")
+    # the direction is not stated: as it is, it aligns the images
+    there, back = (
+        losses.ncc(
+            io.resample_to(
+                followup.data, followup.affine, baseline.shape, baseline.affine, matrix=matrix
+            ),
+            baseline.data,
+        )
+        for matrix in (known, np.linalg.inv(known))
+    )
+    assert there < back - 0.3
+    result = regkit.register(*paths, **way)
+    angle = math.degrees(math.atan2(known[1, 0], known[0, 0]))
+    # axes 0 and 1 are -y and x, which lie to each other as x and y do
+    assert abs(degrees_mm(result.theta, baseline.spacing) - angle) < 0.5
+    mask = io.read(folder / "t1longi_2d_bl_mask.nii.gz", labels=True)
+    centre = mask.data[0, 0].nonzero().double().mean(0)
+    found = warp_points(centre[None, None].float(), result.disp)[0, 0]
+    wanted = known @ baseline.affine @ [*centre, 0, 1]
+    assert np.linalg.norm((followup.affine @ [*found, 0, 1] - wanted)[:2]) < 0.5

@@ -257,9 +257,7 @@ def test_composition_of_affine_maps_is_their_product(shape):
     torch.testing.assert_close(interior(composed, 6), interior(expected, 6))
     torch.testing.assert_close(spatial.compose_theta(first, then), product)
     # one map serves a batch of others
-    torch.testing.assert_close(
-        spatial.compose_theta(first, torch.cat([then, first]))[:1], product
-    )
+    torch.testing.assert_close(spatial.compose_theta(first, torch.cat([then, first]))[:1], product)
 
 
 @pytest.mark.parametrize("shape", [(33, 37), (33, 29, 31)])
