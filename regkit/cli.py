@@ -137,7 +137,8 @@ def register(
     fixed: Annotated[Path, typer.Argument(readable=False, help="Image to match.")],
     out: Out,
     method: Annotated[
-        str, typer.Option(help="A name that `regkit models` lists, a weights file, rigid, affine.")
+        str,
+        typer.Option(help="A name that `regkit models` lists, a weights file, rigid, affine, syn."),
     ] = "auto",
     affine: Annotated[Affine, typer.Option(help="Affine registration before the network.")] = (
         Affine.auto

@@ -33,6 +33,7 @@ from regkit.spatial import affine_to_disp, warp
 
 APART = 12.0  # mm; the embedded population has up to 9, brains aligned to a template 2
 CLASSICAL = ("rigid", "affine")  # methods without a network
+SYN = "syn"  # and the deformable one among them
 PREFERRED = "vxm_diff"  # what "auto" takes among the shipped weights
 Progress = Callable[[str, float], None]
 
@@ -114,9 +115,10 @@ def register(
             respected, so that shape, voxel size and orientation may differ; or arrays or tensors of
             shape S, both on one grid. Integer images are converted to float32.
         method: the name of shipped weights (`regkit.models.pretrained()`), the name of a model with
-            shipped weights, a weights file, "rigid" or "affine" (no network), or "auto": the
-            shipped weights for this number of axes.
-        affine: an affine registration before the network: "rigid", "affine", False, or "auto",
+            shipped weights, a weights file, "rigid" or "affine" (no network), "syn" (ANTs, see
+            `regkit.classical.ants.syn`; minutes in 3D), or "auto": the shipped weights for this
+            number of axes.
+        affine: an affine registration before that: "rigid", "affine", False, or "auto",
             which does one where the headers put the images on different grids, or where a quick
             look finds the images more than 12 mm apart.
         refine: steps of gradient descent on the displacement afterwards, see
@@ -161,7 +163,7 @@ def register(
         )
 
     # on the working grid
-    tell("network", 0.45)
+    tell(SYN if name == SYN else "network", 0.45)
     shape, grid_affine = fixed_image.shape, fixed_image.affine
     spacing = model.info.get("spacing") if model is not None and fixed_image.physical else None
     if spacing:
@@ -184,6 +186,9 @@ def register(
         with torch.no_grad():
             found = model.to(chosen)(*pair)
         inner = found.disp.float()
+    elif name == SYN:
+        a, b = (io.Image(values.cpu(), grid_affine) for values in pair)
+        inner = classical.ants.syn(a, b).to(chosen)
     if refine:
         tell("refining", 0.55)
     if isinstance(model, LinearResNet) and found is not None:
@@ -278,7 +283,7 @@ def _check_settings(method: Any, affine: Any, refine: Any) -> None:
         raise ValueError(f"refine is {refine!r}, expected a number of steps, 0 or more.")
     if _is_file(method):
         return
-    known = ["auto", *CLASSICAL, *models.names(), *models.pretrained()]
+    known = ["auto", *CLASSICAL, SYN, *models.names(), *models.pretrained()]
     if method not in known:
         raise unknown("method", str(method), known)
 
@@ -291,6 +296,12 @@ def _method(method: str | os.PathLike, d: int) -> tuple[str, RegistrationModel |
     """The name that goes into the metrics, and the network; None for a classical method."""
     if method in CLASSICAL:
         return str(method), None
+    if method == SYN:
+        try:
+            classical.ants.load()
+        except ImportError as error:
+            raise ValueError(str(error)) from None
+        return SYN, None
     if _is_file(method) or method in models.pretrained():
         name, model = Path(method).name, models.load(method)
         if model.ndim != d:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -12,7 +14,7 @@ import pytest
 import torch
 from test_register import turned
 
-from regkit import classical, io
+from regkit import classical, io, metrics
 from regkit.classical import ants as by_ants
 from regkit.classical import sitk as by_sitk
 from regkit.data import population
@@ -165,3 +167,133 @@ def test_levels_widen_the_reach_of_plain_descent():
     assert errors[1] < 0.3 < 1 < errors[0]
     with pytest.raises(ValueError, match="levels is 0, expected 1 or more"):
         classical.fit(moving, fixed, levels=0)
+
+
+# SyN --------------------------------------------------------------------------------------------
+
+
+def brains(d: int, upright: bool = False) -> tuple[io.Image, io.Image]:
+    """Two subjects on grids of their own: oblique, with unequal voxels, axes turned and mirrored.
+
+    upright: seen as two coronal slices, or another such turn of space.
+    """
+    shape = (72, 80) if d == 2 else (26, 32, 28)
+    a, b = population(2, shape, seed=2)
+    tilt = turned(d, 0.2, (3.0, -2.0, 1.0)[:d])  # the grids lie obliquely, the brains do not
+    grids = (
+        (tilt @ a.affine @ np.diag([1.1, 0.9, 1.2 if d == 3 else 1, 1]), a.image, a.affine),
+        (tilt @ b.affine @ np.diag([-1.0, 1.25, 0.9 if d == 3 else 1, 1]), b.image, b.affine),
+    )
+    place = np.array([[1.0, 0, 0, 5], [0, 0, -1, 7], [0, 1, 0, 9], [0, 0, 0, 1]])
+    found = []
+    for affine, image, old in grids:
+        middle = np.append((np.asarray(shape) - 1) / 2, [0.0] * (3 - d) + [1.0])
+        affine[:3, 3] += (old @ middle - affine @ middle)[:3]  # one middle with the brain
+        there = io.resample_to(image[None], old, shape, affine)
+        found.append(io.Image(there, place @ affine if upright else affine))
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("metric", by_ants.SYN_METRICS)
+@pytest.mark.parametrize("d", [2, 3])
+def test_syn_warps_as_ants_itself_does(d, metric, monkeypatch):
+    ants = pytest.importorskip("ants")
+    seen, registration = [], ants.registration
+
+    def spy(fixed, moving, *args, **options):
+        found = registration(fixed, moving, *args, **options)
+        seen.append(ants.apply_transforms(fixed, moving, found["fwdtransforms"]).numpy())
+        return found
+
+    monkeypatch.setattr(ants, "registration", spy)
+    moving, fixed = brains(d)
+    disp = by_ants.syn(moving, fixed, metric, (30, 15))
+    assert disp.shape == (1, d, *fixed.shape) and disp.dtype == torch.float32
+    ours = warp(moving.data, disp)[0, 0].numpy()
+    inside = np.ones(fixed.shape, bool)  # beyond the moving image the two pad differently
+    for axis, n in enumerate(moving.shape):
+        place = disp[0, axis].numpy() + np.indices(fixed.shape)[axis]
+        inside &= (place > 0) & (place < n - 1)
+    assert inside.mean() > 0.5 and np.abs(ours - seen[0])[inside].max() < 1e-4
+    # and it has done something: more than the headers do
+    before = warp(moving.data, io.map_to_disp(
+        io.voxel_map(fixed.affine, moving.affine, d), fixed.shape
+    ))  # fmt: skip
+    after = torch.from_numpy(ours)[None, None]
+    assert (after - fixed.data).square().mean() < 0.6 * (before - fixed.data).square().mean()
+
+
+def test_syn_knows_where_a_slice_lies():
+    """Axial and coronal: the same answer, seen from the voxels."""
+    pytest.importorskip("ants")
+    found = [by_ants.syn(*brains(2, upright), iterations=(20, 10)) for upright in (False, True)]
+    assert torch.allclose(*found, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(80, 96), (24, 28, 24)])
+def test_syn_brings_the_structures_together_without_folds(shape):
+    pytest.importorskip("ants")
+    a, b = population(2, shape, seed=2)
+    images = (io.Image(x.image[None], x.affine) for x in (a, b))
+    disp = by_ants.syn(*images)
+    labels = sorted(set(b.labels.unique().tolist()) & set(a.labels.unique().tolist()) - {0})
+    before = float(metrics.dice(a.labels[None], b.labels[None], labels).mean())
+    moved = warp(a.labels[None], disp, mode="nearest")
+    after = float(metrics.dice(moved, b.labels[None], labels).mean())
+    assert after - before > (0.25 if len(shape) == 2 else 0.04)  # 7 mm voxels show little
+    assert metrics.folding_percent(disp).item() < 0.01
+
+
+def test_syn_with_one_thread_gives_the_same_bits():
+    pytest.importorskip("ants")
+    code = """
+import torch
+from regkit import io
+from regkit.classical import ants
+from regkit.data import population
+a, b = (io.Image(x.image[None], x.affine) for x in population(2, (40, 48), seed=2))
+assert torch.equal(ants.syn(a, b), ants.syn(a, b))
+"""
+    one = {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | one, check=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"metric": "lncc"}, "metric is 'lncc', expected one of mutual_information, correlation"),
+        ({"iterations": ()}, r"iterations is \(\), expected a number, 0 or more, per level"),
+        ({"iterations": (10, -1)}, r"iterations is \(10, -1\), expected a number, 0 or more"),
+        ({"fixed": io.Image(torch.ones(1, 1, 9, 9), np.eye(4))}, "fixed is constant, expected"),
+        ({"moving": io.Image(torch.rand(1, 1, 9, 3), np.eye(4))}, r"moving has shape \(9, 3\), ex"),
+        ({"fixed": io.Image(torch.rand(1, 1, 9, 9, 9), np.eye(4))}, "moving is 2D and fixed 3D"),
+    ],
+)
+def test_wrong_input_of_syn_is_one_sentence(change, sentence):
+    image = io.Image(torch.rand(1, 1, 9, 9), np.eye(4))
+    with pytest.raises(ValueError, match=sentence):
+        by_ants.syn(**{"moving": image, "fixed": image, **change})
+
+
+def test_syn_leaves_no_files_also_when_it_fails(tmp_path, monkeypatch):
+    ants = pytest.importorskip("ants")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    moving, fixed = brains(2)
+    by_ants.syn(moving, fixed, iterations=(5,))
+    assert list(tmp_path.iterdir()) == []
+
+    def fail(*args, outprefix, **options):
+        (tmp_path / outprefix / "1Warp.nii.gz").write_bytes(b"half")
+        raise RuntimeError("Registration failed with error code 1")
+
+    monkeypatch.setattr(ants, "registration", fail)
+    with pytest.raises(ValueError, match="moving and fixed could not be registered, expected"):
+        by_ants.syn(moving, fixed)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_ants_syn_names_the_extra_too(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ants", None)
+    image = io.Image(torch.rand(1, 1, 9, 9), np.eye(4))
+    with pytest.raises(ImportError, match=r"antspyx: pip install \"regkit-course\[baselines\]\""):
+        by_ants.syn(image, image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 import nibabel
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 import regkit
 from regkit import classical, io, losses, metrics, models, plot
+from regkit.classical.refine import SMOOTHNESS
 from regkit.data.population import population
 from regkit.models import RegistrationModel
 from regkit.registration import Result
@@ -531,3 +533,85 @@ def test_structures_of_two_heads_that_are_not_aligned(sample):
     moved = warp(labels, disp, mode="nearest")
     structures = list(samples.oasis_structures())
     assert metrics.dice(moved, fixed.labels[None].int(), structures).mean() >= 0.60
+
+
+# SyN --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("apart", [0.0, 20.0])
+def test_syn_gains_dice_and_is_aligned_first_where_that_is_needed(apart):
+    pytest.importorskip("ants")
+    a, b = population(2, (80, 96), seed=2)
+    away = a.affine.copy()
+    away[0, 3] += apart  # mm
+    moving = nifti(a.image[0].numpy(), away), nifti(a.labels[0].numpy(), away)
+    fixed = nifti(b.image[0].numpy(), b.affine), nifti(b.labels[0].numpy(), b.affine)
+    found = regkit.register(
+        moving[0], fixed[0], "syn", moving_labels=moving[1], fixed_labels=fixed[1]
+    )
+    assert found.metrics["method"] == "syn"
+    assert found.metrics["affine"] == ("affine" if apart else "none")
+    assert found.metrics["dice"]["after"] > 0.85 > found.metrics["dice"]["before"] + 0.2
+    assert found.metrics["folding_percent"] < 0.01 and found.warnings == []
+    assert found.disp.shape == (1, 2, 80, 96)
+
+
+def test_syn_may_be_refined():
+    pytest.importorskip("ants")
+    a, b = (x.image[0].numpy() for x in population(2, (64, 72), seed=2))
+    plain, refined = (regkit.register(a, b, "syn", refine=n) for n in (0, 30))
+    assert plain.theta is None and refined.metrics["refine"] == 30
+    moving, fixed = (torch.from_numpy(x)[None, None] for x in (a, b))
+    objective = [
+        float(losses.lncc(warp(moving, x.disp), fixed) + SMOOTHNESS * losses.diffusion(x.disp))
+        for x in (plain, refined)
+    ]
+    assert objective[1] < objective[0]
+
+
+def test_ants_applies_what_syn_has_left_in_a_file(tmp_path):
+    """Oblique grids of different voxels; ANTs reads our files, and nothing else."""
+    ants = pytest.importorskip("ants")
+    a, b = population(2, (26, 32, 28), seed=2)
+    for name, subject, tilt, shape in (
+        ("moving", a, turned(3, 0.2, (-4.0, 3.0, 2.0)), (20, 22, 18)),
+        ("fixed", b, turned(3, -0.1, (2.0, 1.0, -3.0)), (19, 25, 20)),
+    ):
+        affine = tilt @ subject.affine @ np.diag([1.4, -1.3 if name == "moving" else 1.3, 1.5, 1])
+        middle = [(n - 1) / 2 for n in shape]
+        affine[:3, 3] = -affine[:3, :3] @ middle + (0, -17, 5)  # about the middle of the brain
+        image = io.resample_to(subject.image[None], subject.affine, shape, affine)
+        io.write_image(image, affine, tmp_path / f"{name}.nii.gz")
+    paths = [str(tmp_path / f"{name}.nii.gz") for name in ("moving", "fixed")]
+    result = regkit.register(*paths, "syn", affine=False)
+    result.save(tmp_path / "out")
+    theirs = ants.apply_transforms(
+        ants.image_read(paths[1]),
+        ants.image_read(paths[0]),
+        [str(tmp_path / "out" / "disp.nii.gz")],
+    ).numpy()
+    ours = nibabel.load(tmp_path / "out" / "moved.nii.gz").get_fdata()
+    inside = np.ones(ours.shape, bool)  # beyond the moving image the two pad differently
+    for axis, n in enumerate((20, 22, 18)):
+        place = result.disp[0, axis].numpy() + np.indices(ours.shape)[axis]
+        inside &= (place > 0) & (place < n - 1)
+    assert inside.mean() > 0.5 and np.abs(ours - theirs)[inside].max() < 1e-3
+
+
+def test_the_command_line_knows_syn(tmp_path, monkeypatch):
+    pytest.importorskip("ants")
+    from typer.testing import CliRunner
+
+    from regkit.cli import app
+
+    for name, seed in (("moving", 0), ("fixed", 1)):
+        nibabel.save(nifti(blobs((30, 34), seed), RAS), tmp_path / f"{name}.nii.gz")
+    command = ["register", str(tmp_path / "moving.nii.gz"), str(tmp_path / "fixed.nii.gz")]
+    command += ["--method", "syn", "--affine", "none", "--out", str(tmp_path / "out")]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["method"] == "syn"
+    monkeypatch.setitem(sys.modules, "ants", None)
+    command[-1] = str(tmp_path / "again")
+    failed = CliRunner().invoke(app, command)
+    assert failed.exit_code == 2 and not (tmp_path / "again").exists()
+    assert "antspyx" in failed.output and 'pip install "regkit-course[baselines]"' in failed.output
