@@ -12,18 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import layout
-import nibabel
 import numpy as np
 import torch
 import typer
-from tqdm import tqdm
 
 from regkit import io
 from regkit.data import Subject, centre_crop
 
 CONTRASTS = ("flair", "t1", "t2")
 SIZE = 200  # pixels
-BRIGHT = 99.5  # percentile of the brain that becomes 1
 TERMS = """
 BraTS is lent, not given away. You have got it by registering with its organisers, and what you
 agreed to there holds for everything made from it: research only, do not pass it on, do not try to
@@ -70,8 +67,7 @@ def read(folder: Path) -> dict[str, io.Image]:
     volumes: dict[str, io.Image] = {}
     for key, suffix in (*zip(CONTRASTS, CONTRASTS), ("labels", "seg")):
         name = f"{folder.name}, {suffix}"
-        paths = [folder / f"{folder.name}_{suffix}{end}" for end in (".nii.gz", ".nii")]
-        path = next((path for path in paths if path.is_file()), None)
+        path = layout.find(folder, f"{folder.name}_{suffix}")
         if path is None:
             if key == "labels":
                 continue
@@ -82,15 +78,7 @@ def read(folder: Path) -> dict[str, io.Image]:
         if volumes and not io.same_grid(image, volumes[CONTRASTS[0]]):
             raise ValueError(f"{name} lies on another grid than {CONTRASTS[0]}, expected the same.")
         volumes[key] = image
-    return {key: _canonical(image) for key, image in volumes.items()}
-
-
-def _canonical(image: io.Image) -> io.Image:
-    turned = nibabel.as_closest_canonical(
-        nibabel.Nifti1Image(image.data[0, 0].numpy(), image.affine)
-    )
-    values = torch.from_numpy(np.ascontiguousarray(turned.dataobj))
-    return io.Image(values[None, None], np.asarray(turned.affine, dtype=np.float64))
+    return {key: layout.canonical(image) for key, image in volumes.items()}
 
 
 def prepare(folder: Path, size: int) -> dict[str, Subject]:
@@ -107,26 +95,19 @@ def prepare(folder: Path, size: int) -> dict[str, Subject]:
         labels = volumes["labels"].data[0, ..., k].short()
     made = {}
     for contrast in CONTRASTS:
-        image = volumes[contrast].data[0, ..., k]
-        brain = image[image > 0]
-        if not len(brain):
-            raise ValueError(f"{folder.name}, {contrast} is empty, expected a brain.")
-        top = float(np.percentile(brain.numpy(), BRIGHT))
-        subject = Subject(
-            folder.name, (image / top).clamp(0, 1), labels, affine.copy(), torch.empty(0)
-        )
+        image = layout.scaled(volumes[contrast].data[0, ..., k], f"{folder.name}, {contrast}")
+        subject = Subject(folder.name, image, labels, affine.copy(), torch.empty(0))
         made[contrast] = centre_crop(subject, (size, size))
     return made
 
 
-def write(subjects: dict[str, Subject], folder: Path, labels: bool) -> None:
-    """One file per contrast, and the labels; all of them or none."""
-    with io.staged(folder) as temporary:
-        for contrast, subject in subjects.items():
-            io.write_image(subject.image[None], subject.affine, temporary / f"{contrast}.nii.gz")
-        if labels:
-            one = subjects[CONTRASTS[0]]
-            io.write_image(one.labels[None], one.affine, temporary / "labels.nii.gz")
+def images(subjects: dict[str, Subject], labels: bool) -> dict[str, io.Image]:
+    """One image per contrast, and the labels."""
+    made = {key: io.Image(one.image[None], one.affine) for key, one in subjects.items()}
+    if labels:
+        one = subjects[CONTRASTS[0]]
+        made["labels"] = io.Image(one.labels[None], one.affine)
+    return made
 
 
 def main(
@@ -161,18 +142,19 @@ def main(
             for name in names
         ],
     }
-    layout.begin(out, description)
-    for entry in tqdm(description["subjects"], desc="patients", disable=None):
-        name = entry["name"]
-        if not (out / name).is_dir():  # it appears in one step, when all its files are written
-            write(prepare(found[name], size), out / name, entry["labels"])
-    layout.write_description(out, description)
+    labelled = {entry["name"]: entry["labels"] for entry in description["subjects"]}
+    layout.build(
+        out,
+        description,
+        lambda name: images(prepare(found[name], size), labelled[name]),
+        "patients",
+    )
     learn = sum(part == "train" for part in parts.values())
     typer.echo(f"{len(names)} patients, {learn} to learn from and {len(names) - learn} to test on.")
 
 
 def _has_labels(folder: Path) -> bool:
-    return any((folder / f"{folder.name}_seg{end}").is_file() for end in (".nii.gz", ".nii"))
+    return layout.find(folder, f"{folder.name}_seg") is not None
 
 
 if __name__ == "__main__":

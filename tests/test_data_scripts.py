@@ -1,22 +1,28 @@
-"""data_scripts/brats.py on a made-up folder with the names, shapes and axes of BraTS."""
+"""The scripts of data_scripts on made-up folders with the names, axes and labels of each set."""
 
+import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import torch
 
-from regkit import io
-from regkit.data import RigidPairs
+from regkit import classical, io
+from regkit.data import RandomPairs, RigidPairs, chain, population
 
 SCRIPTS = Path(__file__).parents[1] / "data_scripts"
 sys.path.insert(0, str(SCRIPTS))
 import brats  # noqa: E402
 import layout  # noqa: E402
+import lpba40  # noqa: E402
+import oasis  # noqa: E402
 
 SHAPE = (30, 34, 9)
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])  # as BraTS has it: array axes to the Left and Posterior
@@ -228,3 +234,452 @@ def test_the_split_is_four_to_one_for_any_number():
     for n in (1, 5, 101):
         parts = layout.split([f"{i}" for i in range(n)], seed=3)
         assert len(parts) == n and sum(p == "train" for p in parts.values()) == round(0.8 * n)
+
+
+# what the sets have in common -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 7), (5, 6)])
+@pytest.mark.parametrize("codes", ["LIA", "PSR", "RAS"])
+def test_axes_are_turned_as_nibabel_turns_them(shape, codes):
+    """Every value stays at its place; a slice keeps its plane."""
+    start = nibabel.orientations.axcodes2ornt("RAS")
+    turn = nibabel.orientations.ornt_transform(start, nibabel.orientations.axcodes2ornt(codes))
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    affine[:3, 3] = (-4, 5, 6)
+    whole = (*shape, 1)[:3]
+    values = np.arange(np.prod(whole), dtype=np.float32).reshape(whole)
+    source = nibabel.Nifti1Image(values, affine).as_reoriented(turn)
+    if len(shape) == 3:
+        found = layout.canonical(io.from_nibabel(source))
+        closest = nibabel.as_closest_canonical(source)
+        assert np.array_equal(found.data[0, 0], closest.get_fdata())
+        assert np.allclose(found.affine, closest.affine)
+        return
+    flat = io.Image(torch.arange(30.0).reshape(1, 1, 5, 6), source.affine)
+    found = layout.canonical(flat)
+    assert nibabel.aff2axcodes(found.affine)[:2] == tuple(c for c in "RAS" if c in _axes(codes))
+    for i, j in ((0, 0), (4, 5), (2, 1)):
+        place = np.linalg.inv(found.affine) @ flat.affine @ [i, j, 0, 1]
+        a, b, c = np.rint(place[:3]).astype(int)
+        assert c == 0 and found.data[0, 0, a, b] == flat.data[0, 0, i, j]
+
+
+def _axes(codes):
+    """The first two axes, named by their positive ends."""
+    return {{"L": "R", "P": "A", "I": "S"}.get(c, c) for c in codes[:2]}
+
+
+def test_a_coarser_grid_lies_on_voxels_of_the_old_one():
+    affine = np.array([[0, 2.0, 0, 5], [-1, 0, 0, 6], [0, 0, 3.0, 7], [0, 0, 0, 1]])
+    for step, first in ((1, 0), (2, 0), (4, 1)):
+        shape, new = layout.coarser((160, 192, 160), affine, step)
+        assert shape == (160 // step, 192 // step, 160 // step)
+        for voxel in ((0, 0, 0), (3, 1, 2)):
+            old = np.linalg.inv(affine) @ new @ [*voxel, 1]
+            assert np.allclose(old[:3], np.array(voxel) * step + first)
+    with pytest.raises(ValueError, match="spacing is 3, expected 1, 2 or 4"):
+        layout.coarser((8, 8), affine, 3)
+
+
+# neurite-oasis ----------------------------------------------------------------------------------
+
+LIA = np.array([[-1.0, 0, 0, 10], [0, 0, 1, -14], [0, -1, 0, 12], [0, 0, 0, 1]])
+TABLE = """#  a table of FreeSurfer
+  0  Unknown       0   0   0   0
+
+  1  Left-White  245 245 245   0
+  2  Cortex      205  62  78   0
+"""
+
+
+def add_person(top, number, ndim=3, visit=1):
+    """Someone of neurite-oasis: a bright block (label 1) in a grey one (label 2)."""
+    shape = (20, 24, 28) if ndim == 3 else (20, 24, 1)
+    random = np.random.default_rng(number)
+    labels = np.zeros(shape, np.uint8)
+    labels[3:17, 4:20] = 2
+    labels[5:9, 6 : 8 + number % 5] = 1  # on the left
+    image = np.choose(labels, (0, 0.7, 0.4)) * random.uniform(0.9, 1, shape)
+    folder = top / f"OASIS_OAS1_{number:04d}_MR{visit}"
+    folder.mkdir(parents=True)
+    files = oasis.FILES[ndim]
+    for name, values in ((files.image, image.astype(np.float32)), (files.labels, labels)):
+        nibabel.save(nibabel.Nifti1Image(values, LIA), folder / f"{name}.nii.gz")
+    (top / files.table).write_text(TABLE)
+    return folder
+
+
+@pytest.fixture
+def neurite(tmp_path):
+    """Seven people of neurite-oasis; one has come twice."""
+    for number in range(1, 8):
+        add_person(tmp_path / "neurite-oasis", number)
+    add_person(tmp_path / "neurite-oasis", 3, visit=2)
+    return tmp_path / "neurite-oasis"
+
+
+def call_oasis(source, out, **options):
+    oasis.main(source, out, **{"accept_terms": True, "ndim": 3, "spacing": 1, "seed": 0, **options})
+    return json.loads((out / "dataset.json").read_text())
+
+
+def test_the_parts_of_oasis_are_those_of_the_paper():
+    names = [f"OASIS_OAS1_{i:04d}_MR1" for i in range(414)]
+    parts = list(layout.split(names, 0, oasis.PARTS).values())
+    counts = {part: parts.count(part) for part in parts}
+    assert counts == {"train": 254, "validation": 20, "test": 140}
+    assert parts != list(layout.split(names, 1, oasis.PARTS).values())
+
+
+def test_oasis_from_the_command_line(neurite, tmp_path):
+    command = [sys.executable, str(SCRIPTS / "oasis.py"), str(neurite), "--accept-terms"]
+    run = subprocess.run(
+        [*command, "--spacing", "2", "--out", str(tmp_path / "out")],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0 and "Data Use Agreement" in run.stderr
+    assert "7 people: 4 for train, 1 for validation, 2 for test." in run.stdout
+    assert layout.subjects(tmp_path / "out", "t1")[0].image.shape == (1, 10, 14, 12)
+
+
+def test_volumes_of_oasis_keep_their_place_and_make_pairs(neurite, tmp_path):
+    out = tmp_path / "out"
+    description = call_oasis(neurite, out)
+    assert description["complete"] and layout.structures(out) == {1: "Left-White", 2: "Cortex"}
+    everyone = layout.subjects(out, "t1")
+    assert [s.name[-8:-4] for s in everyone] == [f"{i:04d}" for i in range(1, 8)]
+    for subject in (everyone[0], everyone[-1]):
+        whole = nibabel.load(neurite / subject.name / "aligned_norm.nii.gz")
+        assert subject.image.shape == (1, 20, 28, 24) and (np.diag(subject.affine) == 1).all()
+        i, j, k = np.rint(np.linalg.inv(LIA) @ subject.affine @ [4, 20, 7, 1])[:3].astype(int)
+        assert subject.image[0, 4, 20, 7] == whole.dataobj[i, j, k]
+        places = np.argwhere(subject.labels[0].numpy() == 1)
+        assert places.mean(axis=0)[0] > 9.5  # the arrays run to the left: block 5 to 8 lies right
+    parts = {p: layout.subjects(out, "t1", p) for p in ("fixed", "train", "validation", "test")}
+    assert [len(part) for part in parts.values()] == [0, 4, 1, 2]
+    item = RandomPairs(parts["train"], 3)[0]
+    assert item["moving"].shape == (1, 20, 28, 24) and item["moving_labels"].unique().tolist() == [
+        0,
+        1,
+        2,
+    ]
+    assert len(chain(parts["test"])) == 2
+
+
+def test_subjects_are_read_when_needed_and_kept_or_not(neurite, tmp_path):
+    call_oasis(neurite, tmp_path / "out")
+    kept = layout.subjects(tmp_path / "out", "t1")
+    fresh = layout.subjects(tmp_path / "out", "t1", keep=False)
+    assert kept[2] is kept[2] and fresh[2] is not fresh[2]
+    assert torch.equal(kept[2].image, fresh[2].image) and kept[-1] is kept[6]
+    with pytest.raises(IndexError):
+        kept[7]
+    with pytest.raises(ValueError, match="split is 'tests', expected one of 'fixed', 'train'"):
+        layout.subjects(tmp_path / "out", "t1", "tests")
+
+
+def test_slices_of_oasis(tmp_path):
+    for number in (1, 2, 3):
+        add_person(tmp_path / "in", number, ndim=2)
+    description = call_oasis(tmp_path / "in", tmp_path / "out", ndim=2)
+    assert description["name"] == "oasis_2d" and description["contrasts"] == ["t1"]
+    subject = layout.subjects(tmp_path / "out", "t1")[0]
+    whole = nibabel.load(tmp_path / "in" / subject.name / "slice_norm.nii.gz")
+    assert subject.image.shape == (1, 20, 24) and subject.spacing == (1.0, 1.0)
+    assert nibabel.aff2axcodes(subject.affine)[:2] == ("R", "S")
+    assert np.array_equal(subject.image[0], whole.get_fdata(dtype=np.float32)[::-1, ::-1, 0])
+    place = subject.affine @ [19, 23, 0, 1]
+    assert np.allclose(place, LIA @ [0, 0, 0, 1])
+
+
+def _no_labels(folder):
+    (folder / "aligned_seg35.nii.gz").unlink()
+
+
+def _bytes(folder):
+    path = folder / "aligned_norm.nii.gz"
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(image.get_fdata() * 255, LIA), path)
+
+
+def _unknown_label(folder):
+    values = np.full((20, 24, 28), 77, np.uint8)
+    nibabel.save(nibabel.Nifti1Image(values, LIA), folder / "aligned_seg35.nii.gz")
+
+
+def _elsewhere(folder):
+    for path in folder.iterdir():
+        image = nibabel.load(path)
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), 2 * LIA), path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (_no_labels, "OASIS_OAS1_0002_MR1, aligned_seg35: there is no such file, expected"),
+        (_bytes, "OASIS_OAS1_0002_MR1, aligned_norm has intensities from 0 to 1"),
+        (_unknown_label, "aligned_seg35 holds label 77, expected those of seg35_labels.txt"),
+        (_elsewhere, "0002_MR1, aligned_norm lies on another grid than that of OASIS_OAS1_0001"),
+    ],
+)
+def test_a_broken_person_of_oasis_is_named_and_the_rest_goes_on(tmp_path, damage, sentence):
+    add_person(tmp_path / "in", 1)
+    good = tmp_path / "good"
+    second = add_person(tmp_path / "in", 2)
+    shutil.copytree(second, good)
+    damage(second)
+    with pytest.raises(ValueError, match=sentence):
+        call_oasis(tmp_path / "in", tmp_path / "out")
+    made = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert made == ["OASIS_OAS1_0001_MR1", "dataset.json"]
+    before = os.stat(tmp_path / "out" / made[0] / "t1.nii.gz").st_mtime_ns
+    shutil.rmtree(second)
+    shutil.move(good, second)
+    assert call_oasis(tmp_path / "in", tmp_path / "out")["complete"]
+    assert os.stat(tmp_path / "out" / made[0] / "t1.nii.gz").st_mtime_ns == before
+
+
+def test_wrong_options_of_oasis_are_one_sentence(neurite, tmp_path, capfd):
+    for options, sentence in (
+        ({"accept_terms": False}, "terms above are not accepted"),
+        ({"ndim": 4}, "ndim is 4, expected 2 or 3"),
+        ({"spacing": 3}, "spacing is 3, expected 1, 2 or 4"),
+        ({"ndim": 2}, "source has no file OASIS_OAS1_0000_MR1/slice_norm.nii.gz or alike"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call_oasis(neurite, tmp_path / "out", **options)
+    assert "do not try to find out who" in capfd.readouterr().err
+    (neurite / "seg35_labels.txt").write_text("nothing\n")
+    with pytest.raises(ValueError, match="seg35_labels.txt names no structure"):
+        call_oasis(neurite, tmp_path / "out")
+    (neurite / "seg35_labels.txt").unlink()
+    with pytest.raises(ValueError, match="source has no file seg35_labels.txt"):
+        call_oasis(neurite, tmp_path / "out")
+    with pytest.raises(ValueError, match="source is no folder"):
+        call_oasis(neurite / "neurite-oasis.v1.0.tar", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# LPBA40 -----------------------------------------------------------------------------------------
+
+GRID = (26, 32, 28)
+
+
+def _seeds():
+    """Label -> a point of MNI mm, roughly where the structure lies."""
+    lobes = {20: (40, 30), 40: (-45, 48), 60: (-85, 10), 80: (-20, -18)}  # y, z
+    seeds = {}
+    for k, number in enumerate(lpba40.PAIRS):
+        y, z = lobes.get(number // 20 * 20, (0, 8))
+        y, z = (-15, 58) if number in (27, 41) else (y, z)
+        x = 14 + 11 * (k % 4)
+        seeds[number], seeds[number + 1] = (-x, y + 6 * (k % 3), z), (x, y + 6 * (k % 3), z)
+    return seeds | {181: (0, -65, -35), 182: (0, -30, -40)}
+
+
+def lpba_brain(index):
+    """A head of the embedded population, cut into the 56 structures by the nearest seed."""
+    subject = population(index + 1, GRID, seed=2)[index]
+    voxels = np.moveaxis(np.indices(GRID), 0, -1)
+    mm = voxels @ subject.affine[:3, :3].T + subject.affine[:3, 3]
+    seeds = _seeds()
+    away = np.stack([np.linalg.norm(mm - seed, axis=-1) for seed in seeds.values()])
+    labels = np.array(list(seeds))[away.argmin(axis=0)]
+    return subject, np.where(subject.image[0].numpy() > 0.1, labels, 0).astype(np.uint8)
+
+
+def add_lpba(top, name, index=0, turn="LAS", ends=(".hdr", ".img.gz")):
+    """Someone of LPBA40, as Analyze: a header without directions, a trailing axis."""
+    subject, labels = lpba_brain(index)
+    folder = top / "delineation_space" / name
+    folder.mkdir(parents=True)
+    for kind, values in ((lpba40.BRAIN, 500 * subject.image[0].numpy()), (lpba40.LABELS, labels)):
+        image = nibabel.Nifti1Image(values.astype(np.int16), subject.affine)
+        ways = nibabel.orientations.axcodes2ornt(turn)
+        image = image.as_reoriented(
+            nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), ways)
+        )
+        plain = nibabel.AnalyzeImage(np.asarray(image.dataobj)[..., None], None)
+        plain.header.set_zooms((*image.header.get_zooms(), 1))
+        plain.to_filename(folder / f"{name}.{kind}.img")
+        for end in ends:
+            if end.endswith(".gz"):
+                path = folder / f"{name}.{kind}{end[:-3]}"
+                path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+                path.unlink()
+    return folder
+
+
+def _to_the_middle(moving, fixed, kind):
+    """What `classical.align` would find: the made-up volumes lie about the middle of the head."""
+    matrix = np.eye(4)
+    matrix[:3, 3] = -np.asarray(lpba40.CENTRE)
+    return matrix
+
+
+@pytest.fixture
+def aligned(monkeypatch):
+    monkeypatch.setattr(classical, "align", _to_the_middle)
+    monkeypatch.setattr(lpba40, "template", lambda: None)
+
+
+def call_lpba(source, out, **options):
+    lpba40.main(source, out, **{"accept_terms": True, "spacing": 4, "fixed": "S01", **options})
+    return json.loads((out / "dataset.json").read_text())
+
+
+def test_lpba40_has_54_structures_and_the_population_s_middle():
+    from regkit.data.population import CENTRE
+
+    assert len(lpba40.STRUCTURES) == 54 and lpba40.STRUCTURES[166] == "right hippocampus"
+    assert np.allclose(lpba40.CENTRE, CENTRE)
+    shape, affine = lpba40.grid(1)
+    assert shape == (160, 192, 160)
+    assert np.allclose(affine @ [79.5, 95.5, 79.5, 1], [*CENTRE, 1])
+
+
+@pytest.mark.parametrize(
+    ("turn", "ends"),
+    [("LAS", (".hdr", ".img.gz")), ("RAS", (".hdr", ".img")), ("SPL", (".hdr.gz", ".img.gz"))],
+)
+def test_the_structures_say_which_way_the_axes_run(tmp_path, aligned, turn, ends):
+    add_lpba(tmp_path / "in", "S01", turn=turn, ends=ends)
+    call_lpba(tmp_path / "in", tmp_path / "out")
+    found = layout.subjects(tmp_path / "out", "t1", "fixed")[0]
+    assert found.image.shape == (1, 40, 48, 40) and found.spacing == (4.0, 4.0, 4.0)
+    subject, labels = lpba_brain(0)
+    voxels = np.argwhere(found.labels[0].numpy() > 0)[::97]
+    mm = np.c_[voxels, np.ones(len(voxels))] @ found.affine.T
+    there = np.rint(mm @ np.linalg.inv(subject.affine).T)[:, :3].astype(int)
+    mine = found.labels[0].numpy()[tuple(voxels.T)]
+    assert (mine == labels[tuple(there.T)]).mean() > 0.97  # all but ties between two voxels
+    assert 0.99 < found.image.max() <= 1
+    assert set(layout.structures(tmp_path / "out")) == set(lpba40.STRUCTURES)
+
+
+def test_one_is_fixed_and_the_others_are_divided_as_in_the_paper(tmp_path, aligned, monkeypatch):
+    top = tmp_path / "in" / "delineation_space"
+    first = add_lpba(tmp_path / "in", "S01")
+    brain, labels = lpba40.read(first, "S01")
+    for i in range(2, 41):
+        (top / f"S{i:02d}").mkdir()
+        (top / f"S{i:02d}" / f"S{i:02d}.{lpba40.BRAIN}.img.gz").touch()
+    monkeypatch.setattr(lpba40, "read", lambda folder, person: (brain, labels))
+    small = io.Image(brain.data[..., :2, :2, :2], brain.affine)
+    monkeypatch.setattr(lpba40, "prepare", lambda *args: {"t1": small, "labels": small})
+    out = tmp_path / "out"
+    call_lpba(tmp_path / "in", out)
+    names = {p: [s["name"] for s in _parts(out) if s["split"] == p] for p in layout.SPLITS}
+    assert names["fixed"] == ["S01"] and names["validation"] == []
+    assert names["test"] == [f"S{i:02d}" for i in range(2, 11)]
+    assert names["train"] == [f"S{i:02d}" for i in range(11, 41)]
+    call_lpba(tmp_path / "in", tmp_path / "other", fixed="S40")
+    parts = {s["name"]: s["split"] for s in _parts(tmp_path / "other")}
+    assert parts["S40"] == "fixed" and parts["S01"] == "test"
+    assert sum(p == "train" for p in parts.values()) == 30
+
+
+def _parts(out):
+    return json.loads((out / "dataset.json").read_text())["subjects"]
+
+
+def test_a_tilted_brain_is_laid_over_the_template(tmp_path, monkeypatch):
+    """The whole way, with the alignment: where the structures should be, there they are."""
+    monkeypatch.setattr(classical, "align", partial(classical.align, largest=30_000))
+    subject, labels = lpba_brain(0)
+    tilt = np.eye(4)
+    tilt[1:3, 1:3] = [[np.cos(0.15), -np.sin(0.15)], [np.sin(0.15), np.cos(0.15)]]
+    tilt[:3, 3] = (5, -8, 4)
+    images = [
+        io.resample_to(values[None], subject.affine, GRID, subject.affine, mode, tilt)
+        for values, mode in (
+            (subject.image, "linear"),
+            (torch.from_numpy(labels.astype(np.int32))[None], "nearest"),
+        )
+    ]
+    monkeypatch.setattr(
+        lpba40, "read", lambda *args: tuple(io.Image(x, subject.affine) for x in images)
+    )
+    made = lpba40.prepare(tmp_path, "S01", lpba40.template(), 4)
+    shape, affine = lpba40.grid(4)
+    truth = io.resample_to(
+        torch.from_numpy(labels.astype(np.int32))[None, None], subject.affine, shape, affine,
+        "nearest",
+    )  # fmt: skip
+    before = io.resample_to(images[1], subject.affine, shape, affine, "nearest")
+    inside = truth > 0
+    right, wrong = (
+        float((x == truth)[inside].float().mean()) for x in (made["labels"].data, before)
+    )
+    assert right > 0.7 > 0.5 > wrong
+
+
+def _sixth(folder):
+    (folder / f"S06.{lpba40.LABELS}.img.gz").unlink()
+
+
+def _half(folder):
+    path = folder / f"S06.{lpba40.BRAIN}.img.gz"
+    path.write_bytes(path.read_bytes()[:900])
+
+
+def _header(folder):
+    (folder / f"S06.{lpba40.BRAIN}.hdr").write_bytes(b"no header")
+
+
+def _without_hippocampus(folder):
+    path = folder / f"S06.{lpba40.LABELS}.img.gz"
+    values = np.frombuffer(gzip.decompress(path.read_bytes()), np.int16)
+    path.write_bytes(gzip.compress(np.where(values == 166, 0, values).astype(np.int16).tobytes()))
+
+
+def _other_label(folder):
+    path = folder / f"S06.{lpba40.LABELS}.img.gz"
+    values = np.frombuffer(gzip.decompress(path.read_bytes()), np.int16)
+    path.write_bytes(gzip.compress(np.where(values == 166, 7, values).astype(np.int16).tobytes()))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (_sixth, r"S06.delineation.structure.label: there is no such file, expected"),
+        (_half, "S06.delineation.skullstripped cannot be read as NIfTI"),
+        (_header, "S06.delineation.skullstripped cannot be read as Analyze"),
+        (_without_hippocampus, "S06 lacks label 166, expected all of LPBA40"),
+        (_other_label, "S06 holds label 7, expected those of LPBA40"),
+    ],
+)
+def test_a_broken_person_of_lpba40_is_named(tmp_path, aligned, damage, sentence):
+    damage(add_lpba(tmp_path / "in", "S06"))
+    with pytest.raises(ValueError, match=sentence):
+        call_lpba(tmp_path / "in", tmp_path / "out", fixed="S06")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["dataset.json"]
+
+
+def test_a_brain_that_leaves_the_grid_is_named(tmp_path, aligned, monkeypatch):
+    add_lpba(tmp_path / "in", "S01")
+    away = np.eye(4)
+    away[0, 3] = 90.0  # mm
+    monkeypatch.setattr(classical, "align", lambda *args: away)
+    with pytest.raises(ValueError, match="S01 lost the .* when it was aligned and cropped"):
+        call_lpba(tmp_path / "in", tmp_path / "out")
+
+
+def test_wrong_options_of_lpba40_are_one_sentence(tmp_path, aligned, capfd):
+    add_lpba(tmp_path / "in", "S01")
+    (tmp_path / "empty").mkdir()
+    for source, options, sentence in (
+        ("in", {"accept_terms": False}, "terms above are not accepted"),
+        ("in", {"spacing": 5}, "spacing is 5, expected 1, 2 or 4"),
+        ("in", {"fixed": "S02"}, "fixed is 'S02', expected one of S01"),
+        ("empty", {}, "source has no file S01/S01.delineation.skullstripped.img.gz or alike"),
+        ("nowhere", {}, "source is no folder, expected LPBA40"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call_lpba(tmp_path / source, tmp_path / "out", **options)
+    assert "licence of LONI" in capfd.readouterr().err
+    shutil.copytree(tmp_path / "in", tmp_path / "in" / "again")
+    with pytest.raises(ValueError, match="S01 is there twice"):
+        call_lpba(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
