@@ -35,7 +35,9 @@ class Recipe:
     similarity: "lncc", "mse", "ncc" or "mutual_information". window: of lncc.
     weights: of the terms of the objective: "similarity", "diffusion" (of the velocity where there
         is one, else of the displacement), "bending", "folding", "dice", the label loss, and
-        "endpoint", the distance from the true displacement, where pairs know it.
+        "endpoint", the distance from the true displacement, where pairs know it. Of models whose
+        stages are pairs (u, v): "similarity_u", "diffusion_u" and "consistency", between u and v,
+        of the last stage; with "_all" behind the name the mean over all stages.
     bidirectional: the fixed image is also warped to the moving one, by the inverse map; each
         direction counts half.
     lr, schedule, warmup: of Adam; "constant", or "cosine" down to zero; the first `warmup` steps
@@ -130,6 +132,42 @@ for _model, _source in (("vxm1", _TMI), ("vxm2", _TMI), ("vxm", _TMI), ("vxm_dif
         gpu={"subjects": 100, "steps": 4000, "validate_every": 500},
         paper={"shape": (160, 192, 160), "options": {}, "subjects": 200, "steps": 150_000,
                "lr": 1e-4, "schedule": "constant", "validate_every": 1000},
+    )  # fmt: skip
+
+# Equation 7: u is held to the fixed image and to smoothness, v to the fixed image and to u. Once
+# with the measure and weights of `vxm`, to compare models; once as the paper writes it.
+_UNFOLD = "Sun et al. 2025, equation 7, with the similarity and smoothness of vxm; rates are ours"
+_SUN = "Sun et al. 2025, equation 7 and section 3.2; norms read as mean squares, u as voxels"
+_SPLIT = {"similarity_u": 0.8, "similarity": 0.2, "diffusion_u": 0.1, "consistency": 0.1}
+_UNFOLDING_2D = Recipe(
+    name="unfolding_2d", model="unfolding", ndim=2, shape=(80, 96), source=_UNFOLD, weights=_SPLIT,
+    lr=1e-3, warmup=50, steps=600,
+)  # fmt: skip
+_UNFOLDING_3D = replace(
+    _UNFOLDING_2D, name="unfolding_3d", ndim=3, shape=(80, 96, 80), subjects=40, validation=3,
+    gamma=0.3, warmup=100, batch=1, steps=400,
+)  # fmt: skip
+_AS_PRINTED: dict[str, Any] = {
+    "source": _SUN, "similarity": "mse", "weights": _SPLIT | {"diffusion_u": 1.0},
+}  # fmt: skip
+for _recipe in (_UNFOLDING_2D, replace(_UNFOLDING_2D, name="sun2025_2d", **_AS_PRINTED)):
+    _add(
+        _recipe,
+        smoke=_SMOKE_2D,
+        gpu={"shape": (160, 192), "subjects": 400, "batch": 16, "steps": 4000,
+             "validate_every": 500},
+        paper={"shape": (160, 192), "subjects": 400, "batch": 1, "steps": 150_000, "lr": 1e-4,
+               "schedule": "constant", "validate_every": 1000},
+    )  # fmt: skip
+for _recipe in (_UNFOLDING_3D, replace(_UNFOLDING_3D, name="sun2025_3d", **_AS_PRINTED)):
+    _add(
+        _recipe,
+        smoke=_SMOKE_3D,
+        gpu={"subjects": 100, "steps": 2000, "validate_every": 500},
+        # as many subjects and epochs as for LPBA40: 30 pairs, 500 times
+        paper={"shape": (160, 192, 160), "options": {"save_memory": True}, "subjects": 31,
+               "validation": 9, "steps": 15_000, "lr": 1e-4, "schedule": "constant",
+               "validate_every": 500},
     )  # fmt: skip
 
 _HU = "Hu 2024; optimiser, rate and steps are not in the paper: ours"

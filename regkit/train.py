@@ -26,7 +26,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -176,12 +177,34 @@ def objective(result: Registration, batch: dict[str, Any], recipe: Recipe) -> di
             if "disp" not in batch:
                 raise ValueError("weights names 'endpoint', expected pairs whose answer is known.")
             terms[name] = endpoint_error(result.disp, batch["disp"]).mean()
+        elif name.removesuffix("_all") in ("similarity_u", "diffusion_u", "consistency"):
+            terms[name] = _split(
+                name, result, lambda u: similarity(warp(moving, u), fixed, **options)
+            )
         else:
             raise ValueError(
-                f"weights names {name!r}, expected similarity, diffusion, bending, folding, dice "
-                "or endpoint."
+                f"weights names {name!r}, expected similarity, diffusion, bending, folding, dice, "
+                "endpoint, similarity_u, diffusion_u or consistency."
             )
     return terms
+
+
+def _split(name: str, result: Registration, similarity: Callable[[Tensor], Tensor]) -> Tensor:
+    """A term of Sun et al. 2025, equation 7, on the last pair (u, v), or the mean over `_all`.
+
+    `similarity` compares the moving image warped by u with the fixed one.
+    """
+    pairs = result.stages if name.endswith("_all") else result.stages[-1:]
+    if not all(isinstance(pair, tuple) for pair in pairs) or not pairs:
+        raise ValueError(
+            f"weights names {name!r}, expected a model whose stages are pairs (u, v): unfolding."
+        )
+    if name.startswith("consistency"):
+        found = [losses.consistency(u, v) for u, v in pairs]
+    else:
+        measure = losses.diffusion if name.startswith("diffusion") else similarity
+        found = [measure(u) for u, _ in pairs]
+    return torch.stack(found).mean()
 
 
 def _label_loss(disp: Tensor, batch: dict[str, Any]) -> Tensor:
@@ -291,12 +314,13 @@ def train(
     bar = tqdm(loader, total=recipe.steps, initial=done, disable=quiet, desc=recipe.name)
     model.train()
     for step, batch in enumerate(bar, start=done + 1):
-        with accelerator.autocast():
-            result = model(batch["moving"], batch["fixed"])
-        terms = objective(result, batch, recipe)
-        loss = torch.stack([recipe.weights[k] * v for k, v in terms.items()]).sum()
-        entry = _values(accelerator, {**terms, "loss": loss}, step, batch)
-        accelerator.backward(loss)
+        with _enough_memory(recipe):
+            with accelerator.autocast():
+                result = model(batch["moving"], batch["fixed"])
+            terms = objective(result, batch, recipe)
+            loss = torch.stack([recipe.weights[k] * v for k, v in terms.items()]).sum()
+            entry = _values(accelerator, {**terms, "loss": loss}, step, batch)
+            accelerator.backward(loss)
         length = accelerator.clip_grad_norm_(model.parameters(), recipe.clip)
         if accelerator.scaler is None:  # which leaves out a step whose gradient is too large
             _values(accelerator, {"gradient": length}, step, batch)
@@ -362,6 +386,19 @@ def _network(recipe: Recipe, start: str | os.PathLike | None) -> RegistrationMod
         ) from None
     network.info["started_from"] = before.info
     return network
+
+
+@contextmanager
+def _enough_memory(recipe: Recipe) -> Iterator[None]:
+    """A GPU whose memory is too small for a step is one sentence that names what helps."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise ValueError(
+            f"shape is {recipe.shape} and batch {recipe.batch}, expected a step that fits into the "
+            "memory of the GPU: set save_memory=True in options (where the model has it), "
+            "precision to 'bf16' or 'fp16', or make batch or shape smaller."
+        ) from None
 
 
 def _validates(recipe: Recipe, step: int) -> bool:

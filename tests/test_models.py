@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from regkit import losses, models, spatial
-from regkit.models import base, resnet, voxelmorph
+from regkit.models import base, resnet, unfolding, voxelmorph
 
 CPU = torch.profiler.ProfilerActivity.CPU
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -33,7 +33,11 @@ RESNET = {
     ("affine_resnet34", 3): 63_525_196,
 }
 # small enough for many tests; the published sizes are counted
-SMALL = {"rigid_resnet34": {"width": 8}, "affine_resnet34": {"width": 8}}
+SMALL = {
+    "rigid_resnet34": {"width": 8},
+    "affine_resnet34": {"width": 8},
+    "unfolding": {"channels": [8, 16, 16], "layers": 2, "mlp": 24, "width": 8, "depth": 3},
+}
 SIZES = {2: (37, 53), 3: (21, 34, 45)}
 every_model = pytest.mark.parametrize(
     ("name", "ndim"), [(name, ndim) for name in NAMES for ndim in (2, 3)]
@@ -53,6 +57,8 @@ def heads(model):
     """The weights of the last layers, which start near zero or at zero."""
     if isinstance(model, resnet.LinearResNet):
         return [model.numbers.weight]
+    if isinstance(model, unfolding.Unfolding):
+        return [stage.fidelity.head.conv.weight for stage in model.stages]
     return [m.conv.weight for m in model.modules() if isinstance(m, voxelmorph.DispHead)]
 
 
@@ -75,7 +81,7 @@ def with_visible_output(name, ndim, **options):
 
 def test_names():
     assert NAMES[:2] == ["rigid_resnet34", "affine_resnet34"]
-    assert NAMES[2:6] == ["vxm1", "vxm2", "vxm", "vxm_diff"]
+    assert NAMES[2:7] == ["vxm1", "vxm2", "vxm", "vxm_diff", "unfolding"]
     assert {name for name, _ in PARAMETERS} <= set(NAMES)
 
 

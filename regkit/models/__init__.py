@@ -24,6 +24,7 @@ from safetensors.torch import save as to_bytes
 
 from regkit.models.base import Registration, RegistrationModel
 from regkit.models.resnet import LinearResNet
+from regkit.models.unfolding import Unfolding
 from regkit.models.voxelmorph import Vxm, VxmDiff, VxmStrided
 from regkit.names import unknown
 
@@ -50,6 +51,7 @@ _MODELS: dict[str, Callable[..., RegistrationModel]] = {
     "vxm2": _vxm2,
     "vxm": Vxm,
     "vxm_diff": VxmDiff,
+    "unfolding": Unfolding,
 }
 
 

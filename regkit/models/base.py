@@ -19,7 +19,8 @@ class Registration:
     disp: (B, d, *S), voxels, moved(x) = moving(x + disp(x)).
     svf: (B, d, *S), voxels per unit time, of models that integrate one: disp ~ integrate(svf).
     theta: (B, d, d+1), of models that estimate an affine map.
-    stages: the displacements (or what the model's docstring says) of its intermediate steps.
+    stages: the displacements of its intermediate steps, or tuples of them: the model's docstring
+        says which.
     """
 
     moved: Tensor
@@ -62,7 +63,10 @@ class RegistrationModel(nn.Module):
         for key in ("disp", "svf"):
             if found.get(key) is not None:
                 found[key] = crop(found[key])
-        found["stages"] = tuple(crop(stage) for stage in found.get("stages", ()))
+        found["stages"] = tuple(
+            crop(stage) if isinstance(stage, Tensor) else tuple(map(crop, stage))
+            for stage in found.get("stages", ())
+        )
         return Registration(moved=warp(moving, found["disp"]), **found)
 
     def _check(self, moving: Tensor, fixed: Tensor) -> None:

@@ -1,0 +1,388 @@
+"""Deep unfolding against the equations of its paper: stages, identities, objective, options."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from regkit import losses, models, recipes, spatial, train
+from regkit.models import Registration, unfolding
+
+both = pytest.mark.parametrize("ndim", [2, 3])
+SMALL = {"channels": (8, 8, 16), "layers": 2, "mlp": 24, "width": 8, "depth": 3}
+SIZES = {2: (37, 53), 3: (21, 18, 30)}
+CHOICES = [
+    {},
+    {"shared": True},
+    {"stages": 1},
+    {"transformer": False},
+    {"skips": False},
+    {"denoiser": "conv"},
+    {"denoiser": "unet"},
+    {"denoiser": None},
+    {"transformer": False, "skips": False, "denoiser": None, "shared": True},
+]
+every_choice = pytest.mark.parametrize("options", CHOICES, ids=str)
+
+
+def create(ndim=2, **options):
+    torch.manual_seed(0)
+    return models.create("unfolding", ndim, **{**SMALL, **options})
+
+
+def images(shape, batch=1):
+    return torch.rand(2, batch, 1, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def heads(model):
+    return [m.conv for m in model.modules() if isinstance(m, unfolding.DispHead)]
+
+
+def with_visible_output(ndim=2, **options):
+    """A model whose heads are not near zero any more: each answers with a voxel or so."""
+    model = create(ndim, **options)
+    with torch.no_grad():
+        for conv in heads(model):
+            if conv.weight.abs().max() < 0.5:
+                conv.weight.normal_(std=0.02)
+    return model.eval()
+
+
+class Answers(nn.Module):
+    """Stands for a fidelity module: gives a known displacement, and keeps what it was shown."""
+
+    def __init__(self, disp):
+        super().__init__()
+        self.disp, self.seen = disp, None
+
+    def forward(self, pair):
+        self.seen = pair
+        return self.disp
+
+
+def waves(shape, seed):
+    """A smooth displacement of at most two voxels, another one for each seed."""
+    generator = torch.Generator().manual_seed(seed)
+    grid = spatial.identity_grid(shape) / shape[0]
+    phases = 6.3 * torch.rand(len(shape), len(shape), generator=generator)
+    rows = [sum((6.3 * x + p).sin() for x, p in zip(grid, row, strict=True)) for row in phases]
+    return 2 / len(shape) * torch.stack(rows)[None]
+
+
+# --- the network of the paper -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@both
+def test_parameter_counts_by_hand(ndim, shared):
+    """The published weights do not exist: what the docstring says, counted from the layers."""
+    c, k, mlp = (16, 32, 48, 64), 3**ndim, 96
+
+    def conv(a, b):
+        return k * a * b + b
+
+    norm = 2
+    down = sum(conv(a, b) + norm * b for a, b in zip((2, *c[:-1]), c, strict=True))
+    up = [(64 + 48, 48), (48 + 32, 32), (32 + 16, 16), (16 + 2, 16)]
+    up = sum(conv(a, b) + norm * b for a, b in up)
+    attention = 4 * (64 * 64 + 64)
+    layer = attention + (64 * mlp + mlp) + (mlp * 64 + 64) + 2 * norm * 64
+    transformer = (k * 64 + 64) + 8 * layer
+    fidelity = down + transformer + up + conv(16, ndim)
+    denoiser = conv(ndim, 16) + 3 * (conv(16, 16) + norm * 16) + conv(16, ndim)
+    total = (1 if shared else 3) * (fidelity + denoiser)
+    model = models.create("unfolding", ndim, shared=shared)
+    assert models.parameter_count(model) == total
+    assert shared or f"{total:,}" in unfolding.__doc__
+
+
+@every_choice
+@both
+def test_every_choice_starts_as_the_identity_at_any_size(ndim, options):
+    model = create(ndim, **options)
+    moving, fixed = images(SIZES[ndim], batch=2)
+    result = model(moving, fixed)
+    assert len(result.stages) == options.get("stages", 3)
+    for displacement in (result.disp, *[x for stage in result.stages for x in stage]):
+        assert displacement.shape == (2, ndim, *SIZES[ndim])
+        assert displacement.abs().max() < 1e-3
+    torch.testing.assert_close(result.moved, moving, atol=1e-3, rtol=0)
+
+
+@every_choice
+def test_with_all_heads_at_zero_it_is_exactly_the_identity(options):
+    model = create(**options)
+    with torch.no_grad():
+        for conv in heads(model):
+            conv.weight.zero_()
+            conv.bias.zero_()
+        result = model(*images(SIZES[2]))
+    assert all((x == 0).all() for stage in result.stages for x in stage)
+    assert (result.disp == 0).all()
+
+
+@both
+def test_one_stage_without_denoiser_is_the_fidelity_module(ndim):
+    model = with_visible_output(ndim, stages=1, denoiser=None)
+    moving, fixed = images((24,) * ndim)
+    with torch.no_grad():
+        result = model(moving, fixed)
+        alone = model.stages[0].fidelity(torch.cat([moving, fixed], dim=1))
+    assert torch.equal(result.disp, alone) and alone.abs().max() > 0.1
+    ((u, v),) = result.stages
+    assert torch.equal(u, v) and torch.equal(v, alone)
+
+
+@both
+def test_a_stage_refines_what_the_stage_before_left(ndim):
+    """It sees the warped image and the fixed one; the original is then warped by both maps."""
+    shape = (24,) * ndim
+    model = create(ndim, stages=2, denoiser=None)
+    first, second = waves(shape, 3), waves(shape, 4)
+    model.stages[0].fidelity, model.stages[1].fidelity = Answers(first), Answers(second)
+    moving = waves(shape, 5)[:, :1]
+    fixed = torch.rand_like(moving)
+    result = model(moving, fixed)
+    assert torch.equal(model.stages[0].fidelity.seen, torch.cat([moving, fixed], dim=1))
+    warped = spatial.warp(moving, first)
+    assert torch.equal(model.stages[1].fidelity.seen, torch.cat([warped, fixed], dim=1))
+    assert torch.equal(result.stages[1][0], spatial.compose(first, second))
+    twice = spatial.warp(warped, second)
+    inner = (..., *[slice(4, -4)] * ndim)
+    error = (result.moved - twice)[inner].abs().max()
+    other = spatial.warp(spatial.warp(moving, second), first)
+    assert error < 0.1 < (other - twice)[inner].abs().max()
+
+
+def test_v_and_not_u_enters_the_next_stage():
+    model = create(stages=2)
+    step = waves((24, 24), 3)
+    model.stages[0].fidelity = model.stages[1].fidelity = Answers(step)
+
+    class Half(nn.Module):
+        def forward(self, u):
+            return u / 2
+
+    model.stages[0].denoiser = model.stages[1].denoiser = Half()
+    (u1, v1), (u2, v2) = model(*images((24, 24))).stages
+    assert torch.equal(u1, step) and torch.equal(v1, step / 2)
+    assert torch.equal(u2, spatial.compose(v1, step)) and torch.equal(v2, u2 / 2)
+
+
+@both
+@pytest.mark.parametrize("kind", ["dncnn", "conv", "unet"])
+def test_a_denoiser_starts_as_the_identity_and_keeps_units(kind, ndim):
+    """N(t u) = t N(u), as the solution of equation 5 for a quadratic R."""
+    torch.manual_seed(0)
+    denoise = unfolding.Denoiser(kind, ndim, (8, 8, 16), width=8, depth=4)
+    u = 3 * torch.randn(2, ndim, *(16,) * ndim)
+    with torch.no_grad():
+        assert (denoise(u) - u).abs().max() < 1e-3 * u.abs().max()
+        for conv in heads(denoise):
+            conv.weight.add_(0.05 * torch.randn_like(conv.weight))
+        v = denoise(u)
+        assert (v - u).abs().max() > 0.1
+        for t in (0.25, 4.0):
+            torch.testing.assert_close(denoise(t * u), t * v, rtol=1e-3, atol=1e-3 * t)
+        assert denoise(0 * u).abs().max() < 0.01
+        # each image has its own scale
+        torch.testing.assert_close(
+            denoise(u * u.new_tensor([1, 2]).reshape(2, *[1] * (ndim + 1)))[:1], v[:1]
+        )
+
+
+def test_a_token_looks_at_all_others():
+    torch.manual_seed(0)
+    block = unfolding.Transformer(2, channels=8, heads=2, layers=1, mlp=8)
+    x = torch.randn(1, 8, 9, 11, requires_grad=True)
+    y = block(x)
+    assert y.shape == x.shape
+    y[0, :, 0, 0].square().sum().backward()
+    assert (x.grad.abs().sum(1) > 0).all()
+
+
+def test_the_transformer_knows_where_its_tokens_are():
+    """Without positions, tokens in another order would give the same answers in that order."""
+    torch.manual_seed(0)
+    block = unfolding.Transformer(2, channels=8, heads=2, layers=2, mlp=8).eval()
+    x = torch.randn(1, 8, 6, 6)
+    order = torch.randperm(36)
+
+    def shuffle(y):
+        return y.flatten(2)[:, :, order].reshape(y.shape)
+
+    with torch.no_grad():
+        assert (block(shuffle(x)) - shuffle(block(x))).abs().max() > 0.1
+        block.position.weight.zero_()
+        torch.testing.assert_close(block(shuffle(x)), shuffle(block(x)), atol=1e-5, rtol=0)
+
+
+# --- training -----------------------------------------------------------------------------------
+
+EQUATION_7 = {"similarity_u": 0.8, "similarity": 0.2, "diffusion_u": 1.0, "consistency": 0.1}
+
+
+def recipe(**changes):
+    return replace(recipes.get("unfolding_2d", "smoke"), similarity="mse", **changes)
+
+
+@every_choice
+def test_the_first_gradient_reaches_every_parameter_of_every_stage(options):
+    model = create(**options).train()
+    moving, fixed = images((32, 40))
+    terms = train.objective(
+        model(moving, fixed), {"moving": moving, "fixed": fixed}, recipe(weights=EQUATION_7)
+    )
+    torch.stack([EQUATION_7[k] * v for k, v in terms.items()]).sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, key
+
+
+@both
+def test_saving_memory_gives_the_same_gradients(ndim):
+    plain = with_visible_output(ndim).train()
+    saving = create(ndim, save_memory=True).train()
+    saving.load_state_dict(plain.state_dict())
+    moving, fixed = images((48, 64) if ndim == 2 else (16, 24, 16))
+    kept, found = [], []
+    for model in (plain, saving):
+        total = 0
+
+        def count(x):
+            nonlocal total
+            total += x.nbytes
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            loss = losses.mse(model(moving, fixed).moved, fixed)
+        loss.backward()
+        kept.append(total)
+        found.append([p.grad for p in model.parameters()])
+    assert all(map(torch.equal, *found))
+    assert kept[1] < 0.8 * kept[0]
+
+
+def test_equation_7():
+    """Two displacements of which every norm is known."""
+    moving, fixed = images((16, 20))
+    grid = spatial.identity_grid((16, 20))[None]
+    u = 0.1 * grid  # forward differences: 0.1 along its own axis, 0 along the other
+    v = u + torch.tensor([3.0, -1.0]).reshape(1, 2, 1, 1)
+    other = (3 * u, 3 * u)
+    result = Registration(spatial.warp(moving, v), v, stages=(other, (u, v)))
+    batch = {"moving": moving, "fixed": fixed}
+    terms = train.objective(result, batch, recipe(weights=EQUATION_7))
+    assert list(terms) == list(EQUATION_7)
+    expected = {
+        "similarity_u": (spatial.warp(moving, u) - fixed).square().mean(),
+        "similarity": (spatial.warp(moving, v) - fixed).square().mean(),
+        "diffusion_u": torch.tensor(0.1**2 / 2),
+        "consistency": torch.tensor((9 + 1) / 2),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=0)
+    every = {f"{k}_all": 1.0 for k in EQUATION_7 if k != "similarity"}
+    terms = train.objective(result, batch, recipe(weights=every))
+    first = (spatial.warp(moving, 3 * u) - fixed).square().mean()
+    expected = {
+        "similarity_u_all": (expected["similarity_u"] + first) / 2,
+        "diffusion_u_all": 5 * expected["diffusion_u"],
+        "consistency_all": expected["consistency"] / 2,
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", ["consistency", "similarity_u_all", "diffusion_u"])
+@pytest.mark.parametrize("stages", [(), (torch.zeros(1, 2, 8, 8),)])
+def test_terms_of_the_split_need_its_pairs(name, stages):
+    zero = torch.zeros(1, 2, 8, 8)
+    moving, fixed = images((8, 8))
+    with pytest.raises(ValueError, match=f"weights names '{name}', expected a model whose stages"):
+        train.objective(
+            Registration(moving, zero, stages=stages),
+            {"moving": moving, "fixed": fixed},
+            recipe(weights={name: 1.0}),
+        )
+
+
+@pytest.mark.parametrize("name", ["unfolding_2d", "unfolding_3d", "sun2025_2d", "sun2025_3d"])
+def test_recipes_hold_the_weights_of_equation_7(name):
+    for budget in recipes.BUDGETS:
+        weights = recipes.get(name, budget).weights
+        assert weights["similarity_u"] == 0.8 and weights["similarity"] == pytest.approx(1 - 0.8)
+        assert weights["consistency"] == 0.1
+    if name.startswith("sun2025"):
+        paper = recipes.get(name, "paper")
+        assert paper.weights["diffusion_u"] == 1.0 and paper.similarity == "mse"
+        assert (paper.lr, paper.batch, paper.schedule) == (1e-4, 1, "constant")
+        if paper.ndim == 3:
+            assert paper.shape == (160, 192, 160)
+
+
+def test_a_recipe_trains():
+    changes = {"subjects": 3, "shape": (32, 48), "options": SMALL}
+    for name in ("unfolding_2d", "sun2025_2d"):
+        trained = train.train(recipes.get(name, "smoke", **changes), progress=False)
+        assert all(entry["consistency"] >= 0 for entry in trained.history)
+        assert set(EQUATION_7) < set(trained.history[0])
+
+
+def test_a_gpu_whose_memory_is_too_small_is_one_sentence(monkeypatch):
+    def too_large(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(train, "objective", too_large)
+    with pytest.raises(ValueError, match=r"batch 2, expected a step that fits .*save_memory=True"):
+        train.train(recipe(subjects=3, shape=(32, 48), options=SMALL), progress=False)
+
+
+# --- weights of another K, and bad options ------------------------------------------------------
+
+
+def test_shared_weights_fit_any_number_of_stages():
+    three, five = create(shared=True), create(shared=True, stages=5)
+    five.load_state_dict(with_visible_output(shared=True).state_dict())
+    three.load_state_dict(five.state_dict())
+    pair = images((24, 24))
+    with torch.no_grad():
+        for (u, v), (x, y) in zip(three.eval()(*pair).stages, five.eval()(*pair).stages[:3]):
+            assert torch.equal(u, x) and torch.equal(v, y)
+    assert len(five(*pair).stages) == 5
+
+
+@pytest.mark.parametrize(("held", "wanted"), [(3, 5), (5, 3), (1, 2)])
+def test_weights_of_another_number_of_stages_are_refused(held, wanted, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    models.save(create(stages=held), path)
+    assert len(models.load(path)(*images((16, 16))).stages) == held
+    sentence = f"weights are those of {held} stages, expected {wanted}: with shared=True"
+    with pytest.raises(ValueError, match=sentence):
+        create(stages=wanted).load_state_dict(models.load(path).state_dict())
+    start = recipe(subjects=3, shape=(32, 48), options={**SMALL, "stages": wanted})
+    with pytest.raises(ValueError, match=sentence):
+        train.train(start, progress=False, start=path)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"stages": 0}, "stages is 0, expected 1 or more"),
+        ({"stages": -2, "shared": True}, "stages is -2, expected 1 or more"),
+        ({"denoiser": "bm3d"}, "denoiser is 'bm3d', expected 'dncnn', 'conv', 'unet' or None"),
+        ({"heads": 5}, r"heads is 5, expected a divisor of the last of channels \(8, 8, 16\)"),
+        ({"heads": 0}, "heads is 0, expected a divisor"),
+        ({"channels": ()}, r"channels is \(\), expected one positive number a level"),
+        ({"channels": (8, 0)}, r"channels is \(8, 0\), expected one positive"),
+        ({"depth": 1}, "depth is 1, expected 2 or more"),
+        ({"width": 3, "denoiser": "conv"}, "width is 3, expected 6 or more"),
+        ({"stages": "three"}, "options .* do not fit the model 'unfolding'"),
+        ({"colour": "red"}, "options .* do not fit the model 'unfolding'"),
+    ],
+)
+def test_options_that_make_no_network(options, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        create(**options)
+    assert "\n" not in str(caught.value)
