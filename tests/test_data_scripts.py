@@ -16,6 +16,8 @@ import torch
 
 from regkit import classical, io
 from regkit.data import RandomPairs, RigidPairs, chain, population
+from regkit.evaluate import evaluate
+from regkit.models import Registration
 
 SCRIPTS = Path(__file__).parents[1] / "data_scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -391,6 +393,24 @@ def test_slices_of_oasis(tmp_path):
     assert np.array_equal(subject.image[0], whole.get_fdata(dtype=np.float32)[::-1, ::-1, 0])
     place = subject.affine @ [19, 23, 0, 1]
     assert np.allclose(place, LIA @ [0, 0, 0, 1])
+
+
+def test_what_is_prepared_can_be_evaluated(tmp_path):
+    """Without registration; distances are in mm, also where no axis of a slice runs to A."""
+    for number in (1, 2, 4):
+        add_person(tmp_path / "in", number, ndim=2)
+    call_oasis(tmp_path / "in", tmp_path / "out", ndim=2, spacing=2)
+    pairs = chain(layout.subjects(tmp_path / "out", "t1"))
+    labels = list(layout.structures(tmp_path / "out"))
+
+    def nothing(moving, fixed):
+        return Registration(moving, torch.zeros(1, 2, *fixed.shape[2:]))
+
+    rows = evaluate(nothing, pairs, labels, distances=True)
+    assert [list(row["dice_per_label"]) for row in rows] == [[1, 2]] * 3
+    assert all(0.5 < row["dice"] < 1 for row in rows)
+    # the bright blocks are 1, 2 and 3 voxels of 2 mm wide, and begin at one place
+    assert all(0 < row["hd95"] < 4 and row["hd95_infinite"] == 0 for row in rows)
 
 
 def _no_labels(folder):
