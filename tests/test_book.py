@@ -229,7 +229,12 @@ def solutions(name: str) -> list:
 
 
 @pytest.mark.parametrize(
-    "code", [*solutions("01_images_grids_warps.md"), *solutions("03_voxelmorph.md")]
+    "code",
+    [
+        *solutions("01_images_grids_warps.md"),
+        *solutions("02_rigid.md"),
+        *solutions("03_voxelmorph.md"),
+    ],
 )
 def test_a_solution_runs_as_it_is_printed(code, monkeypatch):
     monkeypatch.setenv("REGKIT_BUDGET", "smoke")  # a solution that trains takes four steps

@@ -368,7 +368,7 @@ def test_the_noise_of_a_recipe_is_part_of_its_motion():
 # real images --------------------------------------------------------------------------------------
 
 WIDE = {"method": "rigid_resnet34_2d_wide", "refine": 10}
-WAYS = [{"method": "rigid"}]
+WAYS = [{"method": "rigid"}, WIDE]
 
 
 def degrees_mm(theta, spacing):
@@ -379,7 +379,7 @@ def degrees_mm(theta, spacing):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("way", WAYS, ids=["twin"])
+@pytest.mark.parametrize("way", WAYS, ids=["twin", "network"])
 def test_brainweb_by_the_twin_and_by_network_and_descent(sample, way):
     """Its names say the shift, x to the right and y downwards, and in one case the angle."""
     sample("brainweb_t1_pd_2d")
@@ -394,7 +394,7 @@ def test_brainweb_by_the_twin_and_by_network_and_descent(sample, way):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("way", WAYS, ids=["twin"])
+@pytest.mark.parametrize("way", WAYS, ids=["twin", "network"])
 def test_two_visits_by_the_twin_and_by_network_and_descent(sample, way):
     """The published matrix takes RAS millimetres of the baseline to the follow-up scan."""
     folder = sample("longitudinal_t1_2d")
