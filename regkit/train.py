@@ -438,6 +438,8 @@ def _save(
     accelerator.save_state(str(folder / "state" / str(step)))
     accelerator.wait_for_everyone()  # each process writes its random states
     if accelerator.is_main_process:
+        for tracker in accelerator.trackers:
+            tracker.tracker.flush()  # a run killed after its last step has it in its log
         for name in ("last", "best") if better else ("last",):
             models.save(network, folder / f"{name}.safetensors", step=step, validation=scores)
         _write_json(folder / "history.json", history)
