@@ -471,9 +471,10 @@ def test_two_processes_learn_what_one_does(tmp_path):
         command = [sys.executable, *how, str(script), str(tmp_path / name)]
         run = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert run.returncode == 0, run.stderr
-        sentences = [line for line in run.stdout.splitlines() if "expected a finite loss" in line]
+        # each process says it; two that speak at once may share a line
+        sentences = run.stdout.split("expected a finite loss")[1:]
         assert len(sentences) == (2 if how else 1), run.stdout
-        assert all(line.count("population-0-") == 8 for line in sentences)  # all four pairs
+        assert all(part.count("population-0-") == 8 for part in sentences)  # all four pairs
     for case in ("mse", "lncc", "stopped"):
         one, two = (tmp_path / n / case for n in ("one", "two"))
         for a, b in zip(*(json.loads((f / "history.json").read_text()) for f in (one, two))):
