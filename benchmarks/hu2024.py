@@ -11,6 +11,12 @@ half a pixel), the Dice of the labels it moves, and its time per pair.
 Each row is written when it is there, and a row that is there is not measured again, unless its
 weights, the number of pairs or of threads are others: a run that was stopped goes on. Alone on the
 machine, please.
+
+The affine network is not shipped. Ours learned with
+
+    regkit train --recipe affine_resnet34_2d --budget cpu --steps 4000 -o affine
+
+and came in with `--affine`, the last weights, in half precision (`models.save(..., half=True)`).
 """
 
 from __future__ import annotations
