@@ -26,6 +26,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -57,6 +58,7 @@ SIMILARITIES = {
     "ncc": losses.ncc,
     "mutual_information": losses.mutual_information,
 }
+MEMORY = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,8 @@ def train(
             f"batch is {recipe.batch}, expected a multiple of the {processes} processes "
             "that share it."
         )
-    network = _network(recipe, start)
+    # channels last: the same numbers from faster convolutions
+    network = _network(recipe, start).to(memory_format=MEMORY[recipe.ndim])
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
     schedule = _schedule(optimizer, recipe)
     # nothing is left behind by settings that do not fit
@@ -304,6 +307,7 @@ def train(
     history = _resume(folder, accelerator) if resume and folder is not None else []
     done = len(history)
     if folder is not None:
+        _wait_for_the_next_second(folder / "log")
         purge = {"purge_step": done + 1}  # of a run that was killed: what came after it was saved
         accelerator.init_trackers("log", init_kwargs={"tensorboard": purge})
     rest = Subset(task.pairs, range(done * recipe.batch, recipe.steps * recipe.batch))
@@ -461,6 +465,17 @@ def _resume(folder: Path, accelerator: Accelerator) -> list[dict[str, float]]:
     if accelerator.is_main_process:
         _keep_state(folder, len(history))
     return history
+
+
+def _wait_for_the_next_second(log: Path) -> None:
+    """Where this log was written to in this very second: at most one second.
+
+    TensorBoard reads the files of a log in the order of their names, which begin with the second in
+    which they were made. Two of one second may be read in the wrong order, and the one of the
+    killed process would then purge what the one that resumed it has written.
+    """
+    written = max((int(file.stat().st_mtime) for file in log.rglob("*tfevents*")), default=0)
+    time.sleep(min(1.0, max(0.0, written + 1 - time.time())))
 
 
 def _keep_state(folder: Path, step: int) -> None:

@@ -149,6 +149,8 @@ def test_a_run_killed_at_every_moment_ends_in_the_same_weights(tmp_path):
         if process.exitcode == 0:
             assert left_behind(folder) == whole
             assert [step for step, _ in logged(folder)["train/loss"]] == [1, 2, 3, 4]
+            seconds = [file.name.split(".")[3] for file in folder.glob("log/*tfevents*")]
+            assert len(set(seconds)) == len(seconds)  # TensorBoard reads them in this order
             ended += 1
             if fresh:
                 break
