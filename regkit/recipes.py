@@ -145,7 +145,7 @@ _UNFOLDING_2D = Recipe(
 )  # fmt: skip
 _UNFOLDING_3D = replace(
     _UNFOLDING_2D, name="unfolding_3d", ndim=3, shape=(80, 96, 80), subjects=40, validation=3,
-    gamma=0.3, warmup=100, batch=1, steps=400,
+    gamma=0.3, warmup=100, batch=1, steps=800, precision="bf16",
 )  # fmt: skip
 _AS_PRINTED: dict[str, Any] = {
     "source": _SUN, "similarity": "mse", "weights": _SPLIT | {"diffusion_u": 1.0},
@@ -163,11 +163,11 @@ for _recipe in (_UNFOLDING_3D, replace(_UNFOLDING_3D, name="sun2025_3d", **_AS_P
     _add(
         _recipe,
         smoke=_SMOKE_3D,
-        gpu={"subjects": 100, "steps": 2000, "validate_every": 500},
+        gpu={"subjects": 100, "steps": 2000, "validate_every": 500, "precision": "no"},
         # as many subjects and epochs as for LPBA40: 30 pairs, 500 times
         paper={"shape": (160, 192, 160), "options": {"save_memory": True}, "subjects": 31,
                "validation": 9, "steps": 15_000, "lr": 1e-4, "schedule": "constant",
-               "validate_every": 500},
+               "validate_every": 500, "precision": "no"},
     )  # fmt: skip
 
 _HU = "Hu 2024; optimiser, rate and steps are not in the paper: ours"
