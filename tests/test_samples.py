@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from regkit import metrics
+from regkit import io, metrics
 from regkit.data import samples as module
 from regkit.data.samples import Sample, SampleFile
 
@@ -310,6 +310,54 @@ def test_ptbp_slices_have_the_known_overlap(sample):
     np.testing.assert_allclose(scores.mean(0), [0.56, 0.68, 0.69, 0.82], atol=0.015)
     with pytest.raises(ValueError, match="indices is .*18.*from 0 to 17"):
         module.load_ptbp_slices(indices=(18,))
+
+
+@pytest.mark.real
+def test_ptbp_modalities_lie_on_each_other(sample):
+    sample("ptbp_brain")
+    scans = module.load_ptbp_modalities()
+    assert list(scans) == ["t1", "fa", "cbf"]
+    labels = scans["t1"].labels[0]
+    assert set(labels.unique().tolist()) == {0, 1, 2, 3, 4}
+    for scan in scans.values():
+        assert scan.image.shape == scan.labels.shape == (1, 182, 217, 8)
+        assert "".join(nib.aff2axcodes(scan.affine)) == "RAS"
+        np.testing.assert_array_equal(scan.affine, scans["t1"].affine)
+        assert all((scan.image[0, :, :, k] != 0).any() for k in range(8))  # no slice is empty
+    # what is known of tissue: white matter (3) is bright in T1 and anisotropic, and less blood
+    # flows there than in grey matter (2); which shifted labels would blur
+    grey, white = ({k: s.image[0][labels == i].mean() for k, s in scans.items()} for i in (2, 3))
+    assert white["t1"] > 1.3 * grey["t1"] and white["fa"] > 2.5 * grey["fa"]
+    assert white["cbf"] < 0.75 * grey["cbf"]
+    # the first voxel of the filled slab lies where the file has it
+    image = nib.Nifti1Image.from_filename(
+        sample("ptbp_brain") / "multimodal/PEDS012_20100813_mprage_t1.nii.gz"
+    )
+    where = np.array(np.unravel_index(np.argmax(image.get_fdata()), image.shape))
+    there = nib.affines.apply_affine(image.affine, where)
+    voxel = nib.affines.apply_affine(np.linalg.inv(scans["t1"].affine), there).round().astype(int)
+    assert float(scans["t1"].image[0][tuple(voxel)]) == image.get_fdata().max()
+
+
+@pytest.mark.real
+def test_prostates_have_the_known_overlap(sample):
+    sample("prostate_mr_us")
+    patients = module.load_prostates()
+    assert [len(points) for _, _, points, _ in patients] == [2, 2, 0, 2, 1, 0, 0, 1]
+    for mr, us, points, partners in patients:
+        assert mr.image.shape == mr.labels.shape == (1, 64, 64, 60)
+        assert us.image.shape == us.labels.shape == (1, 44, 59, 41)
+        assert set(mr.labels.unique().tolist()) == set(us.labels.unique().tolist()) == {0, 1}
+        assert points.shape == partners.shape
+        for scan, places in ((mr, points), (us, partners)):
+            centre = (np.array(scan.image.shape[1:]) - 1) / 2
+            np.testing.assert_allclose(nib.affines.apply_affine(scan.affine, centre), 0, atol=1e-9)
+            voxels = nib.affines.apply_affine(np.linalg.inv(scan.affine), places)
+            assert (voxels >= 0).all() and (voxels <= 2 * centre).all()
+    # measured by others on the files, with the centres of the grids matched
+    for (mr, us, *_), known in zip(patients, (0.554, 0.709)):
+        moved = io.resample_to(mr.labels[None], mr.affine, us.image.shape[1:], us.affine, "nearest")
+        assert float(metrics.dice(moved, us.labels[None])) == pytest.approx(known, abs=0.01)
 
 
 @pytest.mark.real

@@ -370,6 +370,59 @@ def load_ptbp_slices(indices: Sequence[int] = (4, 9, 14), progress: bool = False
     return scans
 
 
+def load_ptbp_modalities(progress: bool = False) -> dict[str, Scan]:
+    """One child as "t1", "fa" and "cbf": (182, 217, 8), 1 mm, one grid: aligned by their source.
+
+    All three in the units of their files and with the tissue labels of `load_ptbp_slices`. T1 shows
+    the head, the fractional anisotropy is cut out along the brain, the blood flow (which may be
+    negative) along a rougher outline. Of the slab's 18 slices only 8 are filled: those are here.
+    Pictures may appear on the reader's machine only.
+    """
+    folder = fetch("ptbp_brain", progress) / "multimodal"
+    files = {"t1": "mprage_t1", "fa": "30dir_fa_anatomical", "cbf": "MeanCBFWarpedToT1"}
+    name = "PEDS012_20100813_"
+    labels, affine = _read(folder / f"{name}BrainSegmentation.nii.gz", labels=True)
+    affine = affine.copy()
+    affine[:, 3] += affine[:, 1] * 5  # the slices run along axis 1 of the files
+    scans = {}
+    for key, file in files.items():
+        image, _ = _read(folder / f"{name}{file}.nii.gz")
+        scans[key] = _scan(f"child_{key}", affine, image[:, 5:13], labels[:, 5:13])
+    return scans
+
+
+def load_prostates(progress: bool = False) -> list[tuple[Scan, Scan, np.ndarray, np.ndarray]]:
+    """MR and ultrasound of 8 prostates, on DIFFERENT grids: work in the units of their affines.
+
+    Pictures may appear on the reader's machine only.
+
+    Returns:
+        Per patient mr (64, 64, 60) and ultrasound (44, 59, 41): images 0..255, blurred by their
+            source, labels 1 = gland. The files' headers do not say how the two lie to each other;
+            here both grids have their centre at 0, and a voxel is 0.4 units wide, as they say.
+        mr_points, ultrasound_points: (N, 3), in these units, the centres of N corresponding
+            landmarks. N is 0, 1 or 2; 8 pairs of points in all.
+    """
+    folder = fetch("prostate_mr_us", progress)
+    patients = []
+    for number in range(8):
+        scans, points = [], []
+        for side in ("mr", "us"):
+            file = f"case{number:06d}.nii.gz"
+            image, _ = _read(folder / f"{side}_images" / file)
+            channels = np.asarray(
+                nib.Nifti1Image.from_filename(folder / f"{side}_labels" / file).dataobj
+            )
+            channels = channels.reshape(*image.shape, -1)  # the first one is the gland
+            affine = np.diag([0.4, 0.4, 0.4, 1.0])
+            affine[:3, 3] = -0.2 * (np.array(image.shape) - 1)
+            scans.append(_scan(f"{side}{number}", affine, image, channels[..., 0]))
+            places = [np.argwhere(mark).mean(0) for mark in np.moveaxis(channels, -1, 0)[1:] > 0]
+            points.append(nib.affines.apply_affine(affine, np.array(places).reshape(-1, 3)))
+        patients.append((*scans, *points))
+    return patients
+
+
 def load_lung(progress: bool = False) -> tuple[Scan, Scan, np.ndarray, np.ndarray]:
     """Baseline and follow-up CT of one right lung, on DIFFERENT grids: work in millimetres.
 
