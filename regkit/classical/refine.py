@@ -25,10 +25,11 @@ def refine(
     smoothness: float = SMOOTHNESS,
     rate: float = RATE,
     progress: Callable[[float], None] | None = None,
+    dissimilarity: Callable[[Tensor, Tensor], Tensor] = lncc,
 ) -> Tensor:
     """`steps` steps of Adam on every vector of `disp`, minimising
 
-        lncc(warp(moving, disp), fixed) + smoothness * diffusion(disp).
+        dissimilarity(warp(moving, disp), fixed) + smoothness * diffusion(disp).
 
     Args:
         moving, fixed: (B, 1, *S).
@@ -37,6 +38,8 @@ def refine(
         smoothness: larger is smoother, and further from the images.
         rate: learning rate; Adam moves each vector by about this many voxels per step.
         progress: called with the fraction done, 0 to 1.
+        dissimilarity: what is minimised of two images, see `regkit.losses`; `mutual_information`
+            for two modalities. The default of `smoothness` is for lncc.
 
     Returns:
         (B, d, *S), voxels: the iterate with the lowest objective, so never worse than `disp`.
@@ -45,7 +48,7 @@ def refine(
     optimiser = torch.optim.Adam([current], lr=rate)
     best, lowest = current.detach().clone(), float("inf")
     for step in range(steps + 1):
-        objective = lncc(warp(moving, current), fixed) + smoothness * diffusion(current)
+        objective = dissimilarity(warp(moving, current), fixed) + smoothness * diffusion(current)
         if objective.item() < lowest:
             best, lowest = current.detach().clone(), objective.item()
         if step == steps:
