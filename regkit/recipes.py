@@ -32,6 +32,9 @@ class Recipe:
     motion: None for pairs of two subjects; else a pair is one head twice, on cubic voxels, and this
         says how the second one is moved: keyword arguments of `regkit.data.RigidPairs`, and the
         `contrasts` between which a pair may be formed.
+    painted: None, or a pair is two label maps, deformed and painted in any contrast: keyword
+        arguments of `regkit.data.contrast.PaintedPairs`, and `brains` of `anatomies` there. Then
+        `subjects` says how many anatomies there are, `validation` how many pairs.
     similarity: "lncc", "mse", "ncc" or "mutual_information". window: of lncc.
     weights: of the terms of the objective: "similarity", "diffusion" (of the velocity where there
         is one, else of the displacement), "bending", "folding", "dice", the label loss, and
@@ -57,6 +60,7 @@ class Recipe:
     amplitude: float = 1.0
     gamma: float = 0.0
     motion: Mapping[str, Any] | None = None
+    painted: Mapping[str, Any] | None = None
     similarity: str = "lncc"
     window: int = 7
     weights: Mapping[str, float] = field(
@@ -169,6 +173,38 @@ for _recipe in (_UNFOLDING_3D, replace(_UNFOLDING_3D, name="sun2025_3d", **_AS_P
                "validation": 9, "steps": 15_000, "lr": 1e-4, "schedule": "constant",
                "validate_every": 500, "precision": "no"},
     )  # fmt: skip
+
+# Labels say what is right: the images have any contrast, each its own.
+_SYNTH = (
+    "Hoffmann et al., SynthMorph, IEEE TMI 2022: labels in random contrasts, a loss on labels, "
+    "smoothness. Ours: the unfolding network, contrasts that follow tissues, slabs, the mean "
+    "square between clean pictures of one contrast beside the labels, rates and weights"
+)
+_ANY_2D = Recipe(
+    name="any_contrast_2d", model="unfolding", ndim=2, shape=(80, 96), source=_SYNTH,
+    subjects=120, validation=24, painted={"labels": None}, similarity="mse",
+    weights={"similarity": 1.0, "dice": 1.0, "diffusion": 0.2, "consistency": 0.1},
+    lr=1e-3, warmup=50, steps=600,
+)  # fmt: skip
+_ANY_3D = replace(
+    _ANY_2D, name="any_contrast_3d", ndim=3, shape=(80, 96, 80), subjects=24, validation=6,
+    painted={"labels": 8, "slabs": 0.3}, warmup=50, batch=1, precision="bf16",
+)  # fmt: skip
+_add(
+    _ANY_2D,
+    smoke={**_SMOKE_2D, "painted": {"brains": False}},  # needs no network
+    gpu={"shape": (160, 192), "subjects": 480, "batch": 16, "steps": 4000, "validate_every": 500},
+    paper={"shape": (160, 192), "subjects": 480, "batch": 1, "steps": 150_000, "lr": 1e-4,
+           "schedule": "constant", "validate_every": 1000},
+)  # fmt: skip
+_add(
+    _ANY_3D,
+    smoke={**_SMOKE_3D, "painted": {"labels": 8, "slabs": 0.5, "brains": False}},
+    gpu={"subjects": 96, "steps": 2000, "validate_every": 500, "precision": "no"},
+    paper={"shape": (160, 192, 160), "options": {"save_memory": True}, "subjects": 192,
+           "steps": 100_000, "lr": 1e-4, "schedule": "constant", "validate_every": 1000,
+           "precision": "no"},
+)  # fmt: skip
 
 _HU = "Hu 2024; optimiser, rate and steps are not in the paper: ours"
 _SMALL_MOTION = {"angle": 5.0, "shift": 5.0, "contrasts": ("t1",)}  # section 3.2, read as degrees

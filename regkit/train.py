@@ -42,6 +42,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from regkit import losses, models
+from regkit.data.anatomies import anatomies
+from regkit.data.contrast import PaintedPairs
 from regkit.data.pairs import RandomPairs, chain
 from regkit.data.population import population
 from regkit.data.rigid import moved_heads
@@ -94,7 +96,11 @@ class Task:
 
 
 def _task(recipe: Recipe, progress: bool) -> Task:
-    return (_two_subjects if recipe.motion is None else _one_head_moved)(recipe, progress)
+    if recipe.motion is not None:
+        return _one_head_moved(recipe, progress)
+    if recipe.painted is not None:
+        return _painted(recipe, progress)
+    return _two_subjects(recipe, progress)
 
 
 def _two_subjects(recipe: Recipe, progress: bool) -> Task:
@@ -142,23 +148,52 @@ def _one_head_moved(recipe: Recipe, progress: bool) -> Task:
     )
 
 
+def _painted(recipe: Recipe, progress: bool) -> Task:
+    """Pairs painted from label maps in any contrast; validation by Dice on other deformations."""
+    options = dict(recipe.painted or {})
+    brains = options.pop("brains", True)
+    learn = anatomies(recipe.subjects, recipe.shape, 0, brains, progress)
+    others = anatomies(max(6, recipe.validation), recipe.shape, 1, brains, progress)
+    tested = PaintedPairs(others, recipe.validation, seed=1, labels=None)
+
+    def validate(model: RegistrationModel, device: torch.device) -> dict[str, float]:
+        pairs = (tested.subjects(i) for i in range(len(tested)))
+        scores = summary(evaluate(model, pairs, device=device))
+        return {k: scores[k] for k in ("dice", "dice_before", "folding_percent")}
+
+    return Task(
+        pairs=PaintedPairs(learn, recipe.steps * recipe.batch, recipe.seed, **options),
+        validate=validate,
+        score=lambda scores: scores["dice"],
+        info={
+            "spacing": tested.subjects(0)[0].spacing,
+            "orientation": "RAS",
+            "range": [0, 1],
+            "contrast": "any",
+        },
+    )
+
+
 def objective(result: Registration, batch: dict[str, Any], recipe: Recipe) -> dict[str, Tensor]:
     """The terms that a recipe asks for, without their weights.
 
     Args:
         result: of the model on this batch.
         batch: `moving`, `fixed` (B, 1, *S), the labels for the term "dice", and the answer `disp`
-            for "endpoint".
+            for "endpoint". A similarity compares `moving_clean` and `fixed_clean` where they are.
         recipe: its `weights` name the terms, `similarity` and `bidirectional` say how.
     """
-    moving, fixed = batch["moving"], batch["fixed"]
+    moving, fixed, moved = batch["moving"], batch["fixed"], result.moved
+    if "moving_clean" in batch:  # a similarity could not compare the images themselves
+        moving, fixed = batch["moving_clean"], batch["fixed_clean"]
+        moved = warp(moving, result.disp)
     similarity = SIMILARITIES[recipe.similarity]
     options = {"window": recipe.window} if recipe.similarity == "lncc" else {}
     smooth = result.disp if result.svf is None else result.svf
     terms = {}
     for name in recipe.weights:
         if name == "similarity":
-            terms[name] = similarity(result.moved, fixed, **options)
+            terms[name] = similarity(moved, fixed, **options)
             if recipe.bidirectional:
                 if result.svf is None:
                     raise ValueError(
