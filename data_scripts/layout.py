@@ -1,4 +1,7 @@
-"""What the scripts here have in common: the terms, the layout of a prepared set, the errors."""
+"""What the scripts here have in common: the terms, how a prepared set is written, the errors.
+
+`regkit.data.prepared` reads one.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from regkit import io
-from regkit.data import Subject
+from regkit.data import prepared
 
-SPLITS = ("fixed", "train", "validation", "test")
 FOUR_TO_ONE = {"train": 4, "test": 1}
 SPACINGS = (1, 2, 4)  # mm, of sets that come at 1 mm
 BRIGHT = 99.5  # percentile of the brain that becomes 1
@@ -131,7 +133,7 @@ def begin(out: Path, description: dict[str, Any]) -> None:
     Raises:
         ValueError: the folder holds another set, or one made with other settings.
     """
-    held = _read(out) if (out / "dataset.json").exists() else None
+    held = prepared.description(out) if (out / "dataset.json").exists() else None
     if held is None and out.is_dir() and any(out.iterdir()):
         raise ValueError("out is a folder with other files in it, expected a new or an empty one.")
     if held is not None and held | {"complete": False} != description | {"complete": False}:
@@ -147,95 +149,3 @@ def write_description(out: Path, description: dict[str, Any]) -> None:
     with io.staged(out) as folder:
         text = json.dumps(description, indent=1)
         (folder / "dataset.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        return {"contrasts": [], "subjects": [], "complete": False, **description}
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError):
-        raise ValueError("dataset.json cannot be read, expected that of a prepared set.") from None
-
-
-class Scan(Subject):
-    """A real subject: its axes may run any way, and nobody knows its true correspondence."""
-
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        """Voxel size along each array axis, mm."""
-        return io.spacing_of(self.affine, self.image.ndim - 1)
-
-
-class _Subjects(Sequence[Subject]):
-    """Subjects that are read when they are asked for."""
-
-    def __init__(self, folder: Path, contrast: str, entries: list[dict[str, Any]], keep: bool):
-        self.folder, self.contrast, self.entries, self.keep = folder, contrast, entries, keep
-        self.held: dict[int, Subject] = {}
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]
-        subject = self.held[i] if i in self.held else self._read(self.entries[i])
-        if self.keep:
-            self.held[i] = subject
-        return subject
-
-    def _read(self, entry: dict[str, Any]) -> Subject:
-        folder = self.folder / entry["name"]
-        image = io.read(folder / f"{self.contrast}.nii.gz", self.contrast)
-        labels = torch.zeros_like(image.data[0], dtype=torch.int16)
-        if entry["labels"]:
-            labels = io.read(folder / "labels.nii.gz", "labels", labels=True).data[0].short()
-        return Scan(entry["name"], image.data[0], labels, image.affine, torch.empty(0))
-
-
-def subjects(
-    folder: str | Path, contrast: str, split: str | None = None, keep: bool = True
-) -> Sequence[Subject]:
-    """The subjects of a prepared set in one contrast, in the order of dataset.json.
-
-    Args:
-        folder: with dataset.json in it.
-        contrast: one of those that the set has.
-        split: "fixed", "train", "validation", "test", or None for all of them.
-        keep: hold in memory what has been read. Without it each use reads the file anew, so that a
-            set may be larger than the memory.
-
-    Returns:
-        A sequence of subjects with image and labels (zeros where the set has none), each read when
-        it is first used; their `velocity` is empty, because nobody knows the true correspondence of
-        real patients.
-
-    Raises:
-        FileNotFoundError: `folder` is no prepared set.
-        ValueError: it is not complete, or has no such contrast or split.
-    """
-    description = _complete(folder)
-    if contrast not in description["contrasts"]:
-        known = ", ".join(description["contrasts"])
-        raise ValueError(f"contrast is {contrast!r}, expected one of {known}.")
-    if split not in (None, *SPLITS):
-        known = ", ".join(map(repr, SPLITS))
-        raise ValueError(f"split is {split!r}, expected one of {known}, or None.")
-    entries = [e for e in description["subjects"] if split in (None, e["split"])]
-    return _Subjects(Path(folder), contrast, entries, keep)
-
-
-def structures(folder: str | Path) -> dict[int, str]:
-    """The names of the structures that count, by label; empty where the set names none."""
-    named = _complete(folder).get("structures", {})
-    return {int(label): name for label, name in named.items()}
-
-
-def _complete(folder: str | Path) -> dict[str, Any]:
-    if not (Path(folder) / "dataset.json").is_file():
-        raise FileNotFoundError("folder has no dataset.json, expected a prepared set.")
-    description = _read(Path(folder))
-    if not description["complete"]:
-        raise ValueError("folder is not complete: run the script that makes it again.")
-    return description

@@ -73,6 +73,10 @@ class Size(StrEnum):
 
 Out = Annotated[Path, typer.Option("--out", "-o", readable=False, help="Folder for the results.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(readable=False, help="Folder of a public set that data_scripts has prepared."),
+]
 
 
 def _version(asked: bool) -> None:
@@ -291,15 +295,20 @@ def train(
         str | None, typer.Option(help="Weights to begin with: a file, or shipped ones.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+    data: Data = None,
     device: Device = "auto",
 ) -> None:
-    """Train a model on the embedded population; best.safetensors goes to `register --method`."""
+    """Train a model on the embedded population, or on a prepared set.
+
+    best.safetensors goes to `register --method`.
+    """
     from regkit import io, recipes
     from regkit.train import train as run
 
     io.check_writable(out)
     changes = {k: v for k, v in (("steps", steps), ("seed", seed)) if v is not None}
-    trained = run(recipes.get(recipe, budget, **changes), out, resume, device=device, start=start)
+    plan = recipes.get(recipe, budget, **changes)
+    trained = run(plan, out, resume, device=device, start=start, data=data)
     last = trained.history[-1]
     for name in ("dice_before", "dice", "rotation_error", "translation_error", "success"):
         if name in last:
@@ -324,6 +333,7 @@ def evaluate(
 
     import regkit
     from regkit import io, models
+    from regkit.benchmark import commit
     from regkit.book import cost
     from regkit.data.pairs import chain
     from regkit.data.population import population
@@ -365,7 +375,7 @@ def evaluate(
                 "device": chosen.type,
                 "threads": torch.get_num_threads(),
                 "memory_gb": round(cost()[1], 2),
-                "commit": _commit(),
+                "commit": commit(),
                 "versions": {"regkit": regkit.__version__, "torch": torch.__version__},
                 "training": model.info,
             }
@@ -373,15 +383,83 @@ def evaluate(
             (folder / out.name).write_text(text + "\n")
 
 
-def _commit() -> str | None:
-    """The commit of the code that runs, if it is a git checkout."""
-    import subprocess
+@app.command()
+def benchmark(
+    table: Annotated[str, typer.Argument(help="list, or one of the tables that it names.")],
+    budget: Annotated[
+        str | None, typer.Option(help="smoke, cpu, gpu or paper; by default REGKIT_BUDGET.")
+    ] = None,
+    ndim: Annotated[
+        int | None, typer.Option(help="2 or 3; by default 3 at budgets gpu and paper, else 2.")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="atlas: all to one fixed image; pairs: any two.")
+    ] = "atlas",
+    data: Data = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Of the training; given again, the mean over them.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Updates, instead of the recipe's.")] = None,
+    pairs: Annotated[int | None, typer.Option(help="How many subjects to test on.")] = None,
+    similarity: Annotated[
+        str | None, typer.Option(help="mse (the paper's), lncc or ncc, for all models.")
+    ] = None,
+    lambda2: Annotated[
+        float | None, typer.Option(help="Weight of smoothness, of rows that name none.")
+    ] = None,
+    row: Annotated[
+        list[str] | None, typer.Option(help="Only this row: its label, method or number; repeat.")
+    ] = None,
+    runs: Annotated[
+        Path, typer.Option(readable=False, help="Folder of the trainings, which go on from it.")
+    ] = Path("runs"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", readable=False, help="The JSON file; else in results/."),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Run a published table again, row by row, and say which of its orders hold.
 
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    What is there already is not run again, and a training that was stopped goes on.
+    """
+    from regkit import benchmark as tables
+
+    if table == "list":
+        for name, one in tables.TABLES.items():
+            typer.echo(f"{name:<18}{one.title}")
+            for number, line in enumerate(one.rows, 1):
+                state = "" if tables.exists(line.method) else "   not yet"
+                typer.echo(f"{number:>20}  {line.label}{state}")
+        return
+    file = tables.run(
+        table,
+        budget,
+        ndim,
+        protocol,
+        data,
+        seed or (0,),
+        steps,
+        pairs,
+        similarity,
+        lambda2,
+        row or (),
+        runs,
+        out,
+        device,
+        command=_command(table),
+    )
+    held = json.loads(file.read_text())
+    typer.echo(tables.as_text(held))
+    typer.echo(f"wrote {file}")
+
+
+def _command(table: str) -> str:
+    """What was typed, with the names of files and folders alone."""
+    import shlex
+    import sys
+
+    return "regkit " + shlex.join(Path(word).name or word for word in sys.argv[1:])
 
 
 @app.command("models")

@@ -8,9 +8,11 @@ protocol).
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -26,7 +28,12 @@ class Recipe:
 
     model, ndim, options: what `regkit.models.create` takes.
     shape: of the images; spacing follows from the population's field of view.
-    subjects, validation: how many of the embedded population (seeds 0 and 1; 2 is for tests).
+    data: "population", the embedded one, or the name of a prepared set, which `regkit train` finds
+        in the folder that it is given. Whoever has the set has it elsewhere.
+    subjects, validation: how many of the embedded population (seeds 0 and 1; 2 is for tests), at
+        most how many of a prepared set.
+    atlas: every pair has the same fixed image (the subject of seed 3, or the one that a prepared
+        set calls fixed); else a pair is any two subjects.
     contrast, amplitude: of the population. gamma: change the
         contrast of each image at random, x -> x^g with |log g| <= gamma.
     motion: None for pairs of two subjects; else a pair is one head twice, on cubic voxels, and this
@@ -54,6 +61,8 @@ class Recipe:
     shape: tuple[int, ...]
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    data: str = "population"
+    atlas: bool = False
     subjects: int = 100
     validation: int = 8
     contrast: str = "t1"
@@ -139,7 +148,7 @@ for _model, _source in (("vxm1", _TMI), ("vxm2", _TMI), ("vxm", _TMI), ("vxm_dif
     )  # fmt: skip
 
 # Equation 7: u is held to the fixed image and to smoothness, v to the fixed image and to u. Once
-# with the measure and weights of `vxm`, to compare models; once as the paper writes it.
+# with the measure and weights of `vxm`, to compare models; once, below, as the paper writes it.
 _UNFOLD = "Sun et al. 2025, equation 7, with the similarity and smoothness of vxm; rates are ours"
 _SUN = "Sun et al. 2025, equation 7 and section 3.2; norms read as mean squares, u as voxels"
 _SPLIT = {"similarity_u": 0.8, "similarity": 0.2, "diffusion_u": 0.1, "consistency": 0.1}
@@ -151,28 +160,72 @@ _UNFOLDING_3D = replace(
     _UNFOLDING_2D, name="unfolding_3d", ndim=3, shape=(80, 96, 80), subjects=40, validation=3,
     gamma=0.3, warmup=100, batch=1, steps=800, precision="bf16",
 )  # fmt: skip
-_AS_PRINTED: dict[str, Any] = {
-    "source": _SUN, "similarity": "mse", "weights": _SPLIT | {"diffusion_u": 1.0},
+_add(
+    _UNFOLDING_2D,
+    smoke=_SMOKE_2D,
+    gpu={"shape": (160, 192), "subjects": 400, "batch": 16, "steps": 4000, "validate_every": 500},
+    paper={"shape": (160, 192), "subjects": 400, "batch": 1, "steps": 150_000, "lr": 1e-4,
+           "schedule": "constant", "validate_every": 1000},
+)  # fmt: skip
+_add(
+    _UNFOLDING_3D,
+    smoke=_SMOKE_3D,
+    gpu={"subjects": 100, "steps": 2000, "validate_every": 500, "precision": "no"},
+    paper={"shape": (160, 192, 160), "options": {"save_memory": True}, "subjects": 31,
+           "validation": 9, "steps": 15_000, "lr": 1e-4, "schedule": "constant",
+           "validate_every": 500, "precision": "no"},
+)  # fmt: skip
+
+# The protocols of the paper. Section 3.1, LPBA40: one fixed image, 30 people to learn from, 9 to
+# test on; OASIS: any two of 254, 20 to validate with, 140 to test on. Section 3.2: 500 epochs, read
+# as 500 times everyone as moving image. And both on the embedded population, with LPBA40's counts.
+# LPBA40 has no one to validate with: then some of those to learn from serve to watch a run.
+_SUN_2D = replace(
+    _UNFOLDING_2D, name="sun2025_2d", source=_SUN, similarity="mse",
+    weights=_SPLIT | {"diffusion_u": 1.0}, atlas=True, subjects=30, validation=9, steps=300,
+    validate_every=100, precision="bf16",
+)  # fmt: skip
+_SUN_3D = replace(
+    _SUN_2D, name="sun2025_3d", ndim=3, shape=(80, 96, 80), validation=3, warmup=100, batch=1,
+    steps=800, validate_every=200,
+)  # fmt: skip
+_SUN_PAPER: dict[str, Any] = {
+    "steps": 15_000, "lr": 1e-4, "schedule": "constant", "warmup": 0, "batch": 1,
+    "validate_every": 500, "precision": "no",
 }  # fmt: skip
-for _recipe in (_UNFOLDING_2D, replace(_UNFOLDING_2D, name="sun2025_2d", **_AS_PRINTED)):
+_SUN_GPU: dict[str, Any] = {"steps": 2000, "validate_every": 500, "precision": "no"}
+_OASIS: dict[str, Any] = {"data": "oasis_3d", "atlas": False, "subjects": 254, "validation": 20}
+_BIG: dict[str, Any] = {"options": {"save_memory": True}}
+for _recipe in (_SUN_2D, replace(_SUN_2D, name="sun2025_pairs_2d", atlas=False)):
     _add(
         _recipe,
-        smoke=_SMOKE_2D,
-        gpu={"shape": (160, 192), "subjects": 400, "batch": 16, "steps": 4000,
-             "validate_every": 500},
-        paper={"shape": (160, 192), "subjects": 400, "batch": 1, "steps": 150_000, "lr": 1e-4,
-               "schedule": "constant", "validate_every": 1000},
-    )  # fmt: skip
-for _recipe in (_UNFOLDING_3D, replace(_UNFOLDING_3D, name="sun2025_3d", **_AS_PRINTED)):
-    _add(
-        _recipe,
-        smoke=_SMOKE_3D,
-        gpu={"subjects": 100, "steps": 2000, "validate_every": 500, "precision": "no"},
-        # as many subjects and epochs as for LPBA40: 30 pairs, 500 times
-        paper={"shape": (160, 192, 160), "options": {"save_memory": True}, "subjects": 31,
-               "validation": 9, "steps": 15_000, "lr": 1e-4, "schedule": "constant",
-               "validate_every": 500, "precision": "no"},
-    )  # fmt: skip
+        smoke=_SMOKE_2D | {"precision": "no"},
+        gpu=_SUN_GPU | {"shape": (160, 192), "batch": 16},
+        paper=_SUN_PAPER | {"shape": (160, 192)},
+    )
+_SUN_3D_PAPER = _SUN_PAPER | _BIG | {"shape": (160, 192, 160), "validation": 9}
+for _recipe in (_SUN_3D, replace(_SUN_3D, name="sun2025_pairs_3d", atlas=False)):
+    _add(_recipe, smoke=_SMOKE_3D | {"precision": "no"}, gpu=_SUN_GPU, paper=_SUN_3D_PAPER)
+# prepared at 1 mm for "paper", at 2 mm for "gpu" and "cpu" (slices: 1 mm for "gpu"), 4 for "smoke"
+_add(
+    replace(_SUN_3D, name="sun2025_lpba40", data="lpba40"),
+    smoke=_SMOKE_3D | {"precision": "no", "shape": (40, 48, 40)},
+    gpu=_SUN_GPU,
+    paper=_SUN_3D_PAPER,
+)
+# our axes run to R, A, S: what the paper calls 160x192x224
+_add(
+    replace(_SUN_3D, name="sun2025_oasis", shape=(80, 112, 96), **_OASIS),
+    smoke=_SMOKE_3D | {"precision": "no", "shape": (40, 56, 48)},
+    gpu=_SUN_GPU,
+    paper=_SUN_PAPER | _BIG | {"shape": (160, 224, 192), "steps": 127_000, "validate_every": 1000},
+)
+_add(
+    replace(_SUN_2D, name="sun2025_oasis_2d", shape=(80, 96), **_OASIS | {"data": "oasis_2d"}),
+    smoke=_SMOKE_2D | {"precision": "no", "shape": (40, 48)},
+    gpu=_SUN_GPU | {"shape": (160, 192), "batch": 16},
+    paper=_SUN_PAPER | {"shape": (160, 192), "steps": 127_000, "validate_every": 1000},
+)
 
 # Labels say what is right: the images have any contrast, each its own.
 _SYNTH = (
@@ -279,3 +332,26 @@ def get(name: str, at: str | None = None, **changes: Any) -> Recipe:
         raise ValueError(f"budget is {at!r}, expected one of {', '.join(BUDGETS)}.")
     recipe, budgets = _RECIPES[name]
     return replace(recipe, **{**budgets.get(at, {}), **changes})
+
+
+def plan(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON holds it, in checkpoints and in the folder of a run."""
+    held: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return held
+
+
+def complete(held: Mapping[str, Any]) -> dict[str, Any]:
+    """What `plan` once gave, with today's fields: those that it did not know at their default."""
+    return {f.name: f.default for f in fields(Recipe) if f.default is not MISSING} | dict(held)
+
+
+def identity(recipe: Recipe) -> str:
+    """Twelve hexadecimal digits that are the same for recipes that ask for the same training.
+
+    The name and the source of a recipe do not count, and neither do fields at their default, so
+    that a field which is new to recipes changes no identity.
+    """
+    defaults = complete({})
+    said = {k: v for k, v in plan(recipe).items() if k not in ("name", "source")}
+    told = {k: v for k, v in said.items() if k not in defaults or v != defaults[k]}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]

@@ -27,9 +27,9 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from regkit import losses, models
+from regkit import losses, models, recipes
+from regkit.data import prepared
 from regkit.data.anatomies import anatomies
 from regkit.data.contrast import PaintedPairs
 from regkit.data.pairs import RandomPairs, chain
-from regkit.data.population import population
+from regkit.data.population import Subject, population
 from regkit.data.rigid import moved_heads
 from regkit.device import choose_device
 from regkit.evaluate import evaluate, motion_errors, summary
@@ -60,6 +61,7 @@ SIMILARITIES = {
     "ncc": losses.ncc,
     "mutual_information": losses.mutual_information,
 }
+SEEDS = {"train": 0, "validation": 1, "test": 2, "fixed": 3}  # of the embedded population
 MEMORY = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -95,34 +97,107 @@ class Task:
     info: dict[str, Any]
 
 
-def _task(recipe: Recipe, progress: bool) -> Task:
+def _task(recipe: Recipe, data: str | os.PathLike | None, progress: bool) -> Task:
     if recipe.motion is not None:
         return _one_head_moved(recipe, progress)
     if recipe.painted is not None:
         return _painted(recipe, progress)
-    return _two_subjects(recipe, progress)
+    return _two_subjects(recipe, data, progress)
 
 
-def _two_subjects(recipe: Recipe, progress: bool) -> Task:
-    """Pairs of two subjects of the embedded population; validation by Dice on other subjects."""
-    made: dict[str, Any] = {
-        "contrast": recipe.contrast,
-        "amplitude": recipe.amplitude,
-        "progress": progress,
-    }
-    subjects = population(recipe.subjects, recipe.shape, seed=0, **made)
-    held_out = chain(population(recipe.validation, recipe.shape, seed=1, **made))
+def _two_subjects(recipe: Recipe, data: str | os.PathLike | None, progress: bool) -> Task:
+    """Pairs of two subjects, or of one with the fixed one; validation by Dice on other subjects."""
+    learn = subjects(recipe, "train", recipe.subjects, data, progress)
+    fixed = subjects(recipe, "fixed", 1, data)[0] if recipe.atlas else None
+    pairs, labels = held_out(recipe, "validation", recipe.validation, data, progress)
 
     def validate(model: RegistrationModel, device: torch.device) -> dict[str, float]:
-        scores = summary(evaluate(model, held_out, device=device))
+        scores = summary(evaluate(model, pairs, labels, device=device))
         return {k: scores[k] for k in ("dice", "dice_before", "folding_percent")}
 
     return Task(
-        pairs=RandomPairs(subjects, recipe.steps * recipe.batch, recipe.seed, recipe.gamma),
+        pairs=RandomPairs(learn, recipe.steps * recipe.batch, recipe.seed, recipe.gamma, fixed),
         validate=validate,
         score=lambda scores: scores["dice"],
-        info={"spacing": subjects[0].spacing, "orientation": "RAS", "range": [0, 1]},
+        info={"spacing": learn[0].spacing, "orientation": "RAS", "range": [0, 1]},
     )
+
+
+def subjects(
+    recipe: Recipe,
+    split: str,
+    count: int | None = None,
+    data: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> Sequence[Subject]:
+    """The subjects that a recipe means by "train", "validation", "test" or "fixed".
+
+    Args:
+        recipe: says whether they are of the embedded population or of a prepared set.
+        split: one of the keys of `SEEDS`.
+        count: how many of the population; at most how many of a prepared set, by default all.
+        data: folder of the prepared set. A set that has no one to validate with gives those to
+            learn from, so that a run can be watched; it then says nothing of other people.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: `data` is not given, or is another set, or one of another size or without
+            anyone in this split.
+        FileNotFoundError: `data` is no prepared set.
+    """
+    if recipe.data == "population":
+        if data is not None:
+            raise ValueError(
+                f"data is given and recipe {recipe.name!r} learns from the embedded population, "
+                "expected a recipe of a prepared set, such as sun2025_lpba40."
+            )
+        return population(
+            1 if count is None else count,
+            recipe.shape,
+            SEEDS[split],
+            amplitude=recipe.amplitude,
+            contrast=recipe.contrast,
+            progress=progress,
+        )
+    if data is None:
+        raise ValueError(
+            f"data is not given, expected the folder of the prepared set {recipe.data!r} "
+            "(see data_scripts)."
+        )
+    name = prepared.description(data)["name"]
+    if name != recipe.data:
+        raise ValueError(f"data holds the set {name!r}, expected {recipe.data!r}.")
+    found = prepared.subjects(data, recipe.contrast, split)
+    if not found and split == "validation":
+        found = prepared.subjects(data, recipe.contrast, "train")
+    if not found:
+        raise ValueError(f"data holds no one for {split!r}, expected at least one.")
+    if (shape := tuple(found[0].image.shape[1:])) != tuple(recipe.shape):
+        raise ValueError(
+            f"data holds images of shape {shape}, expected {tuple(recipe.shape)} as the recipe "
+            "says: prepare the set at another spacing, or take another budget."
+        )
+    return found if count is None else found[:count]
+
+
+def held_out(
+    recipe: Recipe,
+    split: str,
+    count: int | None = None,
+    data: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> tuple[list[tuple[Subject, Subject]], list[int] | None]:
+    """Pairs of a recipe to validate with or to test on, and which labels count (None: all).
+
+    Each subject to the fixed one in atlas-based registration, else each to the next. Arguments and
+    errors as of `subjects`.
+    """
+    people = subjects(recipe, split, count, data, progress)
+    labels = None if data is None else list(prepared.structures(data)) or None
+    if not recipe.atlas:
+        return chain(people), labels
+    fixed = subjects(recipe, "fixed", 1, data)[0]
+    return [(moving, fixed) for moving in people], labels
 
 
 def _one_head_moved(recipe: Recipe, progress: bool) -> Task:
@@ -287,8 +362,10 @@ def train(
     progress: bool = True,
     device: str = "auto",
     start: str | os.PathLike | None = None,
+    data: str | os.PathLike | None = None,
+    task: Task | None = None,
 ) -> Trained:
-    """Train a model as a recipe says, on the embedded population.
+    """Train a model as a recipe says, on the embedded population or on a prepared set.
 
     Args:
         recipe: a `Recipe`, or the name of one (then at the current budget).
@@ -299,6 +376,8 @@ def train(
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         start: weights to begin with, a file or the name of shipped ones, of the same model; what
             they say of their own training is kept as `started_from`.
+        data: folder of the prepared set, of recipes that name one; `regkit.data.prepared` reads it.
+        task: images of your own to learn from and to judge by; the recipe then says only how.
 
     Raises:
         ValueError: settings that do not fit, a folder that holds another run, or a term of the
@@ -308,7 +387,7 @@ def train(
     folder = None if out is None else Path(out)
     chosen = choose_device(device)
     _check(recipe, folder, resume, chosen)
-    plan = json.loads(json.dumps(asdict(recipe)))
+    plan = recipes.plan(recipe)
 
     AcceleratorState._reset_state(reset_partial_state=True)  # else precision stays the first run's
     set_seed(recipe.seed)
@@ -326,16 +405,19 @@ def train(
             "that share it."
         )
     # channels last: the same numbers from faster convolutions
-    network = _network(recipe, start).to(memory_format=MEMORY[recipe.ndim])
+    network = _network(recipe, start)
+    network.to(memory_format=MEMORY[recipe.ndim])  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
     schedule = _schedule(optimizer, recipe)
     # nothing is left behind by settings that do not fit
+    if data is not None or recipe.data != "population":
+        subjects(recipe, "train", 1, data)
     if folder is not None and accelerator.is_main_process:
         _prepare(folder, plan, resume)
 
     quiet = not (progress and accelerator.is_main_process)
     with accelerator.main_process_first():  # the others then read what the first one made
-        task = _task(recipe, not quiet)
+        task = task or _task(recipe, data, not quiet)
     network.info |= {"recipe": plan, **task.info}
     model, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
 
@@ -526,7 +608,7 @@ def _prepare(folder: Path, plan: dict[str, Any], resume: bool) -> None:
     if held.is_file():
         if not resume:
             raise ValueError(f"out is {folder.name!r}, which holds a run: expected resume=True.")
-        if json.loads(held.read_text()) != plan:
+        if recipes.complete(json.loads(held.read_text())) != plan:
             raise ValueError(f"out is {folder.name!r}, which holds a run of another recipe.")
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(held, plan)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from regkit import classical, io
-from regkit.data import RandomPairs, RigidPairs, chain, population
+from regkit.data import RandomPairs, RigidPairs, chain, population, prepared
 from regkit.evaluate import evaluate
 from regkit.models import Registration
 
@@ -127,22 +127,22 @@ def test_the_folders_of_2021_without_labels_and_packing(tmp_path):
         add_case(tmp_path / "in", f"BraTS2021_0000{i}", i, suffix=".nii", labels=False)
     description = call(tmp_path / "in", tmp_path / "out")
     assert [entry["labels"] for entry in description["subjects"]] == [False, False]
-    read = layout.subjects(tmp_path / "out", "t2")
+    read = prepared.subjects(tmp_path / "out", "t2")
     assert [s.name for s in read] == ["BraTS2021_00000", "BraTS2021_00001"]
     assert (read[0].labels == 0).all()
 
 
 def test_what_is_prepared_makes_pairs(source, tmp_path):
     call(source, tmp_path / "out")
-    groups = [layout.subjects(tmp_path / "out", c, split="train") for c in ("t1", "flair")]
+    groups = [prepared.subjects(tmp_path / "out", c, split="train") for c in ("t1", "flair")]
     assert [len(group) for group in groups] == [8, 8]
     pair = RigidPairs(groups, 3).pair(0)
     assert pair.fixed.image.shape == (1, 20, 20) and pair.moving.name == pair.fixed.name
     assert pair.fixed.spacing == (1.0, 1.0)
     with pytest.raises(ValueError, match="contrast is 'pd', expected one of flair, t1, t2"):
-        layout.subjects(tmp_path / "out", "pd")
+        prepared.subjects(tmp_path / "out", "pd")
     with pytest.raises(FileNotFoundError, match="no dataset.json"):
-        layout.subjects(tmp_path, "t1")
+        prepared.subjects(tmp_path, "t1")
 
 
 def test_a_stopped_run_goes_on_and_is_not_taken_for_a_whole_one(source, tmp_path, monkeypatch):
@@ -160,12 +160,12 @@ def test_a_stopped_run_goes_on_and_is_not_taken_for_a_whole_one(source, tmp_path
         call(source, out)
     assert sorted(p.name for p in out.iterdir()) == [*made, "dataset.json"]
     with pytest.raises(ValueError, match="folder is not complete"):
-        layout.subjects(out, "t1")
+        prepared.subjects(out, "t1")
     before = {p: os.stat(p).st_mtime_ns for p in out.glob("*/*.nii.gz")}
     monkeypatch.setattr(brats, "prepare", prepare_one)
     assert call(source, out)["complete"]
     assert all(os.stat(p).st_mtime_ns == time for p, time in before.items())
-    assert len(layout.subjects(out, "t1")) == 10
+    assert len(prepared.subjects(out, "t1")) == 10
 
 
 def _missing(case):
@@ -342,14 +342,14 @@ def test_oasis_from_the_command_line(neurite, tmp_path):
     )  # fmt: skip
     assert run.returncode == 0 and "Data Use Agreement" in run.stderr
     assert "7 people: 4 for train, 1 for validation, 2 for test." in run.stdout
-    assert layout.subjects(tmp_path / "out", "t1")[0].image.shape == (1, 10, 14, 12)
+    assert prepared.subjects(tmp_path / "out", "t1")[0].image.shape == (1, 10, 14, 12)
 
 
 def test_volumes_of_oasis_keep_their_place_and_make_pairs(neurite, tmp_path):
     out = tmp_path / "out"
     description = call_oasis(neurite, out)
-    assert description["complete"] and layout.structures(out) == {1: "Left-White", 2: "Cortex"}
-    everyone = layout.subjects(out, "t1")
+    assert description["complete"] and prepared.structures(out) == {1: "Left-White", 2: "Cortex"}
+    everyone = prepared.subjects(out, "t1")
     assert [s.name[-8:-4] for s in everyone] == [f"{i:04d}" for i in range(1, 8)]
     for subject in (everyone[0], everyone[-1]):
         whole = nibabel.load(neurite / subject.name / "aligned_norm.nii.gz")
@@ -358,7 +358,7 @@ def test_volumes_of_oasis_keep_their_place_and_make_pairs(neurite, tmp_path):
         assert subject.image[0, 4, 20, 7] == whole.dataobj[i, j, k]
         places = np.argwhere(subject.labels[0].numpy() == 1)
         assert places.mean(axis=0)[0] > 9.5  # the arrays run to the left: block 5 to 8 lies right
-    parts = {p: layout.subjects(out, "t1", p) for p in ("fixed", "train", "validation", "test")}
+    parts = {p: prepared.subjects(out, "t1", p) for p in ("fixed", "train", "validation", "test")}
     assert [len(part) for part in parts.values()] == [0, 4, 1, 2]
     item = RandomPairs(parts["train"], 3)[0]
     assert item["moving"].shape == (1, 20, 28, 24) and item["moving_labels"].unique().tolist() == [
@@ -371,14 +371,14 @@ def test_volumes_of_oasis_keep_their_place_and_make_pairs(neurite, tmp_path):
 
 def test_subjects_are_read_when_needed_and_kept_or_not(neurite, tmp_path):
     call_oasis(neurite, tmp_path / "out")
-    kept = layout.subjects(tmp_path / "out", "t1")
-    fresh = layout.subjects(tmp_path / "out", "t1", keep=False)
+    kept = prepared.subjects(tmp_path / "out", "t1")
+    fresh = prepared.subjects(tmp_path / "out", "t1", keep=False)
     assert kept[2] is kept[2] and fresh[2] is not fresh[2]
     assert torch.equal(kept[2].image, fresh[2].image) and kept[-1] is kept[6]
     with pytest.raises(IndexError):
         kept[7]
     with pytest.raises(ValueError, match="split is 'tests', expected one of 'fixed', 'train'"):
-        layout.subjects(tmp_path / "out", "t1", "tests")
+        prepared.subjects(tmp_path / "out", "t1", "tests")
 
 
 def test_slices_of_oasis(tmp_path):
@@ -386,7 +386,7 @@ def test_slices_of_oasis(tmp_path):
         add_person(tmp_path / "in", number, ndim=2)
     description = call_oasis(tmp_path / "in", tmp_path / "out", ndim=2)
     assert description["name"] == "oasis_2d" and description["contrasts"] == ["t1"]
-    subject = layout.subjects(tmp_path / "out", "t1")[0]
+    subject = prepared.subjects(tmp_path / "out", "t1")[0]
     whole = nibabel.load(tmp_path / "in" / subject.name / "slice_norm.nii.gz")
     assert subject.image.shape == (1, 20, 24) and subject.spacing == (1.0, 1.0)
     assert nibabel.aff2axcodes(subject.affine)[:2] == ("R", "S")
@@ -400,8 +400,8 @@ def test_what_is_prepared_can_be_evaluated(tmp_path):
     for number in (1, 2, 4):
         add_person(tmp_path / "in", number, ndim=2)
     call_oasis(tmp_path / "in", tmp_path / "out", ndim=2, spacing=2)
-    pairs = chain(layout.subjects(tmp_path / "out", "t1"))
-    labels = list(layout.structures(tmp_path / "out"))
+    pairs = chain(prepared.subjects(tmp_path / "out", "t1"))
+    labels = list(prepared.structures(tmp_path / "out"))
 
     def nothing(moving, fixed):
         return Registration(moving, torch.zeros(1, 2, *fixed.shape[2:]))
@@ -566,7 +566,7 @@ def test_lpba40_has_54_structures_and_the_population_s_middle():
 def test_the_structures_say_which_way_the_axes_run(tmp_path, aligned, turn, ends):
     add_lpba(tmp_path / "in", "S01", turn=turn, ends=ends)
     call_lpba(tmp_path / "in", tmp_path / "out")
-    found = layout.subjects(tmp_path / "out", "t1", "fixed")[0]
+    found = prepared.subjects(tmp_path / "out", "t1", "fixed")[0]
     assert found.image.shape == (1, 40, 48, 40) and found.spacing == (4.0, 4.0, 4.0)
     subject, labels = lpba_brain(0)
     voxels = np.argwhere(found.labels[0].numpy() > 0)[::97]
@@ -575,7 +575,7 @@ def test_the_structures_say_which_way_the_axes_run(tmp_path, aligned, turn, ends
     mine = found.labels[0].numpy()[tuple(voxels.T)]
     assert (mine == labels[tuple(there.T)]).mean() > 0.97  # all but ties between two voxels
     assert 0.99 < found.image.max() <= 1
-    assert set(layout.structures(tmp_path / "out")) == set(lpba40.STRUCTURES)
+    assert set(prepared.structures(tmp_path / "out")) == set(lpba40.STRUCTURES)
 
 
 def test_one_is_fixed_and_the_others_are_divided_as_in_the_paper(tmp_path, aligned, monkeypatch):
@@ -590,7 +590,7 @@ def test_one_is_fixed_and_the_others_are_divided_as_in_the_paper(tmp_path, align
     monkeypatch.setattr(lpba40, "prepare", lambda *args: {"t1": small, "labels": small})
     out = tmp_path / "out"
     call_lpba(tmp_path / "in", out)
-    names = {p: [s["name"] for s in _parts(out) if s["split"] == p] for p in layout.SPLITS}
+    names = {p: [s["name"] for s in _parts(out) if s["split"] == p] for p in prepared.SPLITS}
     assert names["fixed"] == ["S01"] and names["validation"] == []
     assert names["test"] == [f"S{i:02d}" for i in range(2, 11)]
     assert names["train"] == [f"S{i:02d}" for i in range(11, 41)]

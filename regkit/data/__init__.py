@@ -1,9 +1,11 @@
 """Images to learn from and to test on: the embedded population, and open samples.
 
 `population` makes synthetic brains whose true correspondence is known; it needs no network.
-`fetch` gets real images from public places, see `regkit.data.samples`.
+`fetch` gets real images from public places, see `regkit.data.samples`; `prepared` reads public data
+sets that a script of data_scripts/ has prepared.
 """
 
+from regkit.data import prepared
 from regkit.data.pairs import RandomPairs, chain
 from regkit.data.population import LABELS, Subject, population, true_displacement
 from regkit.data.rigid import RigidPair, RigidPairs, centre_crop, heads, moved_heads
@@ -22,5 +24,6 @@ __all__ = [
     "heads",
     "moved_heads",
     "population",
+    "prepared",
     "true_displacement",
 ]

@@ -14,6 +14,9 @@ from regkit.data.population import Subject
 class RandomPairs(Dataset):
     """Two different subjects at a time, drawn at random but the same for the same (seed, index).
 
+    With `fixed`, one subject at a time, and the same fixed one in each pair. Every subject then
+    comes once before any comes again, in another order each time: that is an epoch.
+
     Because an index names its pair, a run that was stopped goes on with the pairs it had not seen.
 
     Args:
@@ -22,23 +25,40 @@ class RandomPairs(Dataset):
         seed: of the draw.
         gamma: change the contrast of each image at random, x -> x^g with |log g| <= gamma, so that
             a network does not get used to one scanner. Images in [0, 1] stay there.
+        fixed: of every pair, for atlas-based registration; one subject to move is then enough.
 
     Each item is a dictionary of `moving`, `fixed`, `moving_labels` and `fixed_labels`, (1, *S), and
     `name`, which says whose they are.
     """
 
-    def __init__(self, subjects: Sequence[Subject], length: int, seed: int = 0, gamma: float = 0.0):
-        if len(subjects) < 2:
-            raise ValueError(f"subjects holds {len(subjects)}, expected at least 2 to make pairs.")
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        length: int,
+        seed: int = 0,
+        gamma: float = 0.0,
+        fixed: Subject | None = None,
+    ):
+        least = 2 if fixed is None else 1
+        if len(subjects) < least:
+            raise ValueError(
+                f"subjects holds {len(subjects)}, expected at least {least} to make pairs."
+            )
         self.subjects, self.length, self.seed, self.gamma = subjects, length, seed, gamma
+        self.fixed = fixed
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
         random = np.random.default_rng([self.seed, index])
-        first, second = random.choice(len(self.subjects), 2, replace=False)
-        moving, fixed = self.subjects[first], self.subjects[second]
+        if self.fixed is None:
+            first, second = random.choice(len(self.subjects), 2, replace=False)
+            moving, fixed = self.subjects[first], self.subjects[second]
+        else:
+            epoch, place = divmod(index, len(self.subjects))
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.subjects))
+            moving, fixed = self.subjects[order[place]], self.fixed
         powers = np.exp(random.uniform(-self.gamma, self.gamma, 2))
         return {
             "moving": moving.image ** powers[0],

@@ -1,0 +1,807 @@
+"""Tables of published comparisons, run again: what each row is, what the paper prints, what we get.
+
+    regkit benchmark list
+    regkit benchmark sun2025-table1 --budget cpu --ndim 2
+
+A table is data: rows of a method with its settings, beside the numbers that the paper prints. All
+rows of a table learn from the same pairs in the same order, with the same number of updates, and
+are measured on the same test pairs by the same code; the weights are those after the last update,
+so nothing is chosen by looking. The learning rate and its warm-up are those of each model's own
+recipe.
+
+A method is the name of a model, or of a classical method: a function of `regkit.classical` (or of
+`regkit.classical.ants`) that takes two `regkit.io.Image` and returns the displacement (1, d, *S),
+as `syn` does. One that does not exist yet is a row that says so, and runs as soon as it exists.
+
+A training is known by what it asks for (`regkit.recipes.identity`), so that rows of several tables
+which are the same share one. It lives in a folder of its own below `runs` and goes on where it was
+stopped. The results file is written after each row; a row that is there is not run again unless its
+recipe, its pairs or the kind of device are others.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+from torch import Tensor
+
+import regkit
+from regkit import classical, io, metrics, models, recipes
+from regkit.book import cost
+from regkit.data import LABELS, Subject, prepared
+from regkit.device import choose_device
+from regkit.evaluate import evaluate, summary
+from regkit.models import Registration
+from regkit.names import unknown
+from regkit.recipes import Recipe
+from regkit.spatial import warp
+from regkit.train import held_out, train
+
+PAIRS = 9  # to test on, of the embedded population: as many as LPBA40 has
+# Weight of the smoothness of u (unfolding) or of the displacement (all others), where neither row
+# nor call says one. The paper's 1 belongs to sums or units that it does not name.
+LAMBDA2 = {"unfolding": 0.1, "vxm": 0.1}
+
+Json = dict[str, Any]
+
+
+class Printed(NamedTuple):
+    """What the paper prints: Dice in percent, percent of non-positive Jacobians, seconds a pair."""
+
+    dice: float
+    folding: float
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    label: in the results, unique in its table. method: of a model, or a classical one.
+    options: of the model, beside those of its recipe.
+    lambda1, lambda2, lambda3: of equation 7; the last two of models without pairs (u, v): none but
+        lambda2, the weight of smoothness. None: `LAMBDA2`.
+    lpba40, oasis: what the paper prints for this set. note: what a reader should know.
+    default: the row that others are compared with.
+    """
+
+    label: str
+    method: str = "unfolding"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    lambda1: float = 0.8
+    lambda2: float | None = None
+    lambda3: float = 0.1
+    lpba40: Printed | None = None
+    oasis: Printed | None = None
+    note: str = ""
+    default: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. split: on whom it is measured, "test" or "validation". note: what to know of it."""
+
+    title: str
+    rows: tuple[Row, ...]
+    split: str = "test"
+    note: str = ""
+
+
+_LPBA40, _OASIS = Printed(70.1, 0.010, 0.55), Printed(79.9, 0.010, 0.37)  # ours, in tables 1 and 3
+
+
+def _default(label: str, lpba40: Printed = _LPBA40, **more: Any) -> Row:
+    """The paper's own setting; it is one training, whatever the tables call it."""
+    return Row(label, lpba40=lpba40, default=True, **more)
+
+
+_TICKS = (
+    "The paper's ticks stand at Conv for this row; its text says that the denoiser stays DnCNN "
+    "here, which is what we run."
+)
+_OTHER_DEFAULT = (
+    "The paper prints 69.5 here and 70.1 in tables 1, 2, 3, 5 and 6 for the same setting."
+)
+
+TABLES: dict[str, Table] = {
+    "sun2025-table1": Table(
+        "Methods",
+        (
+            Row("LDDMM", "lddmm", lpba40=Printed(67.3, 0, 89.24), oasis=Printed(75.2, 0, 132.99)),
+            Row("SyN", "syn", lpba40=Printed(69.5, 0, 18.74), oasis=Printed(76.0, 0, 30.98)),
+            Row("VoxelMorph", "vxm", lpba40=Printed(68.3, 0.030, 0.45),
+                oasis=Printed(77.6, 0.002, 0.17)),
+            Row("TransMorph", "transmorph", lpba40=Printed(69.9, 0.004, 0.35),
+                oasis=Printed(79.8, 0.005, 0.36)),
+            Row("UTSRMorph", "utsrmorph", lpba40=Printed(69.5, 0.010, 0.35),
+                oasis=Printed(78.1, 0.005, 0.27)),
+            Row("H-SGANet", "h_sganet", lpba40=Printed(69.1, 0.080, 0.28),
+                oasis=Printed(81.4, 0.020, 0.26),
+                note="The paper copies these numbers from that of H-SGANet, on other people."),
+            _default("Unfolding", oasis=_OASIS),
+        ),
+        note="The paper trains each rival with its own code and settings; here all share one loss.",
+    ),
+    "sun2025-table2": Table(
+        "Parts of the network",
+        (
+            _default("TransUNet, DnCNN"),
+            Row("without transformer", options={"transformer": False},
+                lpba40=Printed(68.1, 0.019, 0.36), note=_TICKS),
+            Row("without skips", options={"skips": False},
+                lpba40=Printed(67.7, 0.005, 0.54), note=_TICKS),
+            Row("plain convolutions as denoiser", options={"denoiser": "conv"},
+                lpba40=Printed(68.9, 0.016, 0.50)),
+        ),
+    ),
+    "sun2025-table3": Table(
+        "Denoiser",
+        (
+            Row("U-Net", options={"denoiser": "unet"}, lpba40=Printed(68.5, 0.017, 0.60),
+                oasis=Printed(78.3, 0.015, 0.44)),
+            _default("DnCNN", oasis=_OASIS),
+        ),
+    ),
+    "sun2025-table4": Table(
+        "Weights of the objective",
+        (
+            *(Row(f"lambda1 = {value}, lambda3 = 0.1", lambda1=value, lpba40=printed)
+              for value, printed in ((0.0, Printed(67.3, 0.003)), (0.2, Printed(67.8, 0.006)),
+                                     (0.5, Printed(68.7, 0.008)))),
+            _default("lambda1 = 0.8, lambda3 = 0.1", Printed(69.5, 0.010), note=_OTHER_DEFAULT),
+            Row("lambda1 = 1.0, lambda3 = 0.1", lambda1=1.0, lpba40=Printed(69.1, 0.011)),
+            Row("lambda1 = 0.8, lambda3 = 1.0", lambda3=1.0, lpba40=Printed(69.3, 0.007)),
+            Row("lambda1 = 0.8, lambda3 = 10.0", lambda3=10.0, lpba40=Printed(68.7, 0.007)),
+        ),
+    ),
+    "sun2025-table5": Table(
+        "Transformer",
+        (
+            _default("4 heads, 8 layers, MLP 96"),
+            Row("2 heads", options={"heads": 2}, lpba40=Printed(68.5, 0.030, 0.55)),
+            Row("8 heads", options={"heads": 8}, lpba40=Printed(70.2, 0.020, 0.57)),
+            Row("4 layers", options={"layers": 4}, lpba40=Printed(69.7, 0.002, 0.47)),
+            Row("MLP 64", options={"mlp": 64}, lpba40=Printed(69.1, 0.040, 0.58)),
+            Row("MLP 256", options={"mlp": 256}, lpba40=Printed(70.3, 0.003, 0.50)),
+        ),
+        note="The paper prints the first row three times, once for each parameter.",
+    ),
+    "sun2025-table6": Table(
+        "Number of stages",
+        (
+            Row("K = 2", options={"stages": 2}, lpba40=Printed(69.2, 0.040, 0.54)),
+            _default("K = 3"),
+            Row("K = 5", options={"stages": 5}, lpba40=Printed(68.3, 0.003, 0.56)),
+        ),
+        note="The times that the paper prints hardly grow with K, although each stage is a network "
+        "of its own.",
+    ),
+    "sun2025-lambda2": Table(
+        "Weight of smoothness, on validation subjects",
+        tuple(
+            Row(f"{method}, lambda2 = {value}", method, lambda2=value)
+            for method in LAMBDA2
+            for value in (1.0, 0.1, 0.03, 0.01, 0.003)
+        ),
+        split="validation",
+        note="Not in the paper. It chooses each model's weight, for tables that compare models.",
+    ),
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------ one row
+
+
+def exists(method: str) -> bool:
+    """Whether a row of this method can run."""
+    return method in models.names() or _classical(method) is not None
+
+
+def _classical(method: str) -> Callable[[io.Image, io.Image], Tensor] | None:
+    return getattr(classical, method, None) or getattr(classical.ants, method, None)
+
+
+def recipe_of(
+    row: Row, protocol: Recipe, budget: str | None = None, lambda2: float | None = None
+) -> Recipe:
+    """The training that a row asks for.
+
+    Args:
+        row: of a model.
+        protocol: says everything that the rows of a table share: data, size, similarity, updates.
+        budget: of the model's own recipe, which says its options, rate and warm-up.
+        lambda2: instead of `LAMBDA2`, where the row names none.
+    """
+    own = replace(protocol, options={})
+    if row.method == protocol.model:
+        own = protocol
+    elif (name := f"{row.method}_{protocol.ndim}d") in recipes.names():
+        own = recipes.get(name, budget)
+    chosen = (row.lambda2, lambda2, LAMBDA2.get(row.method, LAMBDA2["vxm"]))
+    smooth = next(value for value in chosen if value is not None)
+    weights = {"similarity": 1.0, "diffusion": smooth}
+    if row.method == "unfolding":
+        weights = {
+            "similarity_u": row.lambda1,
+            "similarity": round(1 - row.lambda1, 10),
+            "diffusion_u": smooth,
+            "consistency": row.lambda3,
+        }
+    return replace(
+        protocol,
+        model=row.method,
+        options={**own.options, **row.options},
+        weights=weights,
+        lr=own.lr,
+        warmup=own.warmup,
+    )
+
+
+class Run(NamedTuple):
+    """A trained model, and what its training cost. None: it was killed after its last update."""
+
+    model: models.RegistrationModel
+    seconds: float | None
+    memory_gb: float | None
+
+
+def trained(
+    recipe: Recipe,
+    runs: Path,
+    device: torch.device,
+    data: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> Run:
+    """The model of a recipe: trained now, or gone on with, or read from its folder below `runs`.
+
+    The seconds are those of the updates made in one go, scaled to all of them: a run that was
+    killed does not know how long its other part took.
+    """
+    folder = runs / f"{recipe.model}_{recipe.ndim}d_{recipes.identity(recipe)}"
+    held = folder / "cost.json"
+    with _alone(folder):
+        done = 0
+        with suppress(FileNotFoundError):
+            done = len(json.loads((folder / "history.json").read_text()))
+        if done < recipe.steps:
+            before = time.perf_counter()
+            with _peak(device) as memory:
+                train(recipe, folder, True, progress, str(device), data=data)
+            seconds = (time.perf_counter() - before) * recipe.steps / (recipe.steps - done)
+            _write(held, {"seconds": round(seconds, 1), "memory_gb": round(memory[0], 3)})
+        spent = json.loads(held.read_text()) if held.is_file() else {}
+        return Run(
+            models.load(folder / "last.safetensors"), spent.get("seconds"), spent.get("memory_gb")
+        )
+
+
+def judge(
+    method: Callable[[Tensor, Tensor], Registration],
+    pairs: Sequence[tuple[Subject, Subject]],
+    labels: Sequence[int] | None,
+    device: torch.device,
+    names: Mapping[int, str] = LABELS,
+) -> Json:
+    """What a method reaches on these pairs: the numbers of a row.
+
+    Returns:
+        Means over the pairs as `regkit.evaluate.summary` gives them, but seconds as median (the
+        first pair warms up); dice_pairs (one a pair), dice_per_structure (by name), and stages:
+        for each (u, v) Dice and percent of non-positive Jacobians of both, and the mean of |u - v|
+        in voxels.
+    """
+    known = all(len(s.velocity) for pair in pairs for s in pair)
+    rows, stages, kept = [], [], [Registration(torch.empty(0), torch.empty(0))]
+
+    def remember(moving: Tensor, fixed: Tensor) -> Registration:
+        kept[0] = method(moving, fixed)
+        return kept[0]
+
+    for moving, fixed in pairs:
+        found = evaluate(remember, [(moving, fixed)], labels, True, known, device)[0]
+        rows.append(found)
+        chosen = list(found["dice_per_label"])
+        split = [stage for stage in kept[0].stages if isinstance(stage, tuple)]
+        stages.append([_stage(u, v, moving, fixed, chosen) for u, v in split])
+    numbers: Json = summary(rows)
+    numbers["seconds"] = statistics.median(row["seconds"] for row in rows)
+    numbers["dice_pairs"] = [row["dice"] for row in rows]
+    structures = sorted({label for row in rows for label in row["dice_per_label"]})
+    numbers["dice_per_structure"] = {
+        names.get(label, str(label)): _mean(
+            [row["dice_per_label"].get(label, np.nan) for row in rows]
+        )
+        for label in structures
+    }
+    if stages[0]:
+        numbers["stages"] = [
+            {key: _mean([pair[key] for pair in of_one]) for key in of_one[0]}
+            for of_one in zip(*stages, strict=True)
+        ]
+    return numbers
+
+
+def _stage(u: Tensor, v: Tensor, moving: Subject, fixed: Subject, labels: list[int]) -> Json:
+    """Of one pair (u, v)."""
+    found = {"difference": float((u - v).norm(dim=1).mean())}
+    for name, disp in (("u", u.cpu()), ("v", v.cpu())):
+        warped = warp(moving.labels[None], disp, mode="nearest")
+        dice = metrics.dice(warped, fixed.labels[None], labels)
+        found[f"dice_{name}"] = float(dice.nanmean())
+        found[f"folding_percent_{name}"] = float(metrics.folding_percent(disp))
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Over those that are finite; NaN if none is."""
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
+
+
+def _method(
+    run: Callable[[io.Image, io.Image], Tensor], affine: np.ndarray
+) -> Callable[[Tensor, Tensor], Registration]:
+    """A classical method, for images that lie on one grid."""
+
+    def method(moving: Tensor, fixed: Tensor) -> Registration:
+        disp = run(*(io.Image(x.cpu(), affine) for x in (moving, fixed))).to(moving)
+        return Registration(warp(moving, disp), disp)
+
+    return method
+
+
+def _learned(
+    plans: Sequence[Recipe],
+    pairs: Sequence[tuple[Subject, Subject]],
+    labels: Sequence[int] | None,
+    names: Mapping[int, str],
+    device: torch.device,
+    train_it: Callable[[Recipe], Run],
+) -> Json:
+    """A row of a model: means over its trainings, one a seed."""
+    found, costs = [], []
+    for plan in plans:
+        run = train_it(plan)
+        model = run.model.to(device)
+        with _peak(device) as memory:
+            found.append(judge(model, pairs, labels, device, names))
+        costs.append((run.seconds, run.memory_gb, memory[0]))
+    numbers = _average(found)
+    times, sizes, peaks = zip(*costs, strict=True)
+    return {
+        **numbers,
+        "dice_seeds": [one["dice"] for one in found],
+        "parameters": models.parameter_count(model),
+        "memory_gb": max(peaks),
+        "training_seconds": None if None in times else sum(times) / len(times),
+        "training_memory_gb": None if None in sizes else max(sizes),
+        "updates": plans[0].steps,
+        "batch": plans[0].batch,
+        "learning_rate": plans[0].lr,
+        "smoothness": plans[0].weights.get("diffusion_u", plans[0].weights.get("diffusion")),
+        "recipe": recipes.plan(plans[0]),
+    }  # fmt: skip
+
+
+def _average(found: Sequence[Any]) -> Any:
+    """The mean of things of one structure, number by number."""
+    first = found[0]
+    if isinstance(first, dict):
+        return {key: _average([one[key] for one in found]) for key in first}
+    if isinstance(first, list):
+        return [_average(parts) for parts in zip(*found, strict=True)]
+    return _mean(found)
+
+
+# ------------------------------------------------------------------------------------ one table
+
+
+def run(
+    name: str,
+    budget: str | None = None,
+    ndim: int | None = None,
+    protocol: str = "atlas",
+    data: str | os.PathLike | None = None,
+    seeds: Sequence[int] = (0,),
+    steps: int | None = None,
+    pairs: int | None = None,
+    similarity: str | None = None,
+    lambda2: float | None = None,
+    rows: Sequence[str] = (),
+    runs: str | os.PathLike = "runs",
+    out: str | os.PathLike | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    command: str = "",
+) -> Path:
+    """Run what is missing of a table, and write the file after each row.
+
+    Args:
+        name: one of `TABLES`.
+        budget: by default that of the process.
+        ndim: 2 or 3; by default 3 at budgets "gpu" and "paper", else 2.
+        protocol: "atlas" (all to one fixed image, the paper's LPBA40) or "pairs" (any two, its
+            OASIS), on the embedded population.
+        data: folder of a prepared set instead; which one it is says ndim and protocol.
+        seeds: of the trainings, one each; a row is their mean.
+        steps, similarity: instead of the recipe's. lambda2: instead of `LAMBDA2`.
+        pairs: how many test subjects; by default 9, or all of a prepared set.
+        rows: labels, methods or numbers (from 1) of the rows to run; by default all.
+        runs: folder of the trainings.
+        out: the JSON file; by default results/<table>_<data>_<budget>.json.
+        device, progress: as in `regkit.train.train`. command: what to say of how it was made.
+
+    Returns:
+        The file. Rows that do not exist yet or could not be run say so in `state`.
+
+    Raises:
+        ValueError: an unknown table, row, protocol or set, or settings that do not fit.
+    """
+    if name not in TABLES:
+        raise unknown("table", name, TABLES)
+    table, chosen = TABLES[name], choose_device(device)
+    wanted = _wanted(table, rows)
+    budget = budget or recipes.budget()
+    shared = _protocol(budget, ndim, protocol, data, chosen)
+    shared = replace(
+        shared, steps=steps or shared.steps, similarity=similarity or shared.similarity
+    )
+    if not seeds:
+        raise ValueError("seeds is empty, expected at least one.")
+    if pairs is not None and pairs < 2:
+        raise ValueError(f"pairs is {pairs}, expected 2 or more.")
+    if data is None:
+        pairs = pairs or (2 if budget == "smoke" else PAIRS)
+    else:  # before hours of work
+        held_out(shared, table.split, 1, data)
+    kind = shared.name.removeprefix("sun2025_")
+    file = Path(out or Path("results") / f"{name}_{kind}_{budget}.json")
+    io.check_writable(file.parent)
+    if file.is_dir():
+        raise ValueError("out is a folder, expected the name of a JSON file.")
+    # ANTs gets as many cores as PyTorch
+    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", str(torch.get_num_threads()))
+
+    known: list[Any] = []
+
+    def tested() -> list[Any]:
+        if not known:
+            known.extend(held_out(shared, table.split, pairs, data, progress))
+        return known
+
+    def train_it(plan: Recipe) -> Run:
+        return trained(plan, Path(runs), chosen, data, progress)
+
+    names = LABELS if data is None else prepared.structures(data) or LABELS
+    said = {
+        "table": name,
+        "title": table.title,
+        "note": table.note,
+        "paper": "Sun et al. 2025",
+        "paper_set": "oasis" if not shared.atlas else "lpba40",
+        "split": table.split,
+        "made": _made(command, chosen),
+    }
+    for row in wanted:
+        plans = []
+        if row.method in models.names():
+            planned = recipe_of(row, shared, budget, lambda2)
+            plans = [replace(planned, seed=seed) for seed in seeds]
+        key = _key(row, plans, shared, table.split, pairs, chosen)
+        held = {one["label"]: one for one in _read(file)}.get(row.label, {})
+        if held.get("key") == key and held["state"] == "done":
+            continue
+        found: Json = {"state": "done"}
+        if not exists(row.method):
+            found = {"state": "not yet"}
+        else:
+            test_pairs, labels = tested()
+            try:
+                if plans:
+                    found |= _learned(plans, test_pairs, labels, names, chosen, train_it)
+                    found["seeds"] = list(seeds)
+                else:
+                    found |= _optimised(row.method, test_pairs, labels, names)
+            except (ValueError, ImportError) as error:
+                found = {"state": f"left out: {error}"}
+        fresh = {"label": row.label, "key": key, **_made_now(chosen), **_rounded(found)}
+        if row.note:
+            fresh["note"] = row.note
+        with _alone(Path(runs) / file.name):
+            others = [one for one in _read(file) if one["label"] != row.label]
+            _store(file, said, table, [*others, fresh])
+    return file
+
+
+def _wanted(table: Table, rows: Sequence[str]) -> list[Row]:
+    """The rows of these labels, methods or numbers; all if none is named."""
+    chosen = []
+    for asked in rows:
+        found = [
+            row
+            for number, row in enumerate(table.rows, 1)
+            if asked.lower() in (str(number), row.label.lower(), row.method)
+        ]
+        if not found:
+            raise unknown("rows", asked, [row.label for row in table.rows])
+        chosen += [row for row in found if row not in chosen]
+    return chosen or list(table.rows)
+
+
+def _protocol(
+    budget: str,
+    ndim: int | None,
+    protocol: str,
+    data: str | os.PathLike | None,
+    device: torch.device,
+) -> Recipe:
+    """The recipe that says what all rows share."""
+    if protocol not in ("atlas", "pairs"):
+        raise ValueError(f"protocol is {protocol!r}, expected 'atlas' or 'pairs'.")
+    if ndim not in (None, 2, 3):
+        raise ValueError(f"ndim is {ndim}, expected 2 or 3.")
+    if data is None:
+        d = ndim or (3 if budget in ("gpu", "paper") else 2)
+        recipe = recipes.get(f"sun2025_{'pairs_' if protocol == 'pairs' else ''}{d}d", budget)
+    else:
+        ours = [n for n in recipes.names() if n.startswith("sun2025_")]
+        sets = {r.data: r for r in (recipes.get(n, budget) for n in ours) if r.data != "population"}
+        held = prepared.description(data)["name"]
+        if held not in sets:
+            raise ValueError(
+                f"data holds the set {held!r}, expected one of {', '.join(sorted(sets))}."
+            )
+        recipe = sets[held]
+    if device.type == "cuda":  # bfloat16 came with compute capability 8
+        half = "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+        recipe = replace(recipe, precision=half)
+    return recipe
+
+
+def _key(
+    row: Row,
+    plans: Sequence[Recipe],
+    shared: Recipe,
+    split: str,
+    pairs: int | None,
+    device: torch.device,
+) -> str:
+    """Of everything that a row depends on."""
+    what: list[Any] = [recipes.identity(plan) for plan in plans] or [row.method, shared.shape]
+    on = [shared.data, shared.atlas, shared.contrast, shared.amplitude, split, pairs, device.type]
+    return hashlib.sha256(json.dumps([*what, *on]).encode()).hexdigest()[:12]
+
+
+def _optimised(
+    method: str,
+    pairs: Sequence[tuple[Subject, Subject]],
+    labels: Sequence[int] | None,
+    names: Mapping[int, str],
+) -> Json:
+    """A row of a classical method, on the CPU."""
+    function = _classical(method)
+    assert function is not None
+    cpu = torch.device("cpu")
+    with _peak(cpu) as memory:
+        numbers = judge(_method(function, pairs[0][1].affine), pairs, labels, cpu, names)
+    threads = int(os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"])
+    return {**numbers, "memory_gb": memory[0], "threads": threads}
+
+
+# ------------------------------------------------------------------------------------ the paper
+
+
+def compare(table: Table, rows: Sequence[Json], paper_set: str = "lpba40") -> list[Json]:
+    """The rows in the order of the table, with what the paper prints and whether orders agree.
+
+    Args:
+        table: the rows' table.
+        rows: of a results file.
+        paper_set: "lpba40" or "oasis"; where the paper prints nothing for it, "lpba40".
+
+    Returns:
+        Each row with paper_set, paper_dice (in [0, 1]), paper_folding_percent, paper_seconds; and,
+        where there is a default row, difference and paper_difference (of the Dice, to that row) and
+        same_order: "yes" where both have one sign, else "no"; None where one of them is missing.
+        Rows that have not been run are there with state "not run".
+    """
+    held = {row["label"]: row for row in rows}
+    lines = []
+    for row in table.rows:
+        which = paper_set if getattr(row, paper_set) is not None else "lpba40"
+        printed: Printed | None = getattr(row, which)
+        line: Json = {"label": row.label, "method": row.method, "state": "not run"}
+        line |= held.get(row.label, {})
+        line |= {
+            "default": row.default,
+            "paper_set": which if printed else None,
+            "paper_dice": round(printed.dice / 100, 4) if printed else None,
+            "paper_folding_percent": printed.folding if printed else None,
+            "paper_seconds": printed.seconds if printed else None,
+        }
+        lines.append(line)
+    middle = next((line for line in lines if line["default"]), {})
+    for line in lines:
+        for key, name in (("dice", "difference"), ("paper_dice", "paper_difference")):
+            ours, default = line.get(key), middle.get(key)
+            known = ours is not None and default is not None and line is not middle
+            line[name] = round(ours - default, 4) if known else None
+        signs = [line["difference"], line["paper_difference"]]
+        same = None if None in signs else bool(np.sign(signs[0]) == np.sign(signs[1]))
+        line["same_order"] = None if same is None else "yes" if same else "no"
+    return lines
+
+
+def orders(lines: Sequence[Json]) -> Json:
+    """How far the order of the rows agrees: of what `compare` gives.
+
+    Returns:
+        kendall_tau (1: the same order, -1: the opposite; None with fewer than two rows), rows: how
+        many it compares, held and of: how many rows are on the same side of the default row as in
+        the paper, of how many.
+    """
+    both = [
+        (line["paper_dice"], line["dice"])
+        for line in lines
+        if line["paper_dice"] is not None and line.get("dice") is not None
+    ]
+    tau = float(kendalltau(*zip(*both)).statistic) if len(both) > 1 else float("nan")
+    sides = [line["same_order"] for line in lines if line["same_order"] is not None]
+    return {
+        "kendall_tau": round(tau, 3) if np.isfinite(tau) else None,
+        "rows": len(both),
+        "held": sides.count("yes"),
+        "of": len(sides),
+    }
+
+
+def as_text(held: Json) -> str:
+    """A results file as lines: row, paper, ours, which side of the default row; then the orders."""
+    head = ("paper", "ours", "sd", "HD95", "% J<=0", "sd log J", "s/pair", "same order?")
+    lines = [
+        f"{held['table']}: {held['title']} ({held['split']} subjects, paper: {held['paper_set']})",
+        f"{'':<34}" + "".join(f"{word:>9}" for word in head[:-1]) + f"  {head[-1]}",
+    ]
+    keys = ("paper_dice", "dice", "dice_sd", "hd95", "folding_percent", "sd_log_jacobian")
+    digits = (3, 4, 4, 2, 4, 3)
+    for row in held["rows"]:
+        text = f"{row['label']:<34}"
+        for key, n in zip((*keys, "seconds"), (*digits, 2), strict=True):
+            value = row.get(key)
+            text += f"{'-':>9}" if value is None else f"{value:9.{n}f}"
+        word = "default" if row["default"] else row["same_order"] or ""
+        lines.append(f"{text}  {word if row['state'] == 'done' else row['state']}")
+    order = held["order"]
+    if order["rows"] > 1:
+        lines.append(
+            f"Order of {order['rows']} rows: Kendall's tau {order['kendall_tau']}; "
+            f"{order['held']} of {order['of']} on the paper's side of the default row."
+        )
+    best: dict[str, Json] = {}
+    if held["split"] == "validation":
+        for row in (row for row in held["rows"] if row["state"] == "done"):
+            if row["dice"] > best.get(row["method"], {"dice": -1})["dice"]:
+                best[row["method"]] = row
+    lines += [f"Best of {method}: {row['label']}" for method, row in best.items()]
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------ files
+
+
+def _read(file: Path) -> list[Json]:
+    """The rows that a results file holds."""
+    if not file.is_file():
+        return []
+    try:
+        rows: list[Json] = json.loads(file.read_text())["rows"]
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+        raise ValueError(
+            f"out is {file.name!r}, which holds something else, expected a results file or none."
+        ) from None
+    return rows
+
+
+def _store(file: Path, said: Json, table: Table, rows: Sequence[Json]) -> None:
+    lines = compare(table, rows, said["paper_set"])
+    _write(file, {**said, "order": orders(lines), "rows": lines})
+
+
+def _write(file: Path, value: Json) -> None:
+    with io.staged(file.parent) as folder:
+        (folder / file.name).write_text(json.dumps(value, indent=1) + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    """Five digits; what is not a number (no such label, distance or truth) is null."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if np.isfinite(value) else None
+    return value
+
+
+@contextmanager
+def _alone(what: Path) -> Iterator[None]:
+    """Wait until no other process works on this; a process that dies lets go of it."""
+    what.parent.mkdir(parents=True, exist_ok=True)
+    with what.with_name(f"{what.name}.lock").open("w") as file:
+        with suppress(ImportError):  # Windows has no such locks
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _peak(device: torch.device) -> Iterator[list[float]]:
+    """The peak memory of what is done inside, GB, in a list of one number.
+
+    On a GPU what PyTorch had allotted there; else what the whole process held, with PyTorch itself
+    and the images (where the system, other than Linux, cannot forget an earlier peak, that one).
+    """
+    found = [float("nan")]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+    yield found
+    cuda = device.type == "cuda"
+    found[0] = torch.cuda.max_memory_allocated(device) / 1e9 if cuda else cost()[1]
+
+
+def _made(command: str, device: torch.device) -> Json:
+    """How, and with what."""
+    return {
+        "command": command,
+        "versions": {
+            "python": platform.python_version(),
+            "regkit": regkit.__version__,
+            "torch": torch.__version__,
+        },
+    } | _made_now(device)
+
+
+def _made_now(device: torch.device) -> Json:
+    """Where, from what, and when."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the code that runs, if it is a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
