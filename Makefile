@@ -4,6 +4,7 @@
 # make test-cpu    every notebook at budget cpu (minutes each)
 # make notebooks   execute the notebooks at budget cpu and write them (NAMES="01 03" for some)
 # make bench       speed and memory beside other libraries, into results/ (under ten minutes)
+# make gpu-results all tables of Sun (2025) in 3D on a GPU, into results/ (hours; goes on when run again)
 # make lint        what CI says about style and types; make format repairs the style
 # make clean       remove what was built; .venv stays
 #
@@ -21,7 +22,7 @@ BENCH := -m pytest benchmarks/bench.py --disable-warnings --quiet -p no:cachepro
     --benchmark-columns=min,median,rounds --benchmark-sort=fullname
 
 .DEFAULT_GOAL := help
-.PHONY: help book test unit test-site test-cpu notebooks bench lint format clean
+.PHONY: help book test unit test-site test-cpu notebooks bench gpu-results lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -77,6 +78,11 @@ bench: $(READY)
 	$(BIN)/python $(BENCH) --out results/bench-cpu.json
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 	    $(BIN)/python $(BENCH) --device cuda --out results/bench-gpu.json; fi
+
+# One row after the other; what is in results/ and runs/ is not done again. BUDGET=paper takes days.
+BUDGET ?= gpu
+gpu-results: $(READY)
+	$(BIN)/regkit benchmark all --ndim 3 --budget $(BUDGET) --device cuda
 
 format: $(READY)
 	$(BIN)/python book/tools/notebooks.py sync

@@ -639,8 +639,9 @@ def compare(table: Table, rows: Sequence[Json], paper_set: str = "lpba40") -> li
     for line in lines:
         for key, name in (("dice", "difference"), ("paper_dice", "paper_difference")):
             ours, default = line.get(key), middle.get(key)
-            known = ours is not None and default is not None and line is not middle
-            line[name] = round(ours - default, 4) if known else None
+            line[name] = None
+            if ours is not None and default is not None and line is not middle:
+                line[name] = round(ours - default, 4)
         signs = [line["difference"], line["paper_difference"]]
         same = None if None in signs else bool(np.sign(signs[0]) == np.sign(signs[1]))
         line["same_order"] = None if same is None else "yes" if same else "no"
@@ -799,9 +800,13 @@ def _processor() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the code that runs, if it is a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
+    """The commit of the code that runs, if it is a git checkout; and whether it was changed."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + " with changes" * bool(git("status", "--porcelain", "."))
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -341,6 +341,7 @@ def evaluate(
     from regkit.device import choose_device
     from regkit.evaluate import evaluate as run
     from regkit.evaluate import motion_errors, summary
+    from regkit.train import SEEDS
 
     if out is not None:
         if out.is_dir():
@@ -359,11 +360,12 @@ def evaluate(
         errors = motion_errors(model, known, chosen)
         tested = [(pair.moving, pair.fixed) for pair in known]
     else:
-        tested = chain(
-            population(
-                pairs, plan["shape"], seed, plan["amplitude"], plan["contrast"], progress=True
-            )
-        )
+        looks = plan["amplitude"], plan["contrast"]
+        people = population(pairs, plan["shape"], seed, *looks, progress=True)
+        tested = chain(people)
+        if plan.get("atlas"):
+            (target,) = population(1, plan["shape"], SEEDS["fixed"], *looks)
+            tested = [(moving, target) for moving in people]
     rows = run(model, tested, distances=distances, ceiling=not motion, device=chosen)
     for name, value in (mean := summary(rows) | errors).items():
         typer.echo(f"{name:<20}{value:10.4f}")
@@ -385,7 +387,7 @@ def evaluate(
 
 @app.command()
 def benchmark(
-    table: Annotated[str, typer.Argument(help="list, or one of the tables that it names.")],
+    table: Annotated[str, typer.Argument(help="list, one of the tables that it names, or all.")],
     budget: Annotated[
         str | None, typer.Option(help="smoke, cpu, gpu or paper; by default REGKIT_BUDGET.")
     ] = None,
@@ -432,34 +434,36 @@ def benchmark(
                 state = "" if tables.exists(line.method) else "   not yet"
                 typer.echo(f"{number:>20}  {line.label}{state}")
         return
-    file = tables.run(
-        table,
-        budget,
-        ndim,
-        protocol,
-        data,
-        seed or (0,),
-        steps,
-        pairs,
-        similarity,
-        lambda2,
-        row or (),
-        runs,
-        out,
-        device,
-        command=_command(table),
-    )
-    held = json.loads(file.read_text())
-    typer.echo(tables.as_text(held))
-    typer.echo(f"wrote {file}")
+    if table == "all" and (out is not None or row):
+        raise ValueError("table is 'all', expected one table with the options --out and --row.")
+    for name in tables.TABLES if table == "all" else [table]:
+        file = tables.run(
+            name,
+            budget,
+            ndim,
+            protocol,
+            data,
+            seed or (0,),
+            steps,
+            pairs,
+            similarity,
+            lambda2,
+            row or (),
+            runs,
+            out,
+            device,
+            command=_typed(),
+        )
+        typer.echo(tables.as_text(json.loads(file.read_text())))
+        typer.echo(f"wrote {file}\n")
 
 
-def _command(table: str) -> str:
-    """What was typed, with the names of files and folders alone."""
+def _typed() -> str:
+    """The command as it was typed, of paths only the last part."""
     import shlex
     import sys
 
-    return "regkit " + shlex.join(Path(word).name or word for word in sys.argv[1:])
+    return shlex.join(Path(word).name if "/" in word else word for word in sys.argv)
 
 
 @app.command("models")
