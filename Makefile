@@ -4,7 +4,7 @@
 # make test-cpu    every notebook at budget cpu (minutes each)
 # make notebooks   execute the notebooks at budget cpu and write them (NAMES="01 03" for some)
 # make bench       speed and memory beside other libraries, into results/ (under ten minutes)
-# make gpu-results all tables of Sun (2025) in 3D on a GPU, into results/ (hours; goes on when run again)
+# make gpu-results all tables of Sun (2025) in 3D on a GPU, into results/; run again, it goes on
 # make lint        what CI says about style and types; make format repairs the style
 # make clean       remove what was built; .venv stays
 #
@@ -79,7 +79,7 @@ bench: $(READY)
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 	    $(BIN)/python $(BENCH) --device cuda --out results/bench-gpu.json; fi
 
-# One row after the other; what is in results/ and runs/ is not done again. BUDGET=paper takes days.
+# What is in results/ and runs/ is not done again. BUDGET=paper is the published protocol.
 BUDGET ?= gpu
 gpu-results: $(READY)
 	$(BIN)/regkit benchmark all --ndim 3 --budget $(BUDGET) --device cuda

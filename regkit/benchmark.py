@@ -50,7 +50,7 @@ from regkit.models import Registration
 from regkit.names import unknown
 from regkit.recipes import Recipe
 from regkit.spatial import warp
-from regkit.train import held_out, train
+from regkit.train import SIMILARITIES, held_out, train
 
 PAIRS = 9  # to test on, of the embedded population: as many as LPBA40 has
 # Weight of the smoothness of u (unfolding) or of the displacement (all others), where neither row
@@ -458,6 +458,12 @@ def run(
     wanted = _wanted(table, rows)
     budget = budget or recipes.budget()
     shared = _protocol(budget, ndim, protocol, data, chosen)
+    if similarity not in (None, *SIMILARITIES):
+        raise ValueError(
+            f"similarity is {similarity!r}, expected one of {', '.join(SIMILARITIES)}."
+        )
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps is {steps}, expected 1 or more.")
     shared = replace(
         shared, steps=steps or shared.steps, similarity=similarity or shared.similarity
     )
@@ -497,6 +503,7 @@ def run(
         "split": table.split,
         "made": _made(command, chosen),
     }
+    _read(file)  # that it is one of ours
     for row in wanted:
         plans = []
         if row.method in models.names():

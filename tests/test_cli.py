@@ -71,7 +71,7 @@ def test_every_help_page_opens_and_the_first_says_what_this_is_not():
     assert "For research and teaching. Not a medical device." in words
     words = " ".join(run("register", "--help").stdout.replace("│", " ").split())
     assert "not a medical device" in words
-    for command in ("apply", "demo", "train", "evaluate", "models", "data"):
+    for command in ("apply", "demo", "train", "evaluate", "benchmark", "models", "data"):
         assert "Usage" in run(command, "--help").stdout
 
 
@@ -185,6 +185,19 @@ def test_demo_registers_real_slices_where_they_are_cached(sample, tmp_path, smal
     run("demo", "-o", tmp_path / "demo", "--size", "small")
     numbers = json.loads((tmp_path / "demo" / "real_2d" / "metrics.json").read_text())
     assert numbers["dice"]["before"] == pytest.approx(0.602, abs=0.001)  # as the sample's README
+
+
+def test_weights_that_learnt_to_register_to_an_atlas_are_evaluated_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGKIT_BUDGET", "smoke")
+    run("train", "--recipe", "sun2025_2d", "--steps", 1, "--device", "cpu", "-o", tmp_path / "run")
+    weights, file = tmp_path / "run" / "last.safetensors", tmp_path / "e.json"
+    run("evaluate", weights, "--pairs", 2, "--device", "cpu", "-o", file)
+    pairs = json.loads(file.read_text())["pairs"]
+    assert [pair["fixed"] for pair in pairs] == ["population-3-0000"] * 2
+    assert [pair["moving"] for pair in pairs] == ["population-2-0000", "population-2-0001"]
+    wrong = run("train", "--recipe", "sun2025_lpba40", "-o", tmp_path / "other", code=2)
+    assert "expected the folder of the prepared set 'lpba40'" in wrong.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_train_and_evaluate_at_the_smallest_budget(tmp_path, monkeypatch):

@@ -543,6 +543,78 @@ def test_random_pairs_depend_on_seed_and_index_alone():
     assert power.std() < 1e-3 and 0.6 < float(power.mean()) < 1.65
 
 
+# --- protocols --------------------------------------------------------------------------------
+
+
+def test_pairs_with_one_fixed_image_show_everyone_once_an_epoch():
+    *learn, fixed = population(6, (32, 48))
+    pairs, again = (RandomPairs(learn, 15, seed=3, fixed=fixed) for _ in range(2))
+    assert all(pairs[i]["fixed"].equal(fixed.image) for i in range(15))
+    names = [pairs[i]["name"].removesuffix(f" to {fixed.name}") for i in range(15)]
+    assert names == [again[i]["name"].removesuffix(f" to {fixed.name}") for i in range(15)]
+    epochs = [names[i : i + 5] for i in (0, 5, 10)]
+    assert all(sorted(epoch) == [subject.name for subject in learn] for epoch in epochs)
+    assert len(set(map(tuple, epochs))) > 1
+    assert len(RandomPairs(learn[:1], 3, fixed=fixed)) == 3
+    with pytest.raises(ValueError, match="subjects holds 0, expected at least 1"):
+        RandomPairs([], 3, fixed=fixed)
+
+
+def test_an_atlas_is_nobody_to_learn_from_or_to_test_on():
+    recipe = recipes.get("sun2025_2d", "smoke", shape=(32, 48))
+    for split, seed in (("validation", 1), ("test", 2)):
+        pairs, labels = train.held_out(recipe, split, 3)
+        assert labels is None and {fixed.name for _, fixed in pairs} == {"population-3-0000"}
+        assert [moving.name for moving, _ in pairs] == [
+            f"population-{seed}-{i:04}" for i in range(3)
+        ]
+    assert train.subjects(recipe, "train", 1)[0].name == "population-0-0000"
+    between, _ = train.held_out(replace(recipe, atlas=False), "test", 3)
+    assert [(a.name[-1], b.name[-1]) for a, b in between] == [("0", "1"), ("1", "2"), ("2", "0")]
+
+
+def test_a_model_learns_to_register_to_an_atlas():
+    weights = {"similarity": 1.0, "diffusion": 0.03}
+    changes = {"model": "vxm2", "options": {}, "weights": weights, "lr": 3e-3, "warmup": 0}
+    size = {"shape": (48, 64), "subjects": 8, "batch": 4, "steps": 60, "validate_every": 60}
+    recipe = small("sun2025_2d", **changes, **size)
+    last = train.train(recipe, progress=False, device="cpu").history[-1]
+    assert last["dice"] > last["dice_before"] + 0.01
+
+
+def test_the_protocols_are_those_of_the_paper():
+    """Sun et al. (2025), sections 3.1 and 3.2: people, sizes, 500 epochs, Adam at 1e-4, batch 1."""
+    lpba40, oasis = (recipes.get(f"sun2025_{name}", "paper") for name in ("lpba40", "oasis"))
+    assert lpba40.atlas and not oasis.atlas
+    assert (lpba40.subjects, oasis.subjects, oasis.validation) == (30, 254, 20)
+    assert lpba40.shape == (160, 192, 160) and sorted(oasis.shape) == [160, 192, 224]
+    embedded = recipes.get("sun2025_3d", "paper")
+    for recipe in (lpba40, oasis, embedded, recipes.get("sun2025_pairs_3d", "paper")):
+        assert recipe.steps == 500 * recipe.subjects and recipe.batch == 1
+        assert (recipe.lr, recipe.schedule, recipe.warmup) == (1e-4, "constant", 0)
+    assert embedded == replace(lpba40, name=embedded.name, data="population")
+
+
+def test_a_run_whose_recipe_was_stored_before_there_were_protocols_goes_on(tmp_path):
+    recipe = small()
+    train.train(recipe, tmp_path, progress=False)
+    held = json.loads((tmp_path / "recipe.json").read_text())
+    older = {key: value for key, value in held.items() if key not in ("data", "atlas")}
+    (tmp_path / "recipe.json").write_text(json.dumps(older))
+    assert len(train.train(recipe, tmp_path, resume=True, progress=False).history) == 4
+    (tmp_path / "recipe.json").write_text(json.dumps(older | {"atlas": True}))
+    with pytest.raises(ValueError, match="another recipe"):
+        train.train(recipe, tmp_path, resume=True, progress=False)
+
+
+def test_a_set_that_is_not_there_leaves_no_folder(tmp_path):
+    recipe = recipes.get("sun2025_lpba40", "smoke")
+    for data, error in ((None, ValueError), (tmp_path, FileNotFoundError)):
+        with pytest.raises(error, match="prepared set"):
+            train.train(recipe, tmp_path / "run", progress=False, device="cpu", data=data)
+    assert not list(tmp_path.iterdir())
+
+
 def test_evaluation_of_the_truth_and_of_doing_nothing():
     subjects = population(3, (80, 96), seed=2)
     pairs = chain(subjects)

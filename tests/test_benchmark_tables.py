@@ -1,0 +1,460 @@
+"""`regkit benchmark`: what the paper prints, which training a row is, and runs that go on."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from regkit import benchmark, classical, cli, io, models, recipes, train
+from regkit.benchmark import TABLES, compare, judge, orders, recipe_of
+from regkit.data import LABELS, population, true_displacement
+from regkit.models import Registration
+from regkit.spatial import warp
+from regkit.train import held_out
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
+import layout  # noqa: E402
+
+QUICK = {"budget": "smoke", "ndim": 2, "progress": False, "device": "cpu"}
+
+
+def fails(*arguments, **options):
+    raise AssertionError("nothing is to be trained here")
+
+
+def rows_of(file):
+    return {row["label"]: row for row in json.loads(file.read_text())["rows"]}
+
+
+# ------------------------------------------------------------------------------------ as data
+
+
+@pytest.mark.parametrize(
+    ("table", "label", "column", "printed"),
+    [
+        ("1", "LDDMM", "lpba40", (67.3, 0, 89.24)),
+        ("1", "VoxelMorph", "lpba40", (68.3, 0.03, 0.45)),
+        ("1", "H-SGANet", "oasis", (81.4, 0.02, 0.26)),
+        ("1", "Unfolding", "oasis", (79.9, 0.01, 0.37)),
+        ("2", "without transformer", "lpba40", (68.1, 0.019, 0.36)),
+        ("2", "without skips", "lpba40", (67.7, 0.005, 0.54)),
+        ("2", "plain convolutions as denoiser", "lpba40", (68.9, 0.016, 0.50)),
+        ("3", "U-Net", "oasis", (78.3, 0.015, 0.44)),
+        ("4", "lambda1 = 0.8, lambda3 = 0.1", "lpba40", (69.5, 0.010, None)),
+        ("4", "lambda1 = 0.8, lambda3 = 10.0", "lpba40", (68.7, 0.007, None)),
+        ("5", "MLP 256", "lpba40", (70.3, 0.003, 0.50)),
+        ("6", "K = 5", "lpba40", (68.3, 0.003, 0.56)),
+    ],
+)
+def test_numbers_are_those_of_the_paper(table, label, column, printed):
+    (row,) = (r for r in TABLES[f"sun2025-table{table}"].rows if r.label == label)
+    assert getattr(row, column) == printed
+
+
+def test_every_table_but_the_fourth_prints_the_same_for_the_default():
+    """Section 3.4.3 prints 69.5 for what the other tables give as 70.1."""
+    printed = {
+        name: next(row.lpba40.dice for row in table.rows if row.default)
+        for name, table in TABLES.items()
+        if name != "sun2025-lambda2"
+    }
+    assert printed.pop("sun2025-table4") == 69.5
+    assert set(printed.values()) == {70.1} and len(printed) == 5
+    assert [len(table.rows) for table in TABLES.values()] == [7, 4, 2, 7, 6, 3, 10]
+    for table in TABLES.values():
+        assert len({row.label for row in table.rows}) == len(table.rows)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_default_rows_are_one_training_and_all_others_are_trainings_of_their_own(ndim):
+    shared = recipes.get(f"sun2025_{ndim}d", "cpu")
+    default, others = set(), []
+    for name, table in TABLES.items():
+        for row in table.rows:
+            if row.method not in models.names():
+                continue
+            recipe = recipe_of(row, shared, "cpu")
+            assert recipe.steps == shared.steps and recipe.seed == shared.seed
+            identity = recipes.identity(recipe)
+            if row.default:
+                default.add(identity)
+                paper = replace(recipe, weights=recipe.weights | {"diffusion_u": 1.0})
+                # but for the weight of smoothness it is what the recipe of the paper says
+                assert recipes.identity(paper) == recipes.identity(shared)
+            elif name != "sun2025-lambda2":
+                others.append(identity)
+    assert len(default) == 1
+    assert len(set(others)) == len(others) and not default & set(others)
+
+
+def test_a_row_asks_for_the_weights_and_options_that_it_names():
+    shared = recipes.get("sun2025_2d", "cpu")
+    rows = {row.label: row for table in TABLES.values() for row in table.rows}
+    weights = recipe_of(rows["lambda1 = 0.2, lambda3 = 0.1"], shared, "cpu", lambda2=0.5).weights
+    assert weights == {
+        "similarity_u": 0.2, "similarity": 0.8, "diffusion_u": 0.5, "consistency": 0.1
+    }  # fmt: skip
+    assert recipe_of(rows["K = 5"], shared).options == {"stages": 5}
+    rival = recipe_of(rows["VoxelMorph"], shared, "cpu")
+    own = recipes.get("vxm_2d", "cpu")
+    assert (rival.lr, rival.warmup) == (own.lr, own.warmup) and rival.similarity == "mse"
+    assert set(rival.weights) == {"similarity", "diffusion"}
+    asked = recipe_of(rows["vxm, lambda2 = 0.003"], shared, "cpu", lambda2=0.5)
+    assert asked.weights["diffusion"] == 0.003
+
+
+def test_names_and_new_fields_do_not_change_what_a_training_is():
+    recipe = recipes.get("sun2025_2d", "cpu")
+    assert recipes.identity(replace(recipe, name="other")) == recipes.identity(recipe)
+    for change in ({"seed": 1}, {"atlas": False}, {"options": {"stages": 2}}, {"data": "lpba40"}):
+        assert recipes.identity(replace(recipe, **change)) != recipes.identity(recipe)
+    older = {k: v for k, v in recipes.plan(recipe).items() if k != "data"}
+    assert recipes.complete(older) == recipes.plan(recipe)
+
+
+# ------------------------------------------------------------------------------------ numbers
+
+
+def test_the_truth_closes_the_gap_and_stages_are_measured():
+    subjects = population(3, (48, 64), seed=2)
+    pairs = [(subjects[0], subjects[1]), (subjects[2], subjects[1])]
+    truths = iter([true_displacement(*pair) for pair in pairs])
+
+    def know_it_all(moving, fixed):
+        disp = next(truths)
+        return Registration(warp(moving, disp), disp, stages=((0 * disp, disp),))
+
+    found = judge(know_it_all, pairs, None, torch.device("cpu"))
+    assert found["gap_closed"] == pytest.approx(100) and found["endpoint_error"] == 0
+    assert found["dice"] == pytest.approx(sum(found["dice_pairs"]) / 2)
+    (stage,) = found["stages"]
+    assert stage["dice_u"] == pytest.approx(found["dice_before"])
+    assert stage["dice_v"] == pytest.approx(found["dice"])
+    assert stage["folding_percent_u"] == 0 and stage["difference"] > 0.5
+    assert stage["folding_percent_v"] == pytest.approx(found["folding_percent"])
+    assert set(found["dice_per_structure"]) <= set(LABELS.values())
+    assert all(0 < value <= 1 for value in found["dice_per_structure"].values())
+
+
+def test_orders_against_the_paper():
+    table = TABLES["sun2025-table6"]  # 69.2, 70.1 (default), 68.3
+
+    def rows(*dice):
+        return [
+            {"label": row.label, "state": "done", "dice": value}
+            for row, value in zip(table.rows, dice, strict=True)
+        ]
+
+    same = compare(table, rows(0.80, 0.90, 0.70))
+    assert [line["same_order"] for line in same] == ["yes", None, "yes"]
+    assert same[0]["difference"] == -0.1 and same[0]["paper_difference"] == -0.009
+    assert same[0]["paper_dice"] == 0.692 and same[2]["paper_folding_percent"] == 0.003
+    assert orders(same) == {"kendall_tau": 1.0, "rows": 3, "held": 2, "of": 2}
+    other = compare(table, rows(0.80, 0.75, 0.90))
+    assert [line["same_order"] for line in other] == ["no", None, "no"]
+    assert orders(other)["kendall_tau"] == -1.0
+    some = compare(table, rows(0.80, 0.90, 0.70)[:2])
+    assert [line["state"] for line in some] == ["done", "done", "not run"]
+    assert orders(some) == {"kendall_tau": 1.0, "rows": 2, "held": 1, "of": 1}
+    assert orders(compare(table, []))["kendall_tau"] is None
+    # OASIS where the paper has it
+    first = {row["label"]: row for row in compare(TABLES["sun2025-table1"], [], "oasis")}
+    assert first["H-SGANet"]["paper_dice"] == 0.814
+    assert compare(table, [], "oasis")[0]["paper_set"] == "lpba40"
+
+
+# ------------------------------------------------------------------------------------ runs
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two rows of the third table, once: its file and the folder of its trainings."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("benchmark")
+    file = benchmark.run(
+        "sun2025-table3", **QUICK, steps=1, pairs=2, runs=folder / "runs", out=folder / "3.json"
+    )
+    return file, folder / "runs"
+
+
+@pytest.fixture
+def again(made, tmp_path):
+    """A copy of both, and how to run any table with the same settings."""
+    file, runs = tmp_path / "3.json", tmp_path / "runs"
+    shutil.copy(made[0], file)
+    shutil.copytree(made[1], runs)
+
+    def run(name="sun2025-table3", out=file, **changes):
+        settings = {"steps": 1, "pairs": 2, "runs": runs, "out": out}
+        return benchmark.run(name, **{**QUICK, **settings, **changes})
+
+    return run
+
+
+def test_a_row_says_what_was_reached_and_how(made):
+    held = json.loads(made[0].read_text())
+    assert held["paper_set"] == "lpba40" and held["split"] == "test"
+    unet, dncnn = held["rows"]
+    assert (unet["label"], unet["paper_dice"]) == ("U-Net", 0.685)
+    for row in (unet, dncnn):
+        assert row["state"] == "done" and row["updates"] == 1 and row["seeds"] == [0]
+        assert 0 < row["dice_before"] < row["dice_ceiling"] <= 1 and 0 < row["dice"] < 1
+        assert row["hd95"] > 0 and row["seconds"] > 0 and row["training_seconds"] > 0
+        assert 0.1 < row["memory_gb"] < 64 and row["threads"] == 1
+        assert len(row["stages"]) == 3 and len(row["dice_pairs"]) == 2
+        assert row["recipe"]["atlas"] is True and row["recipe"]["steps"] == 1
+        plan = recipes.Recipe(**row["recipe"])
+        model = models.create(plan.model, plan.ndim, **plan.options)
+        assert row["parameters"] == models.parameter_count(model)
+    assert dncnn["default"] and dncnn["same_order"] is None
+    assert unet["same_order"] in ("yes", "no")
+    assert len(list(made[1].glob("unfolding_2d_*/last.safetensors"))) == 2
+
+
+def test_what_is_there_is_not_run_again(again, monkeypatch):
+    monkeypatch.setattr(benchmark, "train", fails)
+    monkeypatch.setattr(benchmark, "judge", fails)
+    before = again().read_text()
+    assert again().read_text() == before
+
+
+def test_a_row_that_is_missing_is_measured_and_its_training_is_shared(again, tmp_path, monkeypatch):
+    """Also by another table: the default row of all of them is one training."""
+    monkeypatch.setattr(benchmark, "train", fails)
+    file = tmp_path / "3.json"
+    held = json.loads(file.read_text())
+    whole = rows_of(file)
+    file.write_text(json.dumps({**held, "rows": held["rows"][:1]}))
+    again()
+    measured = rows_of(file)
+    changing = {"seconds", "memory_gb", "load", "commit", "date"}
+    for label, row in whole.items():
+        for key in row.keys() - changing:
+            assert measured[label][key] == row[key], key
+    other = again("sun2025-table6", out=tmp_path / "6.json", rows=["K = 3"])
+    assert rows_of(other)["K = 3"]["dice"] == whole["DnCNN"]["dice"]
+    assert [row["state"] for row in rows_of(other).values()] == ["not run", "done", "not run"]
+    with pytest.raises(AssertionError, match="nothing is to be trained"):
+        again("sun2025-table6", out=tmp_path / "6.json", rows=["1"])
+
+
+def test_other_pairs_are_measured_and_not_trained(again, monkeypatch):
+    monkeypatch.setattr(benchmark, "train", fails)
+    assert all(len(row["dice_pairs"]) == 3 for row in rows_of(again(pairs=3)).values())
+
+
+def test_a_training_that_was_killed_goes_on(tmp_path, monkeypatch):
+    real, calls = train.objective, []
+
+    def stops(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    settings = {**QUICK, "rows": ["vxm"], "pairs": 2, "runs": tmp_path / "runs"}
+    monkeypatch.setattr(train, "objective", stops)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.run("sun2025-table1", **settings, out=tmp_path / "1.json")
+    assert not (tmp_path / "1.json").exists()
+    file = benchmark.run("sun2025-table1", **settings, out=tmp_path / "1.json")
+    assert len(calls) == 6  # smoke has four steps and saves after the second
+    assert rows_of(file)["VoxelMorph"]["state"] == "done"
+
+
+def test_several_seeds_are_a_mean(again, made):
+    row = rows_of(again(seeds=(0, 1), rows=["DnCNN"]))["DnCNN"]
+    assert len(row["dice_seeds"]) == 2 and row["seeds"] == [0, 1]
+    assert row["dice_seeds"][0] == rows_of(made[0])["DnCNN"]["dice"]
+    assert row["dice"] == pytest.approx(sum(row["dice_seeds"]) / 2, rel=1e-4)
+
+
+def test_a_method_runs_as_soon_as_it_exists(tmp_path, monkeypatch):
+    settings = {
+        **QUICK, "steps": 1, "pairs": 2, "runs": tmp_path / "runs", "out": tmp_path / "1.json"
+    }  # fmt: skip
+    chosen = {"rows": ["LDDMM", "transmorph"]}
+    missing = [name for name in ("lddmm", "transmorph") if not benchmark.exists(name)]
+    rows = rows_of(benchmark.run("sun2025-table1", **settings, **chosen)) if missing else {}
+    for row in rows.values():
+        assert row["state"] == ("not yet" if row["method"] in missing else row["state"])
+
+    def stay(moving: io.Image, fixed: io.Image):
+        return torch.zeros(1, 2, *fixed.shape)
+
+    monkeypatch.setattr(classical, "lddmm", stay, raising=False)
+    monkeypatch.setitem(models._MODELS, "transmorph", models._MODELS["vxm1"])
+    rows = rows_of(benchmark.run("sun2025-table1", **settings, **chosen))
+    assert rows["LDDMM"]["state"] == rows["TransMorph"]["state"] == "done"
+    assert rows["LDDMM"]["dice"] == rows["LDDMM"]["dice_before"]
+    assert rows["LDDMM"]["gap_closed"] == rows["LDDMM"]["sd_log_jacobian"] == 0
+    assert rows["TransMorph"]["recipe"]["model"] == "transmorph"
+    assert rows["SyN"]["state"] == "not run"
+
+
+def test_a_method_that_is_not_installed_or_diverges_leaves_its_row_out(tmp_path, monkeypatch):
+    def absent(moving, fixed):
+        raise ImportError("ANTs is not installed.")
+
+    def diverges(*arguments, **options):
+        raise ValueError("term 'similarity' is nan at step 1.")
+
+    monkeypatch.setattr(classical.ants, "syn", absent)
+    monkeypatch.setattr(benchmark, "train", diverges)
+    file = benchmark.run(
+        "sun2025-table1", **QUICK, pairs=2, rows=["SyN", "vxm"], runs=tmp_path / "runs",
+        out=tmp_path / "1.json",
+    )  # fmt: skip
+    states = {label: row["state"] for label, row in rows_of(file).items()}
+    assert states["SyN"] == "left out: ANTs is not installed."
+    assert states["VoxelMorph"] == "left out: term 'similarity' is nan at step 1."
+
+
+# ------------------------------------------------------------------------------ prepared sets
+
+
+@pytest.fixture(scope="module")
+def prepared_set(tmp_path_factory):
+    """Slices of nine synthetic people, as data_scripts/oasis.py --ndim 2 would write them."""
+    folder = tmp_path_factory.mktemp("prepared") / "set"
+    people = {s.name: s for s in population(9, (40, 48), seed=5)}
+    parts = ["train"] * 5 + ["validation"] * 2 + ["test"] * 2
+
+    def images(name):
+        subject = people[name]
+        return {
+            "t1": io.Image(subject.image[None], subject.affine),
+            "labels": io.Image(subject.labels[None], subject.affine),
+        }
+
+    description = {
+        "name": "oasis_2d",
+        "settings": {},
+        "contrasts": ["t1"],
+        "structures": {"1": "a", "3": "b"},
+        "complete": True,
+        "subjects": [
+            {"name": name, "split": part, "labels": True} for name, part in zip(people, parts)
+        ],
+    }
+    layout.build(folder, description, images)
+    return folder
+
+
+def test_a_table_runs_on_a_prepared_set(prepared_set, tmp_path):
+    file = benchmark.run(
+        "sun2025-table1", budget="smoke", device="cpu", progress=False, data=prepared_set, steps=1,
+        rows=["VoxelMorph"], runs=tmp_path / "runs", out=tmp_path / "1.json",
+    )  # fmt: skip
+    held = json.loads(file.read_text())
+    assert held["paper_set"] == "oasis"
+    row = rows_of(file)["VoxelMorph"]
+    assert row["paper_dice"] == 0.776 and len(row["dice_pairs"]) == 2
+    assert set(row["dice_per_structure"]) == {"a", "b"}
+    assert "gap_closed" not in row and row["recipe"]["data"] == "oasis_2d"
+    assert str(prepared_set) not in file.read_text()
+
+
+def test_the_subjects_of_a_prepared_set_are_those_of_its_splits(prepared_set):
+    recipe = recipes.get("sun2025_oasis_2d", "smoke")
+    pairs, labels = held_out(recipe, "test", None, prepared_set)
+    names = [f"population-5-{i:04}" for i in range(9)]
+    assert [(a.name, b.name) for a, b in pairs] == [tuple(names[7:]), tuple(names[:6:-1])]
+    assert labels == [1, 3]
+    learn = train.subjects(recipe, "train", 3, prepared_set)
+    assert [s.name for s in learn] == names[:3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"data": "lpba40"}, "data holds the set 'oasis_2d', expected 'lpba40'"),
+        ({"atlas": True}, "data holds no one for 'fixed', expected at least one"),
+        ({"shape": (80, 96)}, r"data holds images of shape \(40, 48\), expected \(80, 96\)"),
+        ({"data": "population"}, "expected a recipe of a prepared set"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_the_set(prepared_set, changes, sentence):
+    recipe = recipes.get("sun2025_oasis_2d", "smoke", **changes)
+    with pytest.raises(ValueError, match=sentence):
+        train.train(recipe, progress=False, device="cpu", data=prepared_set)
+
+
+def test_a_set_without_anyone_to_validate_with_lends_those_to_learn_from(prepared_set, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(prepared_set, folder)
+    held = json.loads((folder / "dataset.json").read_text())
+    for entry in held["subjects"]:
+        entry["split"] = entry["split"].replace("validation", "fixed")
+    held["name"] = "lpba40"
+    (folder / "dataset.json").write_text(json.dumps(held))
+    recipe = recipes.get("sun2025_oasis_2d", "smoke", data="lpba40", atlas=True)
+    pairs, _ = held_out(recipe, "validation", 2, folder)
+    names = {moving.name for moving, _ in pairs}
+    assert names == {s.name for s in train.subjects(recipe, "train", 2, folder)}
+    assert {fixed.name for _, fixed in pairs} == {"population-5-0005"}
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+def call(*arguments, code=0):
+    result = CliRunner().invoke(cli.app, ["benchmark", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result.stdout if code == 0 else " ".join(result.stderr.split())
+
+
+def test_the_list_names_tables_and_rows():
+    text = call("list")
+    assert all(name in text for name in TABLES)
+    for line in text.splitlines():
+        if "LDDMM" in line or "VoxelMorph" in line:
+            missing = not benchmark.exists("lddmm") and "LDDMM" in line
+            assert line.endswith("not yet") == missing
+
+
+def test_the_command_prints_the_table(made, again, tmp_path):
+    options = ["--budget", "smoke", "--ndim", 2, "--steps", 1, "--pairs", 2, "--device", "cpu"]
+    text = call(
+        "sun2025-table3", *options, "--runs", tmp_path / "runs", "--out", tmp_path / "3.json"
+    )
+    (line,) = (line for line in text.splitlines() if line.startswith("DnCNN"))
+    row = rows_of(made[0])["DnCNN"]
+    assert line.split()[:4] == ["DnCNN", "0.701", f"{row['dice']:.4f}", f"{row['dice_sd']:.4f}"]
+    assert line.endswith("default") and "Kendall's tau" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["sun2025-tabel4"], "did you mean 'sun2025-table4'"),
+        (["sun2025-table1", "--row", "VoxelMorf"], "did you mean 'VoxelMorph'"),
+        (["sun2025-table1", "--protocol", "any"], "expected 'atlas' or 'pairs'"),
+        (["sun2025-table1", "--ndim", "4"], "ndim is 4, expected 2 or 3"),
+        (["sun2025-table1", "--pairs", "1"], "pairs is 1, expected 2 or more"),
+        (["sun2025-table1", "--budget", "huge"], "budget is 'huge', expected one of smoke"),
+        (["sun2025-table1", "--data", "."], "no dataset.json"),
+        (["sun2025-table1", "--out", "."], "out is a folder"),
+        (["sun2025-table1", "--similarity", "ssim"], "similarity is 'ssim', expected one of lncc"),
+        (["sun2025-table1", "--steps", "0"], "steps is 0, expected 1 or more"),
+        (["all", "--out", "x.json"], "expected one table"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REGKIT_BUDGET", "smoke")
+    said = call(*arguments, code=2)
+    assert said.startswith("regkit: ") and sentence in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_file_is_not_overwritten(tmp_path):
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    with pytest.raises(ValueError, match="'other.json', which holds something else"):
+        benchmark.run("sun2025-table1", **QUICK, out=tmp_path / "other.json")
+    assert (tmp_path / "other.json").read_text() == '{"a": 1}'
