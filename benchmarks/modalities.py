@@ -1,0 +1,636 @@
+"""Registration across modalities, on real images: writes results/modalities.json.
+
+    python benchmarks/modalities.py --weights WEIGHTS
+
+Two parts, each with an open sample: `ptbp_brain` and `prostate_mr_us` (`regkit data get`).
+
+child: T1, FA and CBF of one child lie on one grid, aligned by their source. One of the three is
+turned or warped by a known map, and registered to T1 as it is: the error is known in every voxel.
+The maps stay in the plane, as the slab is 8 mm thick, and are the same in all its slices. All is
+done on voxels of 2 mm, about as wide as those in which FA is measured, and all images are cut out
+by the tissue labels, so all show the same outline, which helps every method. Networks learned whole
+brains, and ANTs finds nothing in four slices: they get the slab with its two outer slices repeated
+`BEYOND` times. T1 to T1 is the control that says what a method can do on such a slab within one
+contrast. It is easier than any real pair: both images hold the same noise.
+
+prostate: MR is registered to ultrasound of the same patient, no true map is known. A network learns
+from the outlines of the gland alone (weak labels: they are needed to learn, not to register), on 6
+of the 8 patients, and is tested on the other 2, four times over. Nothing is chosen by the patients
+that are held out: the weights after the last step count, and all folds have the same settings.
+
+Each row is written when it is there, and a row that is there is not measured again, unless its
+weights are others: a run that was stopped goes on. After a change of the settings below: `--fresh`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import nibabel as nib
+import numpy as np
+import torch
+import typer
+from hu2024 import ROOT, Row, fingerprint, made, rounded
+from scipy import ndimage
+from torch import Tensor
+from torch.utils.data import Dataset
+
+import regkit
+from regkit import classical, io, metrics, models
+from regkit.data.samples import load_prostates, load_ptbp_modalities
+from regkit.losses import mutual_information
+from regkit.recipes import Recipe
+from regkit.spatial import (
+    affine_to_disp,
+    integrate,
+    invert_theta,
+    resize,
+    resize_disp,
+    rigid_theta,
+    warp,
+)
+from regkit.train import Task, train
+
+OUT = ROOT / "results" / "modalities.json"
+KINDS = ("rigid", "smooth")
+SEEDS = (0, 1, 2, 3, 4)  # of the known maps; the smoothness was chosen on seeds 100 and 101
+SAME = "vxm_diff_brain_3d"  # learned T1 to T1
+ANY = "any_contrast_3d"
+
+# of the descent on mutual information
+SMOOTHNESS = 20.0
+STEPS = 60  # on each level
+LEVELS = 4
+
+ANGLE, SHIFT = 10.0, 6.0  # degrees and mm, of the rigid maps, at most
+LENGTH, WAVE = 4.0, 16.0  # mm, of the smooth maps: root mean square, and the width of their blur
+MM = 2  # of a voxel
+AFFINE = np.diag([MM, MM, MM, 1.0])
+TISSUES = (1, 2, 3, 4)
+BEYOND = 10
+
+Method = Callable[[Tensor, Tensor], Tensor]  # moving, fixed (1, 1, *S) -> disp (1, d, *S)
+
+
+# ------------------------------------------------------------------------------------ the methods
+
+
+def nothing(moving: Tensor, fixed: Tensor) -> Tensor:
+    """No registration."""
+    return fixed.new_zeros(1, fixed.ndim - 2, *fixed.shape[2:])
+
+
+def levels(shape: Sequence[int], count: int) -> list[tuple[int, ...]]:
+    """Grids from coarse to fine, each half as fine along every axis of more than 16 voxels."""
+    found = [tuple(shape)]
+    while len(found) < count and max(found[0]) > 16:
+        found.insert(0, tuple((n + 1) // 2 if n > 16 else n for n in found[0]))
+    return found
+
+
+def coarser(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """(1, 1, *S) blurred by half of what is lost, then resampled."""
+    factors = [n / m for n, m in zip(image.shape[2:], shape, strict=True)]
+    blurred = ndimage.gaussian_filter(
+        image[0, 0].numpy(), [0.5 * (f**2 - 1) ** 0.5 for f in factors], mode="nearest"
+    )
+    return resize(torch.from_numpy(blurred)[None, None], shape)
+
+
+def descent(moving: Tensor, fixed: Tensor) -> Tensor:
+    """Our own deformable registration by mutual information, from coarse to fine."""
+    disp = None
+    for shape in levels(fixed.shape[2:], LEVELS):
+        pair = [coarser(image, shape) for image in (moving, fixed)]
+        start = nothing(*pair) if disp is None else resize_disp(disp, shape)
+        disp = classical.refine(*pair, start, STEPS, SMOOTHNESS, dissimilarity=mutual_information)
+    assert disp is not None
+    return disp
+
+
+def linear(kind: str, similarity: str = "mutual_information") -> Method:
+    """Our own rigid or affine descent."""
+    return lambda a, b: affine_to_disp(classical.fit(a, b, kind, similarity), b.shape[2:])
+
+
+def longer(method: Method) -> Method:
+    """The same on a slab that goes on above and below as it ends."""
+
+    def slab(image: Tensor) -> Tensor:
+        low, high = (x.expand(*x.shape[:-1], BEYOND) for x in (image[..., :1], image[..., -1:]))
+        return torch.cat([low, image, high], dim=-1)
+
+    return lambda moving, fixed: method(slab(moving), slab(fixed))[..., BEYOND:-BEYOND]
+
+
+def ants_rigid(moving: Tensor, fixed: Tensor) -> Tensor:
+    """ANTs' rigid search by mutual information."""
+    matrix = classical.ants.align(io.Image(moving, AFFINE), io.Image(fixed, AFFINE), "rigid")
+    return io.map_to_disp(io.voxel_map(AFFINE, AFFINE, 3, matrix), tuple(fixed.shape[2:]))
+
+
+def syn(moving: Tensor, fixed: Tensor) -> Tensor:
+    """ANTs' SyN by mutual information."""
+    pair = [io.Image(image, AFFINE) for image in (moving, fixed)]
+    return classical.ants.syn(*pair, metric="mutual_information")
+
+
+def network(weights: str) -> Method:
+    """A network in 3D: shipped weights by name, or a file.
+
+    Raises:
+        FileNotFoundError: the weights are not there.
+    """
+    models.load(weights)
+
+    def method(moving: Tensor, fixed: Tensor) -> Tensor:
+        pair = [nib.Nifti1Image(image[0, 0].numpy(), AFFINE) for image in (moving, fixed)]
+        return regkit.register(*pair, method=weights, affine=False, device="cpu").disp
+
+    return method
+
+
+# ------------------------------------------------------------------------------ a child, known maps
+
+
+@dataclass(frozen=True)
+class Child:
+    """One child, cut out of the head: images (1, 1, *S) in [0, 1], 2 mm, and tissue labels."""
+
+    images: dict[str, Tensor]
+    labels: Tensor
+
+
+@cache
+def child() -> Child:
+    """T1, FA and CBF, with 16 mm of air around the brain in its plane."""
+    scans = load_ptbp_modalities()
+    whole = scans["t1"].labels
+    assert whole is not None
+    where = whole[0].nonzero()
+    low, high = where.min(0).values - 16, where.max(0).values + 17
+    box = (slice(None), *(slice(max(int(a), 0), int(b)) for a, b in zip(low[:2], high[:2])))
+    inside = whole[box] > 0
+    labels = whole[box][:, ::MM, ::MM, ::MM]
+    images = {}
+    for name, scan in scans.items():
+        assert scan.image is not None
+        image = scan.image[box] * inside
+        bottom, top = np.percentile(image[inside].numpy(), (0.5, 99.5))
+        image = ((image - bottom) / (top - bottom)).clamp(0, 1) * inside
+        blurred = ndimage.gaussian_filter(image[0].numpy(), 0.5 * (MM**2 - 1) ** 0.5)
+        images[name] = torch.from_numpy(blurred)[None, None, ::MM, ::MM, ::MM].contiguous()
+    return Child(images, labels[None].contiguous())
+
+
+def known_map(kind: str, seed: int, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """A map in the plane of the first two axes, and its inverse: (1, 3, *S), voxels of `MM`.
+
+    Args:
+        kind: "rigid", a turn and a shift within `ANGLE` and `SHIFT`; or "smooth", the flow of a
+            velocity that is white noise, blurred by `WAVE` and made `LENGTH` strong.
+    """
+    random = np.random.default_rng(seed)
+    if kind == "rigid":
+        angle = np.radians(random.uniform(-ANGLE, ANGLE))
+        shift = [*random.uniform(-SHIFT, SHIFT, 2) / MM, 0.0]
+        theta = rigid_theta(torch.tensor([[0.0, 0.0, angle]]), torch.tensor([shift]))
+        there, back = (affine_to_disp(x.float(), shape) for x in (theta, invert_theta(theta)))
+        return there, back
+    noise = random.standard_normal((2, *shape[:2]))
+    blurred = ndimage.gaussian_filter(noise, (0, WAVE / MM, WAVE / MM), mode="wrap")
+    blurred *= LENGTH / MM / np.sqrt((blurred**2).sum(0).mean())
+    svf = torch.zeros(1, 3, *shape)
+    svf[0, :2] = torch.from_numpy(blurred)[..., None]
+    return integrate(svf), integrate(-svf)
+
+
+def child_row(method: Method, kind: str, moving: str, seed: int) -> Row:
+    """One known map, one method: errors in mm inside the brain, before and after."""
+    whole = child()
+    brain, fixed = whole.labels > 0, whole.images["t1"]
+    truth, inverse = known_map(kind, seed, fixed.shape[2:])
+    # registration finds disp with moved(x) = moving(x + disp(x)); of moving(x) = image(x + i(x))
+    # that makes the image again where disp undoes i
+    image = warp(whole.images[moving], inverse)
+    labels = warp(whole.labels, inverse, mode="nearest")
+    start = time.perf_counter()
+    disp = method(image, fixed)
+    seconds = time.perf_counter() - start
+
+    def dice(field: Tensor) -> float:
+        moved = warp(labels, field, mode="nearest")
+        return float(metrics.dice(moved, whole.labels, TISSUES).mean())
+
+    def error(field: Tensor) -> float:
+        return MM * float(metrics.endpoint_error(field, truth, brain))
+
+    return {
+        "error_before": error(nothing(image, fixed)),
+        "error": error(disp),
+        "dice_before": dice(nothing(image, fixed)),
+        "dice": dice(disp),
+        "dice_ceiling": dice(truth),
+        "folding_percent": float(metrics.folding_percent(disp)),
+        "seconds": seconds,
+    }
+
+
+# --------------------------------------------------------------------------- prostates, weak labels
+
+
+@dataclass(frozen=True)
+class Patient:
+    """MR and ultrasound on the grid of the MR, 0.4 units, centre on centre.
+
+    moving, fixed: (1, 1, *S) in [0, 1]. moving_labels, fixed_labels: (1, 1, *S), 1 = gland.
+    moving_points, fixed_points: (1, N, 3), voxels.
+    """
+
+    name: str
+    moving: Tensor
+    fixed: Tensor
+    moving_labels: Tensor
+    fixed_labels: Tensor
+    moving_points: Tensor
+    fixed_points: Tensor
+
+
+UNIT = 0.4
+FOLDS = ((0, 1), (2, 3), (4, 5), (6, 7))  # who is held out
+Way = Callable[[Patient], Tensor]  # a patient at half the resolution -> disp there
+
+
+@cache
+def patients() -> list[Patient]:
+    """The eight patients."""
+    found = []
+    for number, (mr, us, *points) in enumerate(load_prostates()):
+        assert mr.image is not None and mr.labels is not None
+        assert us.image is not None and us.labels is not None
+        shape = tuple(mr.image.shape[1:])
+        image, labels = (
+            io.resample_to(x[None], us.affine, shape, mr.affine, mode)
+            for x, mode in ((us.image, "linear"), (us.labels, "nearest"))
+        )
+        there = np.linalg.inv(mr.affine)
+        voxels = [
+            torch.from_numpy(nib.affines.apply_affine(there, p)).float()[None] for p in points
+        ]
+        found.append(
+            Patient(
+                f"patient {number}",
+                mr.image[None] / 255,
+                image / 255,
+                mr.labels[None],
+                labels,
+                *voxels,
+            )
+        )
+    return found
+
+
+class AugmentedPairs(Dataset):
+    """Patients at half the resolution; each image turned, shifted, scaled and warped at random.
+
+    MR and ultrasound are moved apart from each other, so that six patients are not learned by
+    heart, and each image's contrast is changed by x -> x^g with |log g| <= 0.3. The same for the
+    same (seed, index). Items as in `regkit.data.RandomPairs`.
+    """
+
+    ANGLE, SHIFT, SIZE, LENGTH, WAVE = (
+        12.0,
+        2.0,
+        0.1,
+        1.0,
+        5.0,
+    )  # degrees, voxels, log, voxels, voxels
+
+    def __init__(self, people: Sequence[Patient], length: int, seed: int):
+        self.people = people
+        self.length, self.seed = length, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        random = np.random.default_rng([self.seed, index])
+        person = self.people[random.integers(len(self.people))]
+        item: dict[str, Tensor | str] = {"name": person.name}
+        for side in ("moving", "fixed"):
+            image, labels = getattr(person, side), getattr(person, f"{side}_labels")
+            disp = self.drawn(random, image.shape[2:])
+            power = float(np.exp(random.uniform(-0.3, 0.3)))
+            item[side] = warp(image, disp, padding="border")[0] ** power
+            item[f"{side}_labels"] = warp(labels, disp, mode="nearest")[0]
+        return item
+
+    def drawn(self, random: np.random.Generator, shape: Sequence[int]) -> Tensor:
+        """A random map (1, 3, *S)."""
+        angles = np.radians(random.uniform(-self.ANGLE, self.ANGLE, (1, 3)))
+        shift = random.uniform(-self.SHIFT, self.SHIFT, (1, 3))
+        theta = rigid_theta(torch.from_numpy(angles), torch.from_numpy(shift)).float()
+        theta[:, :, :3] *= float(np.exp(random.uniform(-self.SIZE, self.SIZE)))
+        noise = random.standard_normal((3, *shape))
+        blurred = ndimage.gaussian_filter(noise, (0, *[self.WAVE] * 3), mode="wrap")
+        blurred *= self.LENGTH / np.sqrt((blurred**2).sum(0).mean())
+        return affine_to_disp(theta, shape) + torch.from_numpy(blurred).float()[None]
+
+
+def halved(person: Patient) -> Patient:
+    """Every second voxel, about; corner voxels stay corner voxels."""
+    shape = [n // 2 for n in person.fixed.shape[2:]]
+    scale = (torch.tensor(shape) - 1) / (torch.tensor(person.fixed.shape[2:]) - 1)
+    return Patient(
+        person.name,
+        coarser(person.moving, shape),
+        coarser(person.fixed, shape),
+        *(
+            (resize(x.float(), shape) > 0.5).to(x.dtype)
+            for x in (person.moving_labels, person.fixed_labels)
+        ),
+        *(points * scale for points in (person.moving_points, person.fixed_points)),
+    )
+
+
+WEAK = Recipe(
+    name="prostate_labels",
+    model="unfolding",
+    ndim=3,
+    shape=(32, 32, 30),
+    source="label loss alone, as in Hu et al., Medical Image Analysis 2018; the rest is ours",
+    options={"stages": 2, "channels": (8, 16, 32, 32), "layers": 2, "width": 8, "depth": 3},
+    weights={"dice": 1.0, "diffusion": 0.3},
+    lr=1e-3,
+    warmup=20,
+    batch=2,
+    steps=250,
+    validate_every=250,
+    precision="bf16",
+)
+
+
+def learned(recipe: Recipe, people: Sequence[Patient]) -> Way:
+    """A network that has learned from the glands of these patients."""
+
+    def way(model: models.RegistrationModel) -> Way:
+        def answer(person: Patient) -> Tensor:
+            with torch.no_grad():
+                return model(person.moving, person.fixed).disp.float()
+
+        return answer
+
+    task = Task(
+        pairs=AugmentedPairs(people, recipe.steps * recipe.batch, recipe.seed),
+        # only a look at those it learns from: the patients held out have no say in anything
+        validate=lambda model, device: {"dice": overlap(way(model), people)},
+        score=lambda scores: scores["dice"],
+        info={"range": [0, 1]},
+    )
+    return way(train(recipe, progress=False, device="cpu", task=task).model)
+
+
+def mean_shift(people: Sequence[Patient]) -> Way:
+    """The shift that lays the gland of an average patient over the other: what needs no image."""
+
+    def centre(labels: Tensor) -> Tensor:
+        return labels[0, 0].nonzero().double().mean(0)
+
+    shifts = [centre(p.moving_labels) - centre(p.fixed_labels) for p in people]
+    shift = torch.stack(shifts).mean(0).float().reshape(1, 3, 1, 1, 1)
+    return lambda person: nothing(person.moving, person.fixed) + shift
+
+
+def by_images(method: Method) -> Way:
+    """A method that needs the two images alone."""
+    return lambda person: method(person.moving, person.fixed)
+
+
+def by_outlines(person: Patient) -> Tensor:
+    """The affine map between the two glands themselves: it has to know both outlines."""
+    masks = [
+        torch.from_numpy(ndimage.gaussian_filter(x[0, 0].float().numpy(), 1.0))[None, None]
+        for x in (person.moving_labels, person.fixed_labels)
+    ]
+    return linear("affine", "ncc")(*masks)
+
+
+def overlap(way: Way, people: Sequence[Patient]) -> float:
+    """Mean Dice of the gland at half the resolution."""
+    found = []
+    for person in people:
+        moved = warp(person.moving_labels, way(person), mode="nearest")
+        found.append(float(metrics.dice(moved, person.fixed_labels, [1])))
+    return float(np.mean(found))
+
+
+def prostate_row(make: Callable[[Sequence[Patient]], Way], fold: Sequence[int]) -> Row:
+    """One method on the patients that are held out; it may look at the others before.
+
+    Dice of the gland and distances of the landmarks, in units (0.4 a voxel), at full resolution.
+    """
+    people = patients()
+    others = [halved(p) for i, p in enumerate(people) if i not in fold]
+    start = time.perf_counter()
+    way = make(others)
+    learning = time.perf_counter() - start
+    row: Row = {"patients": list(fold), "dices": [], "distances": []}
+    folding, seconds = [], []
+    for person in (people[i] for i in fold):
+        small = halved(person)
+        start = time.perf_counter()
+        disp = resize_disp(way(small), person.fixed.shape[2:])
+        seconds.append(time.perf_counter() - start)
+        moved = warp(person.moving_labels, disp, mode="nearest")
+        row["dices"].append(round(float(metrics.dice(moved, person.fixed_labels, [1])), 4))
+        apart = metrics.tre(disp, person.fixed_points, person.moving_points, UNIT)[0]
+        row["distances"] += [round(x, 4) for x in apart.tolist()]
+        folding.append(float(metrics.folding_percent(disp)))
+    return row | {
+        "dice": float(np.mean(row["dices"])),
+        "dice_of_the_others": overlap(way, others),
+        "folding_percent": float(np.mean(folding)),
+        "seconds": float(np.mean(seconds)),
+        "seconds_learning": learning,
+    }
+
+
+# -------------------------------------------------------------------------------- rows and the file
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row to be: what names it, and how to measure it."""
+
+    key: Row
+    measure: Callable[[], Row]
+
+
+def child_entries(weights: str, seeds: Sequence[int]) -> list[Entry]:
+    """Every map, pair and method."""
+
+    def measured(make: Callable[[], Method], *which: Any) -> Row:
+        return child_row(make(), *which)
+
+    methods: list[tuple[str, Sequence[str], Callable[[], Method], str | None]] = [
+        ("same-contrast network", KINDS, lambda: longer(network(SAME)), SAME),
+        ("any-contrast network", KINDS, lambda: longer(network(weights)), weights),
+        ("rigid descent, MI", ("rigid",), lambda: linear("rigid"), None),
+        ("ANTs rigid, MI", ("rigid",), lambda: longer(ants_rigid), None),
+        ("descent, MI", ("smooth",), lambda: descent, None),
+        ("SyN, MI", ("smooth",), lambda: longer(syn), None),
+    ]
+    found = []
+    for name, kinds, make, learned_from in methods:
+        for kind, moving, seed in itertools.product(kinds, ("fa", "cbf", "t1"), seeds):
+            key: Row = {"map": kind, "moving": moving, "method": name, "seed": seed}
+            if learned_from is not None:
+                key |= {"weights": Path(learned_from).name, "sha256": fingerprint(learned_from)}
+            found.append(Entry(key, partial(measured, make, kind, moving, seed)))
+    return found
+
+
+def prostate_entries(recipe: Recipe) -> list[Entry]:
+    """Every fold and method."""
+    ways: list[tuple[str, Callable[[Sequence[Patient]], Way]]] = [
+        ("no registration", lambda others: by_images(nothing)),
+        ("mean shift of the other glands", mean_shift),
+        ("affine descent, MI", lambda others: by_images(linear("affine"))),
+        ("descent, MI", lambda others: by_images(descent)),
+        ("network, weak labels", partial(learned, recipe)),
+        ("affine between the outlines", lambda others: by_outlines),
+    ]
+    found = []
+    for name, make in ways:
+        for number, fold in enumerate(FOLDS):
+            key: Row = {"method": name, "fold": number}
+            if name.startswith("network"):
+                key |= {"steps": recipe.steps, "seed": recipe.seed}
+            found.append(Entry(key, partial(prostate_row, make, fold)))
+    return found
+
+
+def summary(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """Mean and standard deviation over the rows that differ in seed or fold only."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    found = []
+    for key, group in groups.items():
+        line: Row = dict(zip(names, key)) | {"rows": len(group)}
+        lists = {"dices": "dice", "distances": "distance"}
+        for name, value in group[0].items():
+            values = [row[name] for row in group]
+            if name in lists:  # one number a patient, or a landmark
+                values = [x for row in group for x in row[name]]
+                if values:
+                    line |= {lists[name]: float(np.mean(values)), f"{lists[name]}_n": len(values)}
+                    line[f"{lists[name]}_sd"] = float(np.std(values))
+            elif isinstance(value, float):
+                line[name] = float(np.mean(values))
+                if name in ("error", "dice", "error_before"):
+                    line[f"{name}_sd"] = float(np.std(values))
+        found.append(rounded(line))
+    return found
+
+
+PARTS = {"child": ("map", "moving", "method"), "prostate": ("method",)}
+
+
+def run(
+    out: Path = OUT,
+    weights: str = ANY,
+    parts: Sequence[str] = tuple(PARTS),
+    seeds: Sequence[int] = SEEDS,
+    recipe: Recipe = WEAK,
+    threads: int = 1,
+    fresh: bool = False,
+    command: str = "python benchmarks/modalities.py",
+) -> Row:
+    """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
+    for name in parts:
+        if name not in PARTS:
+            raise ValueError(f"parts holds {name!r}, expected some of {', '.join(PARTS)}.")
+    if threads < 1 or not seeds:
+        raise ValueError(f"threads is {threads} and seeds {seeds}, expected at least one of each.")
+    torch.set_num_threads(threads)
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)  # read by ANTs
+    said = made(threads, command)
+    held: Row = {} if fresh or not out.is_file() else json.loads(out.read_text())
+    table: Row = {
+        "made": said,
+        "settings": {
+            "mm": MM,
+            "beyond": BEYOND,
+            "smoothness": SMOOTHNESS,
+            "steps": STEPS,
+            "levels": LEVELS,
+            "rigid": {"degrees": ANGLE, "mm": SHIFT},
+            "smooth": {"rms_mm": LENGTH, "blur_mm": WAVE},
+            "folds": [list(fold) for fold in FOLDS],
+            "prostate": recipe.__dict__,
+        },
+    }
+    rows: dict[str, list[Row]] = {name: held.get(name, {}).get("rows", []) for name in PARTS}
+
+    def write() -> None:
+        for name, keys in PARTS.items():
+            table[name] = {"summary": summary(rows[name], keys), "rows": rows[name]}
+        with io.staged(out.parent) as folder:
+            text = json.dumps(table, indent=1, default=dict)
+            (folder / out.name).write_text(text + "\n", encoding="utf-8")
+
+    for part in parts:
+        entries = child_entries(weights, seeds) if part == "child" else prostate_entries(recipe)
+        missing: set[str] = set()
+        for entry in entries:
+            names = {k: v for k, v in entry.key.items() if k not in ("weights", "sha256", "steps")}
+            same = [row for row in rows[part] if names.items() <= row.items()]
+            if entry.key["method"] in missing or any(entry.key.items() <= r.items() for r in same):
+                continue
+            try:
+                row = rounded(entry.measure())
+            except (FileNotFoundError, ImportError) as error:
+                typer.echo(f"{part}: {entry.key['method']} is left out. {error}", err=True)
+                missing.add(entry.key["method"])
+                rows[part] = [r for r in rows[part] if r["method"] != entry.key["method"]]
+                continue
+            rows[part] = [r for r in rows[part] if r not in same]
+            rows[part].append(entry.key | row | {"commit": said["commit"], "date": said["date"]})
+            what = " ".join(str(value) for value in names.values())
+            typer.echo(f"{part}: {what}: Dice {row['dice']:.3f}", err=True)
+            write()
+    write()
+    return table
+
+
+def main(
+    weights: Annotated[str, typer.Option(help="Of the any-contrast network: file or name.")] = ANY,
+    parts: Annotated[list[str] | None, typer.Option(help="Only this part; repeatable.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads, for every method.")] = 1,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
+    fresh: Annotated[bool, typer.Option(help="Measure every row again.")] = False,
+) -> None:
+    """Measure registration across modalities on real images."""
+    # a path of this machine is nobody else's business
+    given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
+    command = shlex.join(["python", "benchmarks/modalities.py", *given])
+    try:
+        run(out, weights, parts or tuple(PARTS), SEEDS, WEAK, threads, fresh, command)
+    except ValueError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)
