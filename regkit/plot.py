@@ -335,6 +335,7 @@ def grid(
     step: int | None = None,
     colour: str | None = None,
     width: float = 0.7,
+    limit: float | None = None,
     spacing: float | Sequence[float] = 1.0,
     axis: int = 2,
     index: int | None = None,
@@ -350,6 +351,8 @@ def grid(
         disp: (1, d, *S) or (d, *S), voxels. Of a volume the two components in the plane are drawn.
         step: voxels between lines; about 24 lines along the longer side by default.
         colour: by default blue on paper, amber over an image.
+        limit: colour each piece of a line by the length of the displacement there instead, from
+            pale where nothing moves to dark at `limit` voxels.
     """
     field = _displacement(disp)
     shape = field.shape[1:]
@@ -365,7 +368,18 @@ def grid(
         _frame(ax, shape, axis, spacing)
     if title:
         ax.set_title(title)
-    ax.add_collection(LineCollection(lines, colors=colour, linewidths=width))
+    if limit is None:
+        ax.add_collection(LineCollection(lines, colors=colour, linewidths=width))
+        return
+    length = _cut(np.linalg.norm(field, axis=0), axis, index)
+    lengths = [length[k] for k in _every(step, u.shape[0])]
+    lengths += [length[:, k] for k in _every(step, u.shape[1])]
+    pieces = np.concatenate([np.stack([line[:-1], line[1:]], axis=1) for line in lines])
+    colours = matplotlib.colormaps["cividis_r"](np.linspace(0.08, 1, 255))  # yellow fades on paper
+    drawn = LineCollection(list(pieces), cmap=ListedColormap(colours), linewidths=width)
+    drawn.set_array(np.concatenate([(at[:-1] + at[1:]) / 2 for at in lengths]))
+    drawn.set_clim(0, limit)
+    ax.add_collection(drawn)
 
 
 def _every(step: int, n: int) -> range:

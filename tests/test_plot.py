@@ -142,6 +142,22 @@ def test_across_another_axis_the_grid_uses_the_components_of_its_plane(ax):
     assert np.array_equal(lines(ax)[0], [(0.5, j + 1) for j in range(3)])
 
 
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_grid_may_be_coloured_by_the_length_of_the_displacement(ax, d):
+    disp = torch.zeros(1, d, *(3, 4, 5)[:d])
+    disp[:, 0, 2] = 3.0
+    disp[:, -1, 2] += 4.0  # in 3D along the axis that one looks along, which counts as well
+    plot.grid(disp, ax, step=1, limit=6)
+    (drawn,) = ax.collections
+    assert drawn.get_clim() == (0, 6)
+    length = dict(zip(((*a, *b) for a, b in lines(ax)), drawn.get_array(), strict=True))
+    assert len(length) == 3 * 3 + 4 * 2  # three lines of three pieces, four of two
+    up = 4 if d == 2 else 0
+    assert length[0, 0, 0, 1] == 0
+    assert length[5, up, 5, up + 1] == 5
+    assert length[1, 0, 5, up] == 2.5  # the mean of its ends
+
+
 def test_arrows_lead_to_where_a_voxel_looks(ax):
     disp = torch.zeros(1, 2, 6, 6)
     disp[:, 0], disp[:, 1] = 1.5, -2.0
