@@ -301,24 +301,29 @@ def judge(
 
     Returns:
         Means over the pairs as `regkit.evaluate.summary` gives them, but seconds as median (the
-        first pair warms up); dice_pairs (one a pair), dice_per_structure (by name), and stages:
-        for each (u, v) Dice and percent of non-positive Jacobians of both, and the mean of |u - v|
-        in voxels.
+        first pair warms up); memory_gb, the peak while it registers, see `_peak`; dice_pairs (one a
+        pair), dice_per_structure (by name), and stages: for each (u, v) Dice and percent of
+        non-positive Jacobians of both, and the mean of |u - v| in voxels.
     """
     known = all(len(s.velocity) for pair in pairs for s in pair)
-    rows, stages, kept = [], [], [Registration(torch.empty(0), torch.empty(0))]
+    rows, stages, peaks = [], [], []
+    answer = Registration(torch.empty(0), torch.empty(0))
 
-    def remember(moving: Tensor, fixed: Tensor) -> Registration:
-        kept[0] = method(moving, fixed)
-        return kept[0]
+    def watched(moving: Tensor, fixed: Tensor) -> Registration:
+        nonlocal answer
+        with _peak(device) as memory:
+            answer = method(moving, fixed)
+        peaks.append(memory[0])
+        return answer
 
     for moving, fixed in pairs:
-        found = evaluate(remember, [(moving, fixed)], labels, True, known, device)[0]
+        found = evaluate(watched, [(moving, fixed)], labels, True, known, device)[0]
         rows.append(found)
         chosen = list(found["dice_per_label"])
-        split = [stage for stage in kept[0].stages if isinstance(stage, tuple)]
+        split = [stage for stage in answer.stages if isinstance(stage, tuple)]
         stages.append([_stage(u, v, moving, fixed, chosen) for u, v in split])
     numbers: Json = summary(rows)
+    numbers["memory_gb"] = max(peaks)
     numbers["seconds"] = statistics.median(row["seconds"] for row in rows)
     numbers["dice_pairs"] = [row["dice"] for row in rows]
     structures = sorted({label for row in rows for label in row["dice_per_label"]})
@@ -378,16 +383,14 @@ def _learned(
     for plan in plans:
         run = train_it(plan)
         model = run.model.to(device)
-        with _peak(device) as memory:
-            found.append(judge(model, pairs, labels, device, names))
-        costs.append((run.seconds, run.memory_gb, memory[0]))
+        found.append(judge(model, pairs, labels, device, names))
+        costs.append((run.seconds, run.memory_gb))
     numbers = _average(found)
-    times, sizes, peaks = zip(*costs, strict=True)
+    times, sizes = zip(*costs, strict=True)
     return {
         **numbers,
         "dice_seeds": [one["dice"] for one in found],
         "parameters": models.parameter_count(model),
-        "memory_gb": max(peaks),
         "training_seconds": None if None in times else sum(times) / len(times),
         "training_memory_gb": None if None in sizes else max(sizes),
         "updates": plans[0].steps,
@@ -603,11 +606,9 @@ def _optimised(
     """A row of a classical method, on the CPU."""
     function = _classical(method)
     assert function is not None
-    cpu = torch.device("cpu")
-    with _peak(cpu) as memory:
-        numbers = judge(_method(function, pairs[0][1].affine), pairs, labels, cpu, names)
-    threads = int(os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"])
-    return {**numbers, "memory_gb": memory[0], "threads": threads}
+    method_here = _method(function, pairs[0][1].affine)
+    numbers = judge(method_here, pairs, labels, torch.device("cpu"), names)
+    return {**numbers, "threads": int(os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"])}
 
 
 # ------------------------------------------------------------------------------------ the paper

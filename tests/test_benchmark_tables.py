@@ -17,8 +17,11 @@ from regkit.models import Registration
 from regkit.spatial import warp
 from regkit.train import held_out
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "data_scripts"))
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import layout  # noqa: E402
+import regkit_book  # noqa: E402
 
 QUICK = {"budget": "smoke", "ndim": 2, "progress": False, "device": "cpu"}
 
@@ -214,6 +217,15 @@ def test_a_row_says_what_was_reached_and_how(made):
     assert dncnn["default"] and dncnn["same_order"] is None
     assert unet["same_order"] in ("yes", "no")
     assert len(list(made[1].glob("unfolding_2d_*/last.safetensors"))) == 2
+
+
+def test_the_book_can_show_a_table(made):
+    held = json.loads(made[0].read_text())["rows"]
+    columns = ["row = {label}", "paper = {paper_dice:percent}", "ours = {dice:percent}"]
+    head, unet, dncnn = regkit_book.table(held, [*columns, "same order? = {same_order}"])
+    assert head == ["row", "paper", "ours", "same order?"]
+    assert unet[:2] == ["U-Net", "68.5\N{NO-BREAK SPACE}%"] and unet[3] in ("yes", "no")
+    assert dncnn[1] == "70.1\N{NO-BREAK SPACE}%" and dncnn[3] == "–"
 
 
 def test_what_is_there_is_not_run_again(again, monkeypatch):
