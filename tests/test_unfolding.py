@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from regkit import losses, models, recipes, spatial, train
+from regkit import blocks, losses, models, recipes, spatial, train
 from regkit.models import Registration, unfolding
 
 both = pytest.mark.parametrize("ndim", [2, 3])
@@ -21,6 +21,9 @@ CHOICES = [
     {"denoiser": "conv"},
     {"denoiser": "unet"},
     {"denoiser": None},
+    {"attention": "linear"},
+    {"attention": "window", "window": 2},
+    {"shared": True, "tolerance": 1e-9},
     {"transformer": False, "skips": False, "denoiser": None, "shared": True},
 ]
 every_choice = pytest.mark.parametrize("options", CHOICES, ids=str)
@@ -218,6 +221,195 @@ def test_the_transformer_knows_where_its_tokens_are():
         torch.testing.assert_close(block(shuffle(x)), shuffle(block(x)), atol=1e-5, rtol=0)
 
 
+# --- attention ------------------------------------------------------------------------------------
+
+
+def attention(kind, channels=8, heads=2, **options):
+    """With weights large enough for some tokens to count far more than others."""
+    torch.manual_seed(0)
+    made = blocks.Attention(channels, heads, kind, **options)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return made.eval()
+
+
+def dense(made, x, weights):
+    """Attention written out: `weights(q, k)` for every pair of tokens, then a weighted mean."""
+    tokens = x.flatten(1, -2)
+    qkv = tokens @ made.in_proj_weight.T + made.in_proj_bias
+    heads = []
+    for q, k, v in zip(*[part.chunk(made.heads, -1) for part in qkv.chunk(3, -1)]):
+        w = weights(q, k)
+        heads.append(w / w.sum(-1, keepdim=True) @ v)
+    found = torch.cat(heads, -1) @ made.out_proj.weight.T + made.out_proj.bias
+    return found.reshape(x.shape)
+
+
+def softmax_kernel(q, k):
+    return torch.einsum("bic,bjc->bij", q, k).div(q.shape[-1] ** 0.5).exp()
+
+
+def linear_kernel(q, k):
+    """Katharopoulos et al. 2020: f(q) f(k), with f(x) = x + 1 above zero and exp(x) below."""
+    q, k = (torch.where(x > 0, x + 1, x.exp()) for x in (q, k))
+    return torch.einsum("bic,bjc->bij", q, k)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (3, 4, 5)])
+@pytest.mark.parametrize(("kind", "kernel"), [("full", softmax_kernel), ("linear", linear_kernel)])
+def test_attention_is_the_sum_over_all_pairs_of_tokens(kind, kernel, shape):
+    made, x = attention(kind), torch.randn(2, *shape, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(made(x), dense(made, x, kernel), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("shape", [(8, 8), (7, 10), (3, 9), (4, 5, 6)])
+def test_a_token_sees_its_window_and_nothing_else(shape, shift):
+    """Windows of 4, cut at 0, 4, 8, ... or, shifted, at 2, 6, ...; a short axis is not cut."""
+    made, x = attention("window", window=4, shift=shift), torch.randn(2, *shape, 8)
+    cuts = [(torch.arange(n) + 2 * (shift and n > 4)) // 4 * (n > 4) for n in shape]
+    window = sum(100**i * c for i, c in enumerate(torch.meshgrid(*cuts, indexing="ij"))).flatten()
+    together = window[:, None] == window
+
+    def kernel(q, k):
+        return softmax_kernel(q, k) * together
+
+    with torch.no_grad():
+        torch.testing.assert_close(made(x), dense(made, x, kernel), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (3, 4, 5)])
+def test_one_window_as_large_as_the_image_is_full_attention(shape):
+    window, full = attention("window", window=7, shift=True), attention("full")
+    x = torch.randn(2, *shape, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(window(x), full(x))
+
+
+@both
+@pytest.mark.parametrize("side", [1, 2, 3])
+@pytest.mark.parametrize("shift", [False, True])
+def test_windows_go_together_again(ndim, side, shift):
+    x = torch.randn(2, *(4, 7, 5)[:ndim], 3)
+    windows, real, join = blocks.cut_windows(x, side, shift)
+    assert windows.shape[1:] == (side**ndim, 3)
+    assert torch.equal(join(windows), x)
+    places = windows[..., 0].numel() if real is None else int(real.sum())
+    assert places == x[..., 0].numel()
+
+
+def test_the_full_transformer_is_that_of_torch():
+    """Weights, their order (which an optimiser's state follows), their start, and the function."""
+    torch.manual_seed(0)
+    theirs = nn.TransformerEncoderLayer(16, 4, 24, 0.0, batch_first=True, norm_first=True).eval()
+    torch.manual_seed(0)
+    ours = blocks.TransformerLayer(16, 24, blocks.Attention(16, 4)).eval()
+    pairs = list(zip(theirs.named_parameters(), ours.named_parameters(), strict=True))
+    assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in pairs)
+    x = 3 * torch.randn(2, 4, 5, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x).flatten(1, 2), theirs(x.flatten(1, 2)))
+
+
+def test_kinds_of_attention_share_their_weights_and_differ_in_their_answer():
+    found = []
+    pair = images((48, 64))
+    for kind in ("full", "linear", "window"):
+        model = with_visible_output(attention=kind, window=2)
+        model.load_state_dict(with_visible_output().state_dict())
+        with torch.no_grad():
+            found.append(model(*pair).disp)
+    assert (found[0] - found[1]).abs().max() > 1e-3 < (found[0] - found[2]).abs().max()
+
+
+# --- as many stages as a pair needs ---------------------------------------------------------------
+
+
+class Towards(nn.Module):
+    """Stands for a fidelity module: each pair's step is its own fixed image, a uniform shift, the
+    moving image (how often it has been asked is written there) decides nothing."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor, self.asked = factor, 0
+
+    def forward(self, pair):
+        self.asked += 1
+        size = pair[:, 1:].mean(tuple(range(1, pair.ndim)), keepdim=True)
+        step = size * self.factor ** (self.asked - 1)
+        return step.expand(-1, pair.ndim - 2, *pair.shape[2:])
+
+
+def adaptive(**options):
+    """Steps of s, s/2, s/4, ... voxels along each axis, s the intensity of the fixed image."""
+    model = create(shared=True, stages=6, denoiser=None, **options).eval()
+    model.stages[0].fidelity = Towards(0.5)
+    return model
+
+
+def sized(*sizes):
+    fixed = torch.ones(len(sizes), 1, 16, 16) * torch.tensor(sizes).reshape(-1, 1, 1, 1)
+    return torch.rand_like(fixed), fixed
+
+
+def test_each_pair_stops_where_its_change_is_small():
+    """Changes of s sqrt(2) / 2^(k-1): below 0.4 at stage 1 for s = 0.1, 3 for 1, 5 for 4."""
+    result = adaptive(tolerance=0.4)(*sized(1.0, 0.1, 4.0))
+    assert len(result.stages) == 5
+    assert unfolding.stages_used(result.stages).tolist() == [3, 1, 5]
+    expected = [1.75, 0.1, 4 * (2 - 2**-4)]
+    for v, value in zip(result.disp, expected, strict=True):
+        torch.testing.assert_close(v, torch.full_like(v, value))
+    torch.testing.assert_close(result.disp, result.stages[-1][1])
+
+
+def test_a_pair_stops_alike_alone_and_in_a_batch():
+    torch.manual_seed(0)
+    model = with_visible_output(shared=True, stages=6)
+    model.settled = "change"
+    moving, fixed = torch.rand(2, 3, 1, 24, 24) * torch.tensor([0.1, 1, 3]).reshape(3, 1, 1, 1)
+    with torch.no_grad():
+        plain = model(moving, fixed)
+        v = torch.stack([torch.zeros_like(plain.disp), *(v for _, v in plain.stages)])
+        changes = (v[1:] - v[:-1]).norm(dim=2).mean((2, 3))  # (stages, pairs)
+        model.tolerance = float(changes[:4].min(0).values.median()) * 1.0001
+        whole = model(moving, fixed)
+        alone = [model(a[None], b[None]) for a, b in zip(moving, fixed)]
+    used = unfolding.stages_used(whole.stages)
+    below = changes <= model.tolerance
+    expected = [int(b.float().argmax()) + 1 if b.any() else 6 for b in below.T]
+    assert used.tolist() == expected and len(set(expected)) > 1
+    for k, one in enumerate(alone):
+        assert len(one.stages) == expected[k]
+        torch.testing.assert_close(one.disp, whole.disp[k : k + 1])
+        torch.testing.assert_close(plain.stages[expected[k] - 1][1][k], whole.disp[k])
+
+
+def test_the_split_of_u_and_v_may_decide():
+    class Shrinks(nn.Module):
+        def forward(self, u):
+            return u - 0.3 / 2**0.5  # so |u - v| = 0.3 everywhere
+
+    for tolerance, used in ((0.31, 1), (0.29, 6)):
+        model = adaptive(tolerance=tolerance, settled="split")
+        model.stages[0].denoiser = Shrinks()
+        assert len(model(*sized(4.0)).stages) == used
+
+
+def test_training_takes_all_stages():
+    model = adaptive(tolerance=100.0)
+    assert len(model(*sized(1.0)).stages) == 1
+    assert len(model.train()(*sized(1.0)).stages) == 6
+
+
+def test_without_tolerance_every_pair_takes_all_stages():
+    stages = with_visible_output(shared=True)(*images((24, 24), batch=2)).stages
+    assert unfolding.stages_used(stages).tolist() == [3, 3]
+    assert unfolding.stages_used(stages[:1]).tolist() == [1, 1]
+
+
 # --- training -----------------------------------------------------------------------------------
 
 EQUATION_7 = {"similarity_u": 0.8, "similarity": 0.2, "diffusion_u": 1.0, "consistency": 0.1}
@@ -353,6 +545,25 @@ def test_shared_weights_fit_any_number_of_stages():
     assert len(five(*pair).stages) == 5
 
 
+def test_a_file_of_shared_weights_is_loaded_with_another_number_of_stages(tmp_path):
+    path, pair = tmp_path / "weights.safetensors", images((24, 24))
+    models.save(with_visible_output(shared=True), path)
+    with torch.no_grad():
+        held = models.load(path)(*pair)
+        more = models.load(path, stages=5, tolerance=1e-9)
+        result = more(*pair)
+    assert len(held.stages) == 3 and len(result.stages) == 5
+    assert torch.equal(held.disp, result.stages[2][1])
+    assert more.options == {**SMALL, "shared": True, "stages": 5, "tolerance": 1e-9} | {
+        "channels": list(SMALL["channels"])
+    }
+    models.save(create(), path)
+    with pytest.raises(ValueError, match="weights are those of 3 stages, expected 5: with shared"):
+        models.load(path, stages=5)
+    with pytest.raises(ValueError, match="options .* do not fit the model 'unfolding'"):
+        models.load(path, colour="red")
+
+
 @pytest.mark.parametrize(("held", "wanted"), [(3, 5), (5, 3), (1, 2)])
 def test_weights_of_another_number_of_stages_are_refused(held, wanted, tmp_path):
     path = tmp_path / "weights.safetensors"
@@ -378,6 +589,11 @@ def test_weights_of_another_number_of_stages_are_refused(held, wanted, tmp_path)
         ({"channels": (8, 0)}, r"channels is \(8, 0\), expected one positive"),
         ({"depth": 1}, "depth is 1, expected 2 or more"),
         ({"width": 3, "denoiser": "conv"}, "width is 3, expected 6 or more"),
+        ({"attention": "swin"}, "attention is 'swin', expected 'full', 'linear' or 'window'"),
+        ({"window": 0}, "window is 0, expected 1 or more"),
+        ({"tolerance": 0.5}, "tolerance is 0.5 and shared False, expected .* shared=True"),
+        ({"tolerance": -1, "shared": True}, "tolerance is -1 .* expected a positive tolerance"),
+        ({"settled": "soon"}, "settled is 'soon', expected 'change' or 'split'"),
         ({"stages": "three"}, "options .* do not fit the model 'unfolding'"),
         ({"colour": "red"}, "options .* do not fit the model 'unfolding'"),
     ],

@@ -126,11 +126,13 @@ def pretrained() -> list[str]:
     )
 
 
-def load(path_or_name: str | os.PathLike) -> RegistrationModel:
+def load(path_or_name: str | os.PathLike, **options: Any) -> RegistrationModel:
     """A model with trained weights, in evaluation mode, on the CPU.
 
     Args:
         path_or_name: a file written by `save`, or one of `pretrained()`.
+        options: of the model, in place of those in the file, where its weights fit them: such as
+            stages=5 for an `unfolding` of shared weights.
 
     Raises:
         FileNotFoundError: neither a file nor the name of shipped weights.
@@ -147,13 +149,13 @@ def load(path_or_name: str | os.PathLike) -> RegistrationModel:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["regkit"])
-            name, ndim, options, info = (header[k] for k in ("name", "ndim", "options", "info"))
+            name, ndim, held, info = (header[k] for k in ("name", "ndim", "options", "info"))
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError):
         raise ValueError(
             f"path_or_name is {path.name!r}, expected a safetensors file written by regkit."
         ) from None
-    model = create(name, ndim, **options)
+    model = create(name, ndim, **{**held, **options})
     try:
         model.load_state_dict(weights)
     except RuntimeError:

@@ -46,7 +46,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regkit.blocks import CONV, ConvBlock, DispHead, group_norm, recompute
+from regkit.blocks import (
+    ATTENTION,
+    ConvBlock,
+    DispHead,
+    NormBlock,
+    PlainConv,
+    Transformer,
+    recompute,
+)
+from regkit.metrics import endpoint_error
 from regkit.models.base import RegistrationModel
 from regkit.spatial import compose, warp
 
@@ -56,34 +65,6 @@ def quiet_head(ndim: int, c_in: int) -> DispHead:
     head = DispHead(ndim, c_in)
     nn.init.normal_(head.conv.weight, std=1e-6)
     return head
-
-
-class NormBlock(ConvBlock):
-    """Convolution, group normalisation, ReLU: (B, c_in, *S) -> (B, c_out, *S / stride)."""
-
-    def __init__(self, ndim: int, c_in: int, c_out: int, stride: int = 1):
-        super().__init__(ndim, c_in, c_out, stride=stride)
-        self.norm = group_norm(c_out)
-
-    def layers(self, x: Tensor) -> Tensor:
-        return torch.relu(self.norm(self.conv(x)))
-
-
-class Transformer(nn.Module):
-    """Each place looks at all others: (B, C, *S) -> (B, C, *S), one token a voxel, any S."""
-
-    def __init__(self, ndim: int, channels: int, heads: int, layers: int, mlp: int):
-        super().__init__()
-        self.position = CONV[ndim](channels, channels, kernel_size=3, padding=1, groups=channels)
-        same: dict[str, Any] = {"dropout": 0.0, "batch_first": True, "norm_first": True}
-        self.layers = nn.Sequential(
-            *(nn.TransformerEncoderLayer(channels, heads, mlp, **same) for _ in range(layers))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.position(x)
-        tokens = self.layers(x.flatten(2).transpose(1, 2))  # (B, voxels, C)
-        return tokens.transpose(1, 2).reshape(x.shape)
 
 
 class TransUNet(nn.Module):
@@ -99,7 +80,7 @@ class TransUNet(nn.Module):
         c_in: int,
         channels: Sequence[int],
         skips: bool = True,
-        transformer: Mapping[str, int] | None = None,
+        transformer: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self.skips = skips
@@ -140,35 +121,10 @@ class DnCNN(nn.Sequential):
         )
 
 
-class PlainConv(nn.Sequential):
-    """Table 2's rival of DnCNN: convolutions and ReLU alone, no norm, and no residual connection.
-
-    The identity all the same at the start: d channels carry +u, d carry -u, ReLU lets one of each
-    pass, and the last layer takes their difference.
-    """
-
-    def __init__(self, ndim: int, width: int, depth: int):
-        widths = (ndim, *[width] * (depth - 1))
-        blocks = [ConvBlock(ndim, a, b, slope=0.0) for a, b in pairwise(widths)]
-        head = DispHead(ndim, width)
-        super().__init__(*blocks, head)
-        first, *middle = (block.conv for block in blocks)
-        with torch.no_grad():
-            nn.init.dirac_(first.weight[:ndim])
-            first.weight[ndim : 2 * ndim] = -first.weight[:ndim]
-            for conv in middle:
-                nn.init.dirac_(conv.weight[: 2 * ndim])
-            for conv in (first, *middle):
-                if conv.bias is not None:
-                    nn.init.zeros_(conv.bias)
-            nn.init.dirac_(head.conv.weight[:, :ndim])
-            head.conv.weight[:, ndim : 2 * ndim] = -head.conv.weight[:, :ndim]
-
-
 class Denoiser(nn.Module):
     """N of equation 6: a displacement u (B, d, *S) in voxels to a displacement v, the same.
 
-    kind: "dncnn" (figure 4), "unet" (table 3) or "conv" (table 2).
+    kind: "dncnn" (figure 4), "unet" (table 3) or "conv" (table 2: convolutions and ReLU alone).
     """
 
     def __init__(self, kind: str, ndim: int, channels: Sequence[int], width: int, depth: int):
@@ -211,9 +167,14 @@ class Unfolding(RegistrationModel):
         transformer, skips: parts of the fidelity module (table 2).
         denoiser: "dncnn", "conv", "unet" (tables 2 and 3), or None: v = u.
         channels: of the fidelity module at 1/2, 1/4, ... of the image.
-        heads, layers, mlp: of the transformer (table 5).
+        heads, layers, mlp: of the transformer (table 5). attention: "full", "linear" or "window",
+            then with windows of `window` tokens a side.
         width, depth: channels and convolutions of the denoiser.
         save_memory: compute the convolutions again on the way back instead of keeping them.
+        tolerance: voxels; in evaluation mode a pair stops at the first stage that is settled to
+            that, and K is the most. It takes shared weights: another stage's weights would say
+            nothing about this one's answer. `stages_used` tells how many each pair took.
+        settled: by "change", the mean |v^k - v^(k-1)|, or by "split", the mean |u^k - v^k|.
     """
 
     def __init__(
@@ -228,18 +189,47 @@ class Unfolding(RegistrationModel):
         heads: int = 4,
         layers: int = 8,
         mlp: int = 96,
+        attention: str = "full",
+        window: int = 4,
         width: int = 16,
         depth: int = 5,
         save_memory: bool = False,
+        tolerance: float | None = None,
+        settled: str = "change",
     ):
         super().__init__(ndim)
-        _check(stages, denoiser, channels, heads if transformer else 1, width, depth)
+        _check(
+            {
+                "stages": (stages, 1),
+                "depth": (depth, 2),
+                "width": (width, 6),
+                "window": (window, 1),
+            },
+            {
+                "denoiser": (denoiser, ("dncnn", "conv", "unet", None)),
+                "attention": (attention, ATTENTION),
+                "settled": (settled, ("change", "split")),
+            },
+        )
+        if not channels or min(channels) < 1:
+            raise ValueError(f"channels is {channels}, expected one positive number a level")
+        if transformer and (heads < 1 or channels[-1] % heads):
+            raise ValueError(
+                f"heads is {heads}, expected a divisor of the last of channels {channels}"
+            )
+        if tolerance is not None and not (shared and tolerance > 0):
+            raise ValueError(
+                f"tolerance is {tolerance} and shared {shared}, "
+                "expected a positive tolerance and shared=True"
+            )
+        self.tolerance, self.settled = tolerance, settled
         self.count, self.shared = stages, shared
         self.divisor = 2 ** len(channels)
-        attention = {"heads": heads, "layers": layers, "mlp": mlp} if transformer else None
+        size = {"heads": heads, "layers": layers, "mlp": mlp}
+        tokens = {**size, "attention": attention, "window": window} if transformer else None
         self.stages = nn.ModuleList(
             Stage(
-                TransUNet(ndim, 2, channels, skips, attention),
+                TransUNet(ndim, 2, channels, skips, tokens),
                 Denoiser(denoiser, ndim, channels, width, depth) if denoiser else nn.Identity(),
             )
             for _ in range(1 if shared else stages)
@@ -248,10 +238,22 @@ class Unfolding(RegistrationModel):
             self.apply(recompute)
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
-        v, found = None, []
+        v: Tensor | None = None
+        found: list[tuple[Tensor, Tensor]] = []
+        going = torch.ones(len(moving), dtype=torch.bool, device=moving.device)
+        adaptive = self.tolerance is not None and not self.training
         for k in range(self.count):  # equations 4 and 6 in turn, from v = 0
-            u, v = self.stages[0 if self.shared else k](moving, fixed, v)
+            u, new = self.stages[0 if self.shared else k](moving, fixed, v)
+            if adaptive:
+                last = found[-1] if found else (torch.zeros_like(u), torch.zeros_like(new))
+                kept = going.reshape(-1, *[1] * (self.ndim + 1))
+                u, new = torch.where(kept, u, last[0]), torch.where(kept, new, last[1])
+                apart = endpoint_error(new, last[1] if self.settled == "change" else u)
+                going = going & (apart > self.tolerance)
+            v = new
             found.append((u, v))
+            if adaptive and not going.any():
+                break
         return {"disp": v, "stages": tuple(found)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -264,16 +266,22 @@ class Unfolding(RegistrationModel):
         return super().load_state_dict(state_dict, *args, **kwargs)
 
 
+def stages_used(stages: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """How many stages each pair of a batch took, (B,): after its last one it stays where it is."""
+    used = torch.ones(len(stages[0][0]), dtype=torch.int64, device=stages[0][0].device)
+    for (_, before), (_, v) in pairwise(stages):
+        used += (v != before).flatten(1).any(1)
+    return used
+
+
 def _check(
-    stages: int, denoiser: str | None, channels: Sequence[int], heads: int, width: int, depth: int
+    least: Mapping[str, tuple[int, int]], choices: Mapping[str, tuple[str | None, Sequence]]
 ) -> None:
     """Refuse options that make no network, one sentence each."""
-    for name, value, least in (("stages", stages, 1), ("depth", depth, 2), ("width", width, 6)):
-        if value < least:
-            raise ValueError(f"{name} is {value}, expected {least} or more")
-    if denoiser not in ("dncnn", "conv", "unet", None):
-        raise ValueError(f"denoiser is {denoiser!r}, expected 'dncnn', 'conv', 'unet' or None")
-    if not channels or min(channels) < 1:
-        raise ValueError(f"channels is {channels}, expected one positive number a level")
-    if heads < 1 or channels[-1] % heads:
-        raise ValueError(f"heads is {heads}, expected a divisor of the last of channels {channels}")
+    for name, (value, bound) in least.items():
+        if value < bound:
+            raise ValueError(f"{name} is {value}, expected {bound} or more")
+    for name, (choice, known) in choices.items():
+        if choice not in known:
+            listed = ", ".join(map(repr, known[:-1]))
+            raise ValueError(f"{name} is {choice!r}, expected {listed} or {known[-1]!r}")
