@@ -313,6 +313,29 @@ def test_ptbp_slices_have_the_known_overlap(sample):
 
 
 @pytest.mark.real
+def test_ptbp_slabs_are_what_their_source_says(sample):
+    folder = sample("ptbp_brain") / "original"
+    slabs = module.load_ptbp_slabs()
+    assert len(slabs) == len({slab.name for slab in slabs}) == 25
+    for slab in slabs:
+        assert slab.image.shape == slab.labels.shape == (1, 182, 217, 18)
+        assert "".join(nib.aff2axcodes(slab.affine)) == "RAS"
+        np.testing.assert_array_equal(slab.affine, slabs[0].affine)
+        np.testing.assert_allclose(np.linalg.norm(slab.affine[:3, :3], axis=0), 1, atol=1e-6)
+        assert slab.labels.unique().tolist() == [0, 1, 2, 3, 4]
+        assert slab.image.min() == 0 and slab.image.max() == 1
+    # nothing was moved: the brightest voxel lies where the file, of axes (P, S, R), has it
+    image = nib.Nifti1Image.from_filename(folder / f"ilist{slabs[3].name[5:]}.nii.gz")
+    assert image.shape == (217, 18, 182)
+    where = np.array(np.unravel_index(np.argmax(image.get_fdata()), image.shape))
+    there = nib.affines.apply_affine(image.affine, where)
+    voxel = nib.affines.apply_affine(np.linalg.inv(slabs[3].affine), there).round().astype(int)
+    assert float(slabs[3].image[0][tuple(voxel)]) == 1
+    # with skull and scalp: a rim of head without labels, a fifth of the brain and more
+    assert ((slabs[3].image > 0.1) & (slabs[3].labels == 0)).sum() > (slabs[3].labels > 0).sum() / 5
+
+
+@pytest.mark.real
 def test_ptbp_modalities_lie_on_each_other(sample):
     sample("ptbp_brain")
     scans = module.load_ptbp_modalities()

@@ -1,8 +1,8 @@
 """Deformed brains to be painted: the shares of their materials, and their labels.
 
 Two families. "template" is the MNI152 template with the labels of the embedded population; "brains"
-are the five label maps of the open sample `brain_labelmaps`, laid over the template by their centre
-and size. Each anatomy is one of these behind a random map of the embedded population, kept as the
+are the five label maps of the open sample `brain_labelmaps`, laid over the template by an affine
+map. Each anatomy is one of these behind a random map of the embedded population, kept as the
 share that every *material* has in every voxel: a voxel of 2.2 mm that is half cortex and half CSF
 is to be painted so. `regkit.data.contrast` gives each material a brightness.
 """
@@ -65,6 +65,7 @@ TISSUES = {  # of each material of a family, in the order of `Anatomy.maps`
     "template": (CSF, CORTEX, WHITE, DEEP),
     "brains": (*(tissue for _, tissue in FREESURFER.values()), CSF),
 }
+ALIGNED = (176, 211, 176)  # voxels of the field of view at 1 mm
 WHOLE = 127  # the share of a voxel that is all of one material
 
 
@@ -106,24 +107,11 @@ def _template_atlas(shape: tuple[int, ...]) -> _Atlas:
     return _Atlas(maps, affine, labels, affine)
 
 
-@functools.cache
-def _template_place() -> tuple[np.ndarray, np.ndarray]:
-    """Centre and standard deviation of the template's brain along each axis, mm."""
-    labels, affine = _drawn_labels(), _template()[1]
-    outer_csf = next(label for label, name in LABELS.items() if name == "outer CSF")
-    where = np.argwhere((labels > 0) & (labels != outer_csf))
-    return where.mean(0) * affine.diagonal()[:3] + affine[:3, 3], where.std(0)
-
-
 @functools.lru_cache(maxsize=10)
 def _brain_atlas(number: int, shape: tuple[int, ...]) -> _Atlas:
-    """One of the five brains, laid over the template by centre and size."""
-    labels = _label_maps()[number]
+    """One of the five brains, laid over the template."""
+    labels, affine = _aligned_brains()[number], _affine(ALIGNED)
     brain = labels > 0
-    place, size = _template_place()
-    where = np.argwhere(brain)
-    affine = np.diag([*(size / where.std(0)), 1.0])
-    affine[:3, 3] = place - affine[:3, :3] @ where.mean(0)
 
     # what skull stripping leaves around a brain: the sulci filled up, and 2 mm
     near = ndimage.distance_transform_edt(~brain) <= 6
@@ -156,9 +144,43 @@ def _blurred(mask: np.ndarray, sigma: float) -> np.ndarray:
 
 
 @functools.cache
-def _label_maps() -> list[np.ndarray]:
-    """The five label maps, each (148, 187, 155) int16, 1 mm, axes to the right, front and top."""
-    return [scan.labels[0].numpy() for scan in load_labelmaps() if scan.labels is not None]
+def _aligned_brains() -> list[np.ndarray]:
+    """The five label maps on one grid of 1 mm, `ALIGNED`, laid over each other and the template.
+
+    Their mean is laid over the template by centre and size, and each brain over their mean by the
+    affine map that fits best, in the least squares, the centre and the extent of every structure.
+    """
+    scans = [scan.labels[0].numpy() for scan in load_labelmaps() if scan.labels is not None]
+    template, affine = _drawn_labels(), _template()[1]
+    outer_csf = next(label for label, name in LABELS.items() if name == "outer CSF")
+    voxels = np.argwhere((template > 0) & (template != outer_csf))
+    centre = voxels.mean(0) * affine.diagonal()[:3] + affine[:3, 3]
+    spread = voxels.std(0)
+
+    own = [_points(labels) for labels in scans]
+    placed = [(points - points[0]) / np.diag(points[1:4] - points[0]) for points in own]
+    target = np.mean(placed, axis=0) * spread + centre  # mm
+    grid = _affine(ALIGNED)
+    aligned = []
+    for labels, points in zip(scans, own, strict=True):
+        column = np.ones((len(target), 1))
+        to_voxels = np.linalg.lstsq(np.hstack([target, column]), points, rcond=None)[0].T
+        matrix = np.vstack([to_voxels, [0, 0, 0, 1]]) @ grid
+        moved = ndimage.affine_transform(labels, matrix, output_shape=ALIGNED, order=0)
+        aligned.append(moved)
+    return aligned
+
+
+def _points(labels: np.ndarray) -> np.ndarray:
+    """Centre, and centre plus standard deviation along each axis, of the brain and each structure.
+
+    In voxels, (4 + 4 n, 3).
+    """
+    found = []
+    for mask in [labels > 0, *(labels == label for label in FREESURFER if label not in TOO_SMALL)]:
+        voxels = np.argwhere(mask)
+        found += [voxels.mean(0), *(voxels.mean(0) + np.diag(voxels.std(0)))]
+    return np.array(found)
 
 
 # --- anatomies -----------------------------------------------------------------------------------
@@ -168,7 +190,8 @@ def _make(family: str, number: int, shape: tuple[int, ...], seed: int, index: in
     d = len(shape)
     random = np.random.default_rng([seed, index, d])
     # people differ by themselves: the brains need less of it than the one template
-    amplitude = 1.0 if family == "template" else random.uniform(0.3, 1.0)
+    low, high = (0.3, 1.0) if family == "template" else (0.0, 0.6)
+    amplitude = random.uniform(low, high)
     velocity = _draw_velocity(random, d, amplitude)
     disp = integrate(_resample_velocity(velocity, shape))
     affine = _affine(shape)

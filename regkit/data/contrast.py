@@ -9,7 +9,7 @@ the labels say where the shapes are. No acquired image is seen.
 
 How a pair is made here. `anatomies` deforms two families of brains by the random maps of the
 embedded population: the MNI152 template, with the population's labels, and the five brains of the
-open sample `brain_labelmaps`, laid over the template by their centre and size. Each is kept as the
+open sample `brain_labelmaps`, laid over the template by an affine map. Each is kept as the
 share that every *material* has in every voxel, so that a voxel of 2.2 mm which is half cortex and
 half CSF is painted so. `PaintedPairs` draws two of a family and paints them.
 
@@ -169,14 +169,14 @@ def _draw_places(
     turn = random.uniform(-6, 6, turns)
     found = []
     for _ in range(2):
-        angles = np.radians(turn + random.uniform(-2, 2, turns))
-        shift = random.uniform(-3, 3, d) / spacing  # mm
+        angles = np.radians(turn + random.uniform(-1.5, 1.5, turns))
+        shift = random.uniform(-2, 2, d) / spacing  # mm
         theta = rigid_theta(
             torch.from_numpy(angles).float()[None],
             torch.from_numpy(shift).float()[None],
             torch.from_numpy(spacing).float(),
         )
-        theta[:, :, :d] *= torch.from_numpy(size * random.uniform(0.97, 1.03, d)).float()
+        theta[:, :, :d] *= torch.from_numpy(size * random.uniform(0.98, 1.02, d)).float()
         found.append(affine_to_disp(theta, shape))
     return found
 

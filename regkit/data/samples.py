@@ -348,26 +348,36 @@ def load_ants_slices(progress: bool = False) -> dict[str, Scan]:
     return {n: Scan(n, _picture(folder / f"{n}slice.jpg"), None, np.eye(4)) for n in names}
 
 
-def load_ptbp_slices(indices: Sequence[int] = (4, 9, 14), progress: bool = False) -> list[Scan]:
-    """Axial slices of 25 children, (182, 217), 1 mm, one grid; images in [0, 1] with skull.
+def load_ptbp_slabs(progress: bool = False) -> list[Scan]:
+    """Slabs of 18 axial slices of 25 children, (182, 217, 18), RAS, 1 mm, one grid for all.
 
-    Labels 1 CSF, 2 cortical grey, 3 white, 4 deep grey matter (our reading; an intensity-driven
-    automatic segmentation). Pictures may appear on the reader's machine only.
+    T1 images in [0, 1] with skull. Labels 1 CSF, 2 cortical grey, 3 white, 4 deep grey matter (our
+    reading; an intensity-driven automatic segmentation). Pictures may appear on the reader's
+    machine only.
+    """
+    folder = fetch("ptbp_brain", progress) / "original"
+    numbers = sorted(int(p.name[5:].split(".")[0]) for p in folder.glob("ilist*.nii.gz"))
+    slabs = []
+    for number in numbers:
+        image, affine = _read(folder / f"ilist{number}.nii.gz")
+        labels, _ = _read(folder / f"slist{number}.nii.gz", labels=True)
+        slabs.append(_scan(f"child{number}", affine, image, labels))
+    return slabs
+
+
+def load_ptbp_slices(indices: Sequence[int] = (4, 9, 14), progress: bool = False) -> list[Scan]:
+    """Axial slices of 25 children, (182, 217), 1 mm: of each slab of `load_ptbp_slabs` some.
 
     Args:
         indices: which of the slab's 18 slices, 0 the lowest.
     """
     if not all(0 <= i < 18 for i in indices):
         raise ValueError(f"indices is {tuple(indices)}, expected slice numbers from 0 to 17.")
-    folder = fetch("ptbp_brain", progress) / "original"
-    numbers = sorted(int(p.name[5:].split(".")[0]) for p in folder.glob("ilist*.nii.gz"))
-    scans = []
-    for number in numbers:
-        image, affine = _read(folder / f"ilist{number}.nii.gz")
-        labels, _ = _read(folder / f"slist{number}.nii.gz", labels=True)
-        slab = _scan(f"child{number}", affine, image, labels)
-        scans += [_slice(slab, axis=2, index=i, name=f"{slab.name}_slice{i}") for i in indices]
-    return scans
+    return [
+        _slice(slab, axis=2, index=i, name=f"{slab.name}_slice{i}")
+        for slab in load_ptbp_slabs(progress)
+        for i in indices
+    ]
 
 
 def load_ptbp_modalities(progress: bool = False) -> dict[str, Scan]:

@@ -1,0 +1,321 @@
+"""Real scans that no network has seen: writes results/real_scans.json.
+
+    python benchmarks/real_scans.py --network any_contrast_3d.safetensors
+
+Two sets, both of the open samples (`regkit data get oasis_3d`, `regkit data get ptbp_brain`):
+
+- "oasis": one pair, the OASIS brain vxm_subject to the OASIS brain c2fvit_A, 13 structures (left
+  and right in one), see `load_oasis_heads`. Both come without skull.
+- "slabs": 25 children, each registered to the next, the last one to the first; T1, 18 axial slices
+  of 1 mm, 4 tissues. The segmentation is automatic and driven by intensity: its Dice rewards
+  matching tissue, not anatomy alone. Read it with the folding.
+
+What is done to the scans first: the axes are turned to right, front and top (no resampling); the
+slabs' skull is taken away, by the union of the four tissues; every scan is cut to the box of its
+brain and 10 mm around it, where there are any; and `regkit.register` scales the intensities. A
+network pads what it gets to a multiple of its divisor.
+
+Every method starts from the same affine registration, `regkit.register` with method "affine" (by
+mutual information), whose matrices the file keeps: it enters the header of the moving scan, so that
+a method resamples the scan once. Networks answer in one pass, without refinement. SyN is `register`
+with method "syn", on the voxels of the fixed scan; it needs antspyx.
+
+A row holds a method on a set: Dice, its gain over the affine registration in points (percent), Dice
+per structure, percent of the voxels where the map folds (mean and largest), and seconds per pair
+(median) after the affine registration. Each row is written when it is there, and a row that is
+there is not measured again, unless its weights or the number of pairs are others.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import nibabel as nib
+import numpy as np
+import torch
+import typer
+
+import regkit
+from regkit import classical, io, metrics, models
+from regkit.data import samples
+from regkit.data.samples import Scan
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "results" / "real_scans.json"
+MARGIN = 10  # mm around a brain
+SHIPPED = ("vxm_diff_brain_3d",)
+TISSUES = {1: "CSF", 2: "cortical grey matter", 3: "white matter", 4: "deep grey matter"}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two prepared scans, with labels."""
+
+    moving: Scan
+    fixed: Scan
+
+    @property
+    def name(self) -> str:
+        return f"{self.moving.name} to {self.fixed.name}"
+
+
+# ---------------------------------------------------------------------------------------- the scans
+
+
+def prepared(scan: Scan, mask: bool = False) -> Scan:
+    """A scan cut to the box of its brain and the margin; mask: only what has a label is brain."""
+    assert scan.image is not None and scan.labels is not None
+    image = torch.where(scan.labels > 0, scan.image, 0) if mask else scan.image
+    where = (image[0] > 0).nonzero()
+    spacing = io.spacing_of(scan.affine, 3)
+    box, start = [slice(None)], np.eye(4)
+    for axis, size in enumerate(image.shape[1:]):
+        room = round(MARGIN / spacing[axis])
+        low = max(0, int(where[:, axis].min()) - room)
+        box.append(slice(low, min(size, int(where[:, axis].max()) + 1 + room)))
+        start[axis, 3] = low
+    cut = tuple(box)
+    return Scan(
+        scan.name, image[cut].contiguous(), scan.labels[cut].contiguous(), scan.affine @ start
+    )
+
+
+def oasis() -> list[Pair]:
+    """The OASIS pair, 13 structures."""
+    moving, fixed = samples.load_oasis_pair()[0], samples.load_oasis_heads()[0]
+    assert moving.labels is not None
+    merged = samples.merge_structures(moving.labels)
+    moving = Scan(moving.name, moving.image, merged, moving.affine)
+    return [Pair(prepared(moving), prepared(fixed))]
+
+
+def slabs() -> list[Pair]:
+    """Each child to the next."""
+    children = [prepared(slab, mask=True) for slab in samples.load_ptbp_slabs()]
+    return [Pair(a, b) for a, b in zip(children, [*children[1:], children[0]], strict=True)]
+
+
+SETS: dict[str, tuple[Callable[[], list[Pair]], Callable[[], dict[int, str]]]] = {
+    "oasis": (oasis, samples.oasis_structures),
+    "slabs": (slabs, lambda: TISSUES),
+}
+
+
+# ------------------------------------------------------------------------------------ the measuring
+
+
+def affine(pair: Pair) -> np.ndarray:
+    """(4, 4), fixed mm -> moving mm: that of `regkit.register` with method "affine"."""
+    images = (io.from_nibabel(scan.nifti()) for scan in (pair.moving, pair.fixed))
+    return classical.align(*images, "affine")
+
+
+def in_place(scan: Scan, matrix: np.ndarray) -> Scan:
+    """The moving scan with its affine registration in its header: fixed mm -> moving mm undone."""
+    return Scan(scan.name, scan.image, scan.labels, np.linalg.inv(matrix) @ scan.affine)
+
+
+def by_headers(pair: Pair, structures: Sequence[int]) -> Row:
+    """Dice of a pair where the headers put it."""
+    moving, fixed = pair.moving, pair.fixed
+    assert moving.labels is not None and fixed.labels is not None
+    there = io.resample_to(
+        moving.labels[None], moving.affine, fixed.labels.shape[1:], fixed.affine, "nearest"
+    )
+    scores = metrics.dice(there, fixed.labels[None], structures)[0].tolist()
+    return {"dice": dict(zip(structures, scores)), "folding": 0.0, "seconds": 0.0}
+
+
+def registered(pair: Pair, method: str, structures: Sequence[int]) -> Row:
+    """Dice of a pair after a method, which starts from where the headers put it."""
+    images = [nib.Nifti1Image(*_arrays(scan, "image")) for scan in (pair.moving, pair.fixed)]
+    labels = [nib.Nifti1Image(*_arrays(scan, "labels")) for scan in (pair.moving, pair.fixed)]
+    result = regkit.register(
+        *images,
+        method=method,
+        affine=False,
+        device="cpu",
+        moving_labels=labels[0],
+        fixed_labels=labels[1],
+    )
+    after = result.metrics["dice_per_label"]
+    return {
+        "dice": {
+            i: after[str(i)]["after"] if str(i) in after else float("nan") for i in structures
+        },
+        "folding": result.metrics["folding_percent"],
+        "seconds": result.metrics["seconds"],
+    }
+
+
+def _arrays(scan: Scan, what: str) -> tuple[np.ndarray, np.ndarray]:
+    return getattr(scan, what)[0].numpy(), scan.affine
+
+
+def summed_up(rows: Sequence[Row], structures: dict[int, str]) -> Row:
+    """One row from those of the pairs: means of the Dice, mean and largest folding."""
+    per_pair = [float(np.nanmean(list(row["dice"].values()))) for row in rows]
+    return {
+        "dice": statistics.fmean(per_pair),
+        "dice_per_structure": {
+            name: float(np.nanmean([row["dice"][label] for row in rows]))
+            for label, name in structures.items()
+        },
+        "dice_per_pair": [round(x, 4) for x in per_pair],
+        "folding_percent": statistics.fmean(row["folding"] for row in rows),
+        "folding_percent_largest": max(row["folding"] for row in rows),
+        "seconds": statistics.median(row["seconds"] for row in rows),
+    }
+
+
+# ----------------------------------------------------------------------------------------- the file
+
+
+def rounded(value: Any) -> Any:
+    """The same with four digits."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def fingerprint(weights: str) -> str | None:
+    """Of the file that holds the weights, by path or name; None of a method without weights."""
+    path = Path(weights)
+    if weights in models.pretrained():
+        path = Path(models.__file__).parents[1] / "weights" / f"{weights}.safetensors"
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else None
+
+
+def made(command: str) -> Row:
+    """How, from what, where, when."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "regkit", "benchmarks")
+    return {
+        "command": command,
+        "commit": git("rev-parse", "HEAD") + (" with changes" if changed else ""),
+        "date": datetime.date.today().isoformat(),
+        "device": f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),  # processes that wanted the processor at the start
+        "seed": 0,  # nothing is drawn at random
+        "versions": {"regkit": regkit.__version__, "torch": torch.__version__},
+    }
+
+
+def run(
+    out: Path = OUT,
+    pairs: int = 25,
+    sets: Sequence[str] = tuple(SETS),
+    networks: Sequence[str] = SHIPPED,
+    syn: bool = True,
+    fresh: bool = False,
+    command: str = "python benchmarks/real_scans.py",
+) -> Row:
+    """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
+    for name in sets:
+        if name not in SETS:
+            raise ValueError(f"sets holds {name!r}, expected some of {', '.join(SETS)}.")
+    if pairs < 1:
+        raise ValueError(f"pairs is {pairs}, expected at least 1.")
+    said = made(command)
+    table: Row = {"rows": [], "affine": {}}
+    if out.is_file() and not fresh:
+        table = json.loads(out.read_text())
+    table = {"made": said, **{k: table[k] for k in ("rows", "affine")}}
+    methods = ["unregistered", "affine", *networks, *(["syn"] if syn else [])]
+    for name in sets:
+        load, described = SETS[name]
+        structures = described()
+        known = load()[:pairs]
+        for method in methods:
+            key = {
+                "set": name,
+                "method": Path(method).name,
+                "sha256": fingerprint(method),
+                "pairs": len(known),
+            }
+            same = [r for r in table["rows"] if (r["set"], r["method"]) == (name, key["method"])]
+            if same and key.items() <= same[0].items():
+                continue
+            try:
+                row = summed_up(
+                    [_one(pair, method, list(structures), table["affine"]) for pair in known],
+                    structures,
+                )
+            except (ValueError, FileNotFoundError) as error:
+                typer.echo(f"{name}: {method} is left out. {error}", err=True)
+                continue
+            start = [r for r in table["rows"] if (r["set"], r["method"]) == (name, "affine")]
+            if start and start[0]["pairs"] == len(known):
+                row["gain"] = 100 * (row["dice"] - start[0]["dice"])
+            row = {**key, **rounded(row), "commit": said["commit"], "date": said["date"]}
+            table["rows"] = [r for r in table["rows"] if r not in same] + [row]
+            table["rows"].sort(key=lambda r: list(SETS).index(r["set"]))
+            typer.echo(
+                f"{name}: {method}: Dice {row['dice']:.4f}, folding {row['folding_percent']:.4f} %,"
+                f" {row['seconds']:.1f} s",
+                err=True,
+            )
+            _write(table, out)
+    _write(table, out)
+    return table
+
+
+def _one(pair: Pair, method: str, structures: Sequence[int], matrices: Row) -> Row:
+    """One pair by one method; the affine matrix is looked up, or found and kept."""
+    if method == "unregistered":
+        return by_headers(pair, structures)
+    if pair.name not in matrices:
+        matrices[pair.name] = [[float(f"{x:.8g}") for x in line] for line in affine(pair)]
+    placed = Pair(in_place(pair.moving, np.array(matrices[pair.name])), pair.fixed)
+    if method == "affine":
+        return by_headers(placed, structures)
+    return registered(placed, method, structures)
+
+
+def _write(table: Row, out: Path) -> None:
+    with io.staged(out.parent) as folder:
+        (folder / out.name).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+def main(
+    pairs: Annotated[int, typer.Option(help="How many pairs of a set at most.")] = 25,
+    sets: Annotated[list[str] | None, typer.Option(help="Only this set; may be repeated.")] = None,
+    network: Annotated[
+        list[str] | None, typer.Option(help="A weights file or a name; may be repeated.")
+    ] = None,
+    syn: Annotated[bool, typer.Option(help="Also SyN, minutes a pair.")] = True,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
+    fresh: Annotated[bool, typer.Option(help="Measure every row again.")] = False,
+) -> None:
+    """Register real scans by shipped networks, by others, and by SyN."""
+    # a path of this machine is nobody else's business
+    given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
+    command = shlex.join(["python", "benchmarks/real_scans.py", *given])
+    try:
+        run(out, pairs, sets or tuple(SETS), (*SHIPPED, *(network or ())), syn, fresh, command)
+    except ValueError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)
