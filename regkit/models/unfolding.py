@@ -174,7 +174,8 @@ class Unfolding(RegistrationModel):
         tolerance: voxels; in evaluation mode a pair stops at the first stage that is settled to
             that, and K is the most. It takes shared weights: another stage's weights would say
             nothing about this one's answer. `stages_used` tells how many each pair took.
-        settled: by "change", the mean |v^k - v^(k-1)|, or by "split", the mean |u^k - v^k|.
+        settled: by "change", the mean |v^k - v^(k-1)|, or by "split", the mean |u^k - v^k|, which
+            in results/adaptive_stages.json grows from stage to stage where the change falls.
     """
 
     def __init__(

@@ -1,0 +1,139 @@
+"""Time and memory of `unfolding` at 160x192x160, three stages: writes results/unfolding_cost.json.
+
+    python benchmarks/unfolding_cost.py                    # on the CPU
+    python benchmarks/unfolding_cost.py --device cuda      # what a GPU measures
+
+Inference: seconds of one pair in a process of its own, and the most memory that process held
+(resident set on the CPU, with Python and torch; torch's allocator on a GPU), in float32 and in
+bfloat16, with channels first and last.
+
+Training, one step of the objective of recipe `unfolding_3d` at batch 1: on a GPU measured. On the
+CPU an *estimate*: the bytes of all tensors that the way back needs, each storage counted once, plus
+four times the weights (themselves, gradient and both moments of Adam). They are counted at half the
+size, 80x96x80, and multiplied by eight. What a step holds for a moment beyond that is left out, and
+autocast on a CPU chooses bfloat16 in other places than on a GPU.
+
+Each row is written when it is there, and a row that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import hu2024
+import torch
+import typer
+
+from regkit import io, models, recipes, train
+
+OUT = Path(__file__).parents[1] / "results" / "unfolding_cost.json"
+SHAPE = (160, 192, 160)
+HALF = (80, 96, 80)
+Row = dict[str, Any]
+
+
+def inference(device: str, threads: int, bf16: bool, last: bool, shape: tuple[int, ...]) -> Row:
+    """One pair, in a process of its own."""
+    torch.set_num_threads(threads)
+    model = models.create("unfolding", 3).eval().to(device)
+    pair = torch.rand(2, 1, 1, *shape, device=device)
+    if last:
+        model = model.to(memory_format=torch.channels_last_3d)
+    times = []
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+        for _ in range(1 if device == "cpu" else 5):  # a GPU chooses its kernels at first
+            start = time.perf_counter()
+            disp = model(*pair).disp
+            disp.sum().item()  # wait for the GPU
+            times.append(time.perf_counter() - start)
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    return {"seconds": round(min(times), 3), "gigabytes": round(peak / 1e9, 2)}
+
+
+def step(device: str, threads: int, bf16: bool, save: bool, shape: tuple[int, ...]) -> Row:
+    """One step of training: its peak on a GPU, what it keeps on the CPU."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    recipe = recipes.get("unfolding_3d", "cpu")
+    model = models.create("unfolding", 3, save_memory=save).train().to(device)
+    model = model.to(memory_format=torch.channels_last_3d)
+    moving, fixed = torch.rand(2, 1, 1, *shape, device=device)
+    optimizer = torch.optim.Adam(model.parameters())
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return x
+
+    times = []
+    for _ in range(1 if device == "cpu" else 3):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                result = model(moving, fixed)
+            terms = train.objective(result, {"moving": moving, "fixed": fixed}, recipe)
+            loss = torch.stack([recipe.weights[k] * v for k, v in terms.items()]).sum()
+        if device == "cpu":
+            break
+        kept.clear()
+        loss.backward()
+        optimizer.step()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+        return {"seconds": round(min(times), 3), "gigabytes": round(peak / 1e9, 2)}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    activations = sum(s.nbytes() for address, s in kept.items() if address not in weights)
+    size = 4 * sum(p.nbytes for p in model.parameters())
+    return {"estimated_gigabytes": round((8 * activations + size) / 1e9, 2)}
+
+
+def in_a_process(function: Any, *arguments: Any) -> Row:
+    """The peak of a process is that of all it has ever done: each row has its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def main(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="Of torch.")] = 2,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
+) -> None:
+    """Whether a pair and a step fit, and how long a pair takes."""
+    said = hu2024.made(threads, f"python benchmarks/unfolding_cost.py --device {device}")
+    rows = json.loads(out.read_text())["rows"] if out.is_file() else []
+    wanted: list[tuple[Row, Any]] = [
+        ({"part": "step", "device": device, "bf16": bf16, "save_memory": save}, step)
+        for bf16 in (False, True)
+        for save in (False, True)
+    ]
+    wanted += [
+        ({"part": "inference", "device": device, "bf16": bf16, "channels_last": last}, inference)
+        for bf16 in (False, True)
+        for last in (False, True)
+    ]
+    for name, function in wanted:
+        if any(name.items() <= row.items() for row in rows):
+            continue
+        shape = HALF if function is step and device == "cpu" else SHAPE
+        *_, a, b = name.values()
+        load = hu2024.made(threads, "")["load"]
+        rows.append(name | in_a_process(function, device, threads, a, b, shape) | {"load": load})
+        typer.echo(rows[-1], err=True)
+        with io.staged(out.parent) as folder:
+            table = {"made": said, "shape": SHAPE, "rows": rows}
+            (folder / out.name).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
