@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
@@ -24,3 +27,16 @@ def choose_device(device: str) -> torch.device:
             f"device is {device!r} and PyTorch sees no such GPU here, expected 'cpu' or 'auto'."
         )
     return chosen
+
+
+@contextmanager
+def enough_memory(sentence: str) -> Iterator[None]:
+    """Where the memory of the GPU is exhausted, `sentence` says what came and what helps.
+
+    Raises:
+        ValueError: with that sentence.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise ValueError(sentence) from None

@@ -27,8 +27,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ from regkit.data.contrast import PaintedPairs
 from regkit.data.pairs import RandomPairs, chain
 from regkit.data.population import Subject, population
 from regkit.data.rigid import moved_heads
-from regkit.device import choose_device
+from regkit.device import choose_device, enough_memory
 from regkit.evaluate import evaluate, motion_errors, summary
 from regkit.metrics import endpoint_error
 from regkit.models import Registration, RegistrationModel
@@ -432,10 +431,15 @@ def train(
     tested = [entry for entry in history if _validates(recipe, int(entry["step"]))]
     best = max(map(task.score, tested), default=-math.inf)
 
+    memory = (
+        f"shape is {recipe.shape} and batch {recipe.batch}, expected a step that fits into the "
+        "memory of the GPU: set save_memory=True in options (where the model has it), "
+        "precision to 'bf16' or 'fp16', or make batch or shape smaller."
+    )
     bar = tqdm(loader, total=recipe.steps, initial=done, disable=quiet, desc=recipe.name)
     model.train()
     for step, batch in enumerate(bar, start=done + 1):
-        with _enough_memory(recipe):
+        with enough_memory(memory):
             with accelerator.autocast():
                 result = model(batch["moving"], batch["fixed"])
             terms = objective(result, batch, recipe)
@@ -507,19 +511,6 @@ def _network(recipe: Recipe, start: str | os.PathLike | None) -> RegistrationMod
         ) from None
     network.info["started_from"] = before.info
     return network
-
-
-@contextmanager
-def _enough_memory(recipe: Recipe) -> Iterator[None]:
-    """A GPU whose memory is too small for a step is one sentence that names what helps."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise ValueError(
-            f"shape is {recipe.shape} and batch {recipe.batch}, expected a step that fits into the "
-            "memory of the GPU: set save_memory=True in options (where the model has it), "
-            "precision to 'bf16' or 'fp16', or make batch or shape smaller."
-        ) from None
 
 
 def _validates(recipe: Recipe, step: int) -> bool:

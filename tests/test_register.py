@@ -356,6 +356,77 @@ def result(network):
     return regkit.register(image, image, "constant.safetensors")
 
 
+@pytest.mark.parametrize("refine", [0, 5])
+def test_a_gpu_whose_memory_is_too_small_is_one_sentence(network, monkeypatch, refine):
+    model = network([0.0, 0.0])
+
+    def too_large(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    if refine:
+        monkeypatch.setattr(classical, "refine", too_large)
+    else:
+        monkeypatch.setattr(model, "estimate", too_large)
+    image = blobs((30, 34))
+    with pytest.raises(ValueError, match=r"grid of \(30, 34\) voxels .*device='cpu'") as caught:
+        regkit.register(image, image, "constant.safetensors", refine=refine)
+    assert "\n" not in str(caught.value)
+
+
+ONE = {"recipe": {"contrast": "t1"}}
+contrasts = pytest.mark.parametrize("other", ["t2", "pd", "flair"])
+
+
+def contrast_warnings(network, moving, fixed, **info):
+    network([0.0] * moving.image[0].ndim, **info)
+    images = (nifti(x.image[0].numpy(), x.affine) for x in (moving, fixed))
+    found = regkit.register(*images, "constant.safetensors", affine=False).warnings
+    return [sentence for sentence in found if "two contrasts" in sentence]
+
+
+@contrasts
+@pytest.mark.parametrize("shape", [(80, 96), (40, 48, 40)])
+def test_another_contrast_is_warned_of_on_either_side(network, shape, other):
+    t1 = population(2, shape, seed=2)
+    others = population(2, shape, seed=2, contrast=other)
+    for pair in ((t1[0], others[1]), (others[0], t1[1])):
+        assert len(contrast_warnings(network, *pair, **ONE)) == 1
+    assert contrast_warnings(network, *t1, **ONE) == []
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {},
+        {**ONE, "contrast": "any"},
+        {"recipe": {"contrast": "random"}},
+        {"recipe": {"contrast": "t1", "painted": {"size": 3}}},
+        {"recipe": {"contrast": "t1", "motion": {"contrasts": ["t1", "t2"]}}},
+    ],
+    ids=str,
+)
+def test_weights_that_know_several_contrasts_do_not_warn(network, info):
+    t1, t2 = (population(2, (80, 96), seed=2, contrast=c) for c in ("t1", "t2"))
+    assert contrast_warnings(network, t1[0], t2[1], **info) == []
+
+
+@pytest.mark.real
+def test_real_pairs_of_one_contrast_and_of_two(network, sample):
+    from regkit.data import samples
+
+    for name in ("oasis_3d", "ants_slices", "brainweb_t1_pd_2d"):
+        sample(name)
+    oasis, ants = samples.load_oasis_slices(), list(samples.load_ants_slices().values())
+    brainweb = samples.load_brainweb()
+    pairs = [oasis[:2], ants[:2], ants[2:], (brainweb["t1"], brainweb["pd"])]
+    network([0.0, 0.0], spacing=[2.2, 2.2], orientation="RAS", range=[0, 1], **ONE)
+    warned = []
+    for pair in pairs:
+        found = regkit.register(*(x.nifti() for x in pair), "constant.safetensors").warnings
+        warned.append(any("two contrasts" in sentence for sentence in found))
+    assert warned == [False, False, False, True]
+
+
 def test_save_writes_four_files(result, tmp_path):
     folder = result.save(tmp_path / "a" / "b")
     names = ["disp.nii.gz", "metrics.json", "moved.nii.gz", "report.png"]
