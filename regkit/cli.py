@@ -426,9 +426,10 @@ def benchmark(
     What is there already is not run again, and a training that was stopped goes on.
     """
     from regkit import benchmark as tables
+    from regkit.tables import TABLES
 
     if table == "list":
-        for name, one in tables.TABLES.items():
+        for name, one in TABLES.items():
             typer.echo(f"{name:<18}{one.title}")
             for number, line in enumerate(one.rows, 1):
                 state = "" if tables.exists(line.method) else "   not yet"
@@ -436,7 +437,7 @@ def benchmark(
         return
     if table == "all" and (out is not None or row):
         raise ValueError("table is 'all', expected one table with the options --out and --row.")
-    for name in tables.TABLES if table == "all" else [table]:
+    for name in TABLES if table == "all" else [table]:
         file = tables.run(
             name,
             budget,

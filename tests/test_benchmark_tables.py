@@ -11,10 +11,11 @@ import torch
 from typer.testing import CliRunner
 
 from regkit import benchmark, classical, cli, io, models, recipes, train
-from regkit.benchmark import TABLES, compare, judge, orders, recipe_of
+from regkit.benchmark import compare, judge, orders, recipe_of
 from regkit.data import LABELS, population, true_displacement
 from regkit.models import Registration
 from regkit.spatial import warp
+from regkit.tables import TABLES
 from regkit.train import held_out
 
 ROOT = Path(__file__).parents[1]
