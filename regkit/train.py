@@ -228,7 +228,7 @@ def _painted(recipe: Recipe, progress: bool) -> Task:
     brains = options.pop("brains", True)
     learn = anatomies(recipe.subjects, recipe.shape, 0, brains, progress)
     others = anatomies(max(6, recipe.validation), recipe.shape, 1, brains, progress)
-    tested = PaintedPairs(others, recipe.validation, seed=1, labels=None)
+    tested = PaintedPairs(others, recipe.shape, recipe.validation, seed=1, labels=None)
 
     def validate(model: RegistrationModel, device: torch.device) -> dict[str, float]:
         pairs = (tested.subjects(i) for i in range(len(tested)))
@@ -236,7 +236,9 @@ def _painted(recipe: Recipe, progress: bool) -> Task:
         return {k: scores[k] for k in ("dice", "dice_before", "folding_percent")}
 
     return Task(
-        pairs=PaintedPairs(learn, recipe.steps * recipe.batch, recipe.seed, **options),
+        pairs=PaintedPairs(
+            learn, recipe.shape, recipe.steps * recipe.batch, recipe.seed, **options
+        ),
         validate=validate,
         score=lambda scores: scores["dice"],
         info={

@@ -1,10 +1,10 @@
-"""Deformed brains to be painted: the shares of their materials, and their labels.
+"""Deformed brains to be painted: label maps, of voxels half as wide as those of the images.
 
 Two families. "template" is the MNI152 template with the labels of the embedded population; "brains"
 are the five label maps of the open sample `brain_labelmaps`, laid over the template by an affine
-map. Each anatomy is one of these behind a random map of the embedded population, kept as the
-share that every *material* has in every voxel: a voxel of 2.2 mm that is half cortex and half CSF
-is to be painted so. `regkit.data.contrast` gives each material a brightness.
+map. Each anatomy is one of these behind a random map of the embedded population. The voxels are
+fine so that an image painted on them, `regkit.data.contrast`, has voxels that are half cortex and
+half CSF once its own are made.
 """
 
 from __future__ import annotations
@@ -29,17 +29,16 @@ from regkit.data.population import (
     _affine,
     _draw_velocity,
     _drawn_labels,
-    _on_grid,
     _resample_velocity,
     _spacing,
     _template,
 )
 from regkit.data.population import _recipe_hash as _population_hash
 from regkit.data.samples import load_labelmaps
-from regkit.spatial import identity_grid, integrate, warp
+from regkit.spatial import identity_grid, integrate, resize_disp, warp
 
-CSF, CORTEX, WHITE, DEEP = range(4)  # the order of `CONTRASTS`
-# FreeSurfer's numbers in `brain_labelmaps`, left and right in one: the name, and the tissue
+CSF, CORTEX, WHITE, DEEP = range(4)  # the order of `CONTRASTS` of the population
+# FreeSurfer's numbers in `brain_labelmaps`, left and right in one, and the CSF that we add
 FREESURFER = {
     2: ("cerebral white matter", WHITE),
     3: ("cerebral cortex", CORTEX),
@@ -56,17 +55,31 @@ FREESURFER = {
     16: ("brain stem", WHITE),
     17: ("hippocampus", CORTEX),
     18: ("amygdala", CORTEX),
+    24: ("CSF", CSF),
     26: ("accumbens", DEEP),
     28: ("ventral diencephalon", DEEP),
     31: ("choroid plexus", CSF),
 }
-TOO_SMALL = (5, 26, 31)  # to learn from: about a cubic centimetre in thin sheets
-TISSUES = {  # of each material of a family, in the order of `Anatomy.maps`
-    "template": (CSF, CORTEX, WHITE, DEEP),
-    "brains": (*(tissue for _, tissue in FREESURFER.values()), CSF),
+OUTER_CSF = {"brains": 24, "template": 6}
+# of each family: labels that share a brightness, and their tissue
+MATERIALS: dict[str, list[tuple[tuple[int, ...], int]]] = {
+    "template": [
+        ((1, 2), WHITE),
+        ((3, 4), DEEP),
+        ((5,), CSF),
+        ((6,), CSF),
+        ((7, 8), CORTEX),
+        ((9,), WHITE),
+        (tuple(label for label in LABELS if label >= 10), CORTEX),
+    ],
+    "brains": [((label,), tissue) for label, (_, tissue) in FREESURFER.items()],
+}
+# what a network is taught: not the CSF that we added, nor about a cubic centimetre in thin sheets
+LEARNED = {
+    "template": tuple(LABELS),
+    "brains": tuple(label for label in FREESURFER if label not in (5, 24, 26, 31)),
 }
 ALIGNED = (176, 211, 176)  # voxels of the field of view at 1 mm
-WHOLE = 127  # the share of a voxel that is all of one material
 
 
 @dataclass(frozen=True)
@@ -75,72 +88,22 @@ class Anatomy:
 
     name: such as "brains-0-0007" (family, seed, index).
     family: "template" or "brains". Within a family the labels mean the same.
-    maps: (M, *S) int8, the share of each material in each voxel, in 127ths, see `TISSUES`; of the
-        template also the texture, last. labels: (1, *S) int16, named by `LABELS` of the population
-        or by `FREESURFER`.
-    affine: 4x4 float64, voxel -> RAS mm.
+    labels: (1, *F) uint8, named by `LABELS` of the population or by `FREESURFER`; F is `fine` of
+        the images' shape.
     """
 
     name: str
     family: str
-    maps: Tensor
     labels: Tensor
-    affine: np.ndarray
+
+
+def fine(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of anatomies for images of `shape`: twice that, but no voxel below 1 mm."""
+    factor = 2 if _spacing(shape).min() >= 2 else 1
+    return tuple(factor * n for n in shape)
 
 
 # --- brains to deform ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Atlas:
-    """What is deformed: maps (1, M, *N) float32, labels (1, 1, *N), and where both lie, mm."""
-
-    maps: Tensor
-    maps_affine: np.ndarray
-    labels: Tensor
-    labels_affine: np.ndarray
-
-
-@functools.lru_cache(maxsize=2)
-def _template_atlas(shape: tuple[int, ...]) -> _Atlas:
-    maps, labels, affine = _on_grid(shape)
-    return _Atlas(maps, affine, labels, affine)
-
-
-@functools.lru_cache(maxsize=10)
-def _brain_atlas(number: int, shape: tuple[int, ...]) -> _Atlas:
-    """One of the five brains, laid over the template."""
-    labels, affine = _aligned_brains()[number], _affine(ALIGNED)
-    brain = labels > 0
-
-    # what skull stripping leaves around a brain: the sulci filled up, and 2 mm
-    near = ndimage.distance_transform_edt(~brain) <= 6
-    filled = ndimage.distance_transform_edt(near) > 4
-    rim = ndimage.binary_fill_holes(filled | brain) & ~brain
-    materials = [labels == label for label in FREESURFER] + [rim]
-    spacing = float(_spacing(shape).max())
-    if len(shape) == 2:
-        k = round((SLICE_Z - affine[2, 3]) / affine[2, 2])
-        labels = labels[..., k]
-        materials = [m[..., k] for m in materials]
-    step = max(1, int(spacing))  # mm; a coarse voxel averages what it covers
-    sigma = 0.4 * np.sqrt(max(spacing**2 - 1, 0))
-    every = (slice(None, None, step),) * len(shape)
-    maps = np.stack([_blurred(m, sigma)[every] for m in materials])
-    coarse = affine @ np.diag([step, step, step, 1.0])
-    learned = np.where(np.isin(labels, [*set(FREESURFER) - set(TOO_SMALL)]), labels, 0)
-    return _Atlas(torch.from_numpy(maps)[None], coarse, torch.from_numpy(learned)[None, None],
-                  affine)  # fmt: skip
-
-
-def _blurred(mask: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of a mask, where there is anything to blur: float32."""
-    blurred = mask.astype(np.float32)
-    reach = int(4 * sigma) + 1
-    for box in ndimage.find_objects(mask.astype(np.int8)):
-        near = tuple(slice(max(0, s.start - reach), s.stop + reach) for s in box)
-        blurred[near] = ndimage.gaussian_filter(blurred[near], sigma)
-    return blurred
 
 
 @functools.cache
@@ -149,11 +112,11 @@ def _aligned_brains() -> list[np.ndarray]:
 
     Their mean is laid over the template by centre and size, and each brain over their mean by the
     affine map that fits best, in the least squares, the centre and the extent of every structure.
+    Then the CSF is added that skull stripping leaves around a brain: sulci filled up, and 2 mm.
     """
     scans = [scan.labels[0].numpy() for scan in load_labelmaps() if scan.labels is not None]
     template, affine = _drawn_labels(), _template()[1]
-    outer_csf = next(label for label, name in LABELS.items() if name == "outer CSF")
-    voxels = np.argwhere((template > 0) & (template != outer_csf))
+    voxels = np.argwhere((template > 0) & (template != OUTER_CSF["template"]))
     centre = voxels.mean(0) * affine.diagonal()[:3] + affine[:3, 3]
     spread = voxels.std(0)
 
@@ -167,7 +130,12 @@ def _aligned_brains() -> list[np.ndarray]:
         to_voxels = np.linalg.lstsq(np.hstack([target, column]), points, rcond=None)[0].T
         matrix = np.vstack([to_voxels, [0, 0, 0, 1]]) @ grid
         moved = ndimage.affine_transform(labels, matrix, output_shape=ALIGNED, order=0)
-        aligned.append(moved)
+        moved[~np.isin(moved, [*FREESURFER])] = 0  # one map holds 4 voxels of another label
+        brain = moved > 0
+        near = ndimage.distance_transform_edt(~brain) <= 6
+        filled = ndimage.distance_transform_edt(near) > 4
+        rim = ndimage.binary_fill_holes(filled | brain) & ~brain
+        aligned.append(np.where(rim, OUTER_CSF["brains"], moved).astype(np.uint8))
     return aligned
 
 
@@ -177,7 +145,7 @@ def _points(labels: np.ndarray) -> np.ndarray:
     In voxels, (4 + 4 n, 3).
     """
     found = []
-    for mask in [labels > 0, *(labels == label for label in FREESURFER if label not in TOO_SMALL)]:
+    for mask in [labels > 0, *(labels == label for label in LEARNED["brains"])]:
         voxels = np.argwhere(mask)
         found += [voxels.mean(0), *(voxels.mean(0) + np.diag(voxels.std(0)))]
     return np.array(found)
@@ -191,29 +159,27 @@ def _make(family: str, number: int, shape: tuple[int, ...], seed: int, index: in
     random = np.random.default_rng([seed, index, d])
     # people differ by themselves: the brains need less of it than the one template
     low, high = (0.3, 1.0) if family == "template" else (0.0, 0.6)
-    amplitude = random.uniform(low, high)
-    velocity = _draw_velocity(random, d, amplitude)
-    disp = integrate(_resample_velocity(velocity, shape))
-    affine = _affine(shape)
-    grid = identity_grid(shape)[None]
+    velocity = _draw_velocity(random, d, random.uniform(low, high))
+    # the map is smooth: its two grids, edge to edge, differ by less than a voxel at the border
+    disp = resize_disp(integrate(_resample_velocity(velocity, shape)), fine(shape))
 
-    def looked_up(source: Tensor, source_affine: np.ndarray, mode: str) -> Tensor:
-        def column(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(values).float().reshape(1, d, *[1] * d)
+    if family == "template":
+        source, source_affine = _drawn_labels(), _template()[1]
+    else:
+        source, source_affine = _aligned_brains()[number], _affine(ALIGNED)
+    if d == 2:
+        k = round((SLICE_Z - source_affine[2, 3]) / source_affine[2, 2])
+        source = source[..., k]
 
-        own, old = affine.diagonal()[:d], source_affine.diagonal()[:d]
-        start = (affine - source_affine)[:d, 3] / old
-        return warp(source, (grid + disp) * column(own / old) + column(start) - grid, mode=mode)[0]
+    def column(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).float().reshape(1, d, *[1] * d)
 
-    atlas = _template_atlas(shape) if family == "template" else _brain_atlas(number, shape)
-    maps = looked_up(atlas.maps, atlas.maps_affine, "linear")
-    return Anatomy(
-        name=f"{family}-{seed}-{index:04d}",
-        family=family,
-        maps=(WHOLE * maps).round().to(torch.int8),
-        labels=looked_up(atlas.labels, atlas.labels_affine, "nearest").to(torch.int16),
-        affine=affine,
-    )
+    affine, grid = _affine(fine(shape)), identity_grid(fine(shape))[None]
+    own, old = affine.diagonal()[:d], source_affine.diagonal()[:d]
+    start = (affine - source_affine)[:d, 3] / old
+    where = (grid + disp) * column(own / old) + column(start) - grid
+    labels = torch.from_numpy(source.astype(np.uint8))[None, None]
+    return Anatomy(f"{family}-{seed}-{index:04d}", family, warp(labels, where, mode="nearest")[0])
 
 
 def _recipe_hash() -> str:
@@ -230,12 +196,11 @@ def _anatomy(family: str, number: int, shape: tuple[int, ...], seed: int, index:
     path = path / f"{family}-{seed}-{index:04d}.npz"
     if path.is_file():
         with np.load(path, allow_pickle=False) as held:
-            maps, labels = (torch.from_numpy(held[key]) for key in ("maps", "labels"))
-        return Anatomy(path.stem, family, maps, labels.to(torch.int16), _affine(shape))
+            return Anatomy(path.stem, family, torch.from_numpy(held["labels"]))
     made = _make(family, number, shape, seed, index)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez_compressed(partial, maps=made.maps.numpy(), labels=made.labels.numpy().astype("u1"))
+    np.savez_compressed(partial, labels=made.labels.numpy())
     partial.replace(path)
     return made
 
@@ -247,7 +212,7 @@ def anatomies(
 
     Args:
         n: how many; an anatomy depends on (seed, index) and `brains` alone, not on n.
-        shape: as in `population`, with the same field of view.
+        shape: of the images, as in `population`, with the same field of view.
         seed: of the deformations.
         brains: every third is the template and the others are the five brains in turn, for which
             the open sample `brain_labelmaps` is fetched; else all are the template.
