@@ -2,18 +2,20 @@
 
     python benchmarks/real_scans.py --network any_contrast_3d.safetensors
 
-Two sets, both of the open samples (`regkit data get oasis_3d`, `regkit data get ptbp_brain`):
+Three sets, all of the open samples (`regkit data get oasis_3d`, `regkit data get ptbp_brain`):
 
 - "oasis": one pair, the OASIS brain vxm_subject to the OASIS brain c2fvit_A, 13 structures (left
   and right in one), see `load_oasis_heads`. Both come without skull.
 - "slabs": 25 children, each registered to the next, the last one to the first; T1, 18 axial slices
   of 1 mm, 4 tissues. The segmentation is automatic and driven by intensity: its Dice rewards
   matching tissue, not anatomy alone. Read it with the folding.
+- "slabs_1mm": the same pairs, but a network sees the slabs' own voxels instead of those it was
+  trained at, which are 2.2 mm. The moving slab is first resampled to the grid of the fixed one.
 
 What is done to the scans first: the axes are turned to right, front and top (no resampling); the
 slabs' skull is taken away, by the union of the four tissues; every scan is cut to the box of its
-brain and 10 mm around it, where there are any; and `regkit.register` scales the intensities. A
-network pads what it gets to a multiple of its divisor.
+brain and 10 mm around it, where there are any; and intensities are scaled to [0, 1], a thousandth
+cut off at the top. A network pads what it gets to a multiple of its divisor.
 
 Every method starts from the same affine registration, `regkit.register` with method "affine" (by
 mutual information), whose matrices the file keeps: it enters the header of the moving scan, so that
@@ -38,7 +40,8 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,10 +66,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two prepared scans, with labels."""
+    """Two prepared scans, with labels. own_voxels: a network is to see them as they are."""
 
     moving: Scan
     fixed: Scan
+    own_voxels: bool = False
 
     @property
     def name(self) -> str:
@@ -80,6 +84,7 @@ def prepared(scan: Scan, mask: bool = False) -> Scan:
     """A scan cut to the box of its brain and the margin; mask: only what has a label is brain."""
     assert scan.image is not None and scan.labels is not None
     image = torch.where(scan.labels > 0, scan.image, 0) if mask else scan.image
+    image = (image / np.percentile(image.numpy(), 99.9)).clamp(0, 1)
     where = (image[0] > 0).nonzero()
     spacing = io.spacing_of(scan.affine, 3)
     box, start = [slice(None)], np.eye(4)
@@ -103,15 +108,17 @@ def oasis() -> list[Pair]:
     return [Pair(prepared(moving), prepared(fixed))]
 
 
-def slabs() -> list[Pair]:
+def slabs(own_voxels: bool = False) -> list[Pair]:
     """Each child to the next."""
     children = [prepared(slab, mask=True) for slab in samples.load_ptbp_slabs()]
-    return [Pair(a, b) for a, b in zip(children, [*children[1:], children[0]], strict=True)]
+    following = [*children[1:], children[0]]
+    return [Pair(a, b, own_voxels) for a, b in zip(children, following, strict=True)]
 
 
 SETS: dict[str, tuple[Callable[[], list[Pair]], Callable[[], dict[int, str]]]] = {
     "oasis": (oasis, samples.oasis_structures),
     "slabs": (slabs, lambda: TISSUES),
+    "slabs_1mm": (partial(slabs, own_voxels=True), lambda: TISSUES),
 }
 
 
@@ -142,8 +149,20 @@ def by_headers(pair: Pair, structures: Sequence[int]) -> Row:
 
 def registered(pair: Pair, method: str, structures: Sequence[int]) -> Row:
     """Dice of a pair after a method, which starts from where the headers put it."""
-    images = [nib.Nifti1Image(*_arrays(scan, "image")) for scan in (pair.moving, pair.fixed)]
-    labels = [nib.Nifti1Image(*_arrays(scan, "labels")) for scan in (pair.moving, pair.fixed)]
+    scans = (pair.moving, pair.fixed)
+    images: list[Any] = [nib.Nifti1Image(*_arrays(scan, "image")) for scan in scans]
+    labels: list[Any] = [nib.Nifti1Image(*_arrays(scan, "labels")) for scan in scans]
+    if pair.own_voxels:  # arrays have no voxel size: a network takes them as they are
+        pairs = zip(images, labels, strict=True)
+        (moving, moving_labels), (fixed, fixed_labels) = (
+            (io.as_image(image), io.as_image(maps, labels=True)) for image, maps in pairs
+        )
+        grid = (moving.affine, fixed.shape, fixed.affine)
+        images = [io.resample_to(moving.data, *grid)[0, 0], fixed.data[0, 0]]
+        labels = [
+            io.resample_to(moving_labels.data, *grid, "nearest")[0, 0],
+            fixed_labels.data[0, 0],
+        ]
     result = regkit.register(
         *images,
         method=method,
@@ -285,7 +304,7 @@ def _one(pair: Pair, method: str, structures: Sequence[int], matrices: Row) -> R
         return by_headers(pair, structures)
     if pair.name not in matrices:
         matrices[pair.name] = [[float(f"{x:.8g}") for x in line] for line in affine(pair)]
-    placed = Pair(in_place(pair.moving, np.array(matrices[pair.name])), pair.fixed)
+    placed = replace(pair, moving=in_place(pair.moving, np.array(matrices[pair.name])))
     if method == "affine":
         return by_headers(placed, structures)
     return registered(placed, method, structures)
