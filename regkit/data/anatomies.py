@@ -74,9 +74,10 @@ MATERIALS: dict[str, list[tuple[tuple[int, ...], int]]] = {
     ],
     "brains": [((label,), tissue) for label, (_, tissue) in FREESURFER.items()],
 }
-# what a network is taught: not the CSF that we added, nor about a cubic centimetre in thin sheets
+# what a network is taught: not the CSF around a brain, which an image may lack, nor thin sheets of
+# about a cubic centimetre
 LEARNED = {
-    "template": tuple(LABELS),
+    "template": tuple(label for label in LABELS if label != OUTER_CSF["template"]),
     "brains": tuple(label for label in FREESURFER if label not in (5, 24, 26, 31)),
 }
 ALIGNED = (176, 211, 176)  # voxels of the field of view at 1 mm
