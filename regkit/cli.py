@@ -464,7 +464,8 @@ def _typed() -> str:
     import shlex
     import sys
 
-    return shlex.join(Path(word).name if "/" in word else word for word in sys.argv)
+    words = (Path(word).name if "/" in word else word for word in sys.argv[1:])
+    return shlex.join(["regkit", *words])  # sys.argv[0] is __main__.py after `python -m regkit`
 
 
 @app.command("models")
