@@ -471,6 +471,7 @@ def train(
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # autocast was for training alone
+    network.to(memory_format=torch.contiguous_format)  # as a file of its weights gives it
     return Trained(network.cpu().eval(), history, recipe)
 
 

@@ -35,11 +35,11 @@ def same_weights(a, b):
 
 
 def test_training_lowers_the_loss_and_raises_the_dice():
-    recipe = small(shape=(48, 64), steps=120, batch=4, lr=3e-3, validate_every=120, subjects=8)
+    recipe = small(shape=(48, 64), steps=240, batch=4, lr=3e-3, validate_every=240, subjects=8)
     trained = train.train(recipe, progress=False)
     losses_seen = [entry["loss"] for entry in trained.history]
     assert sum(losses_seen[-10:]) < 0.95 * sum(losses_seen[:10])
-    assert trained.history[-1]["dice"] > trained.history[-1]["dice_before"] + 0.01
+    assert trained.history[-1]["dice"] > trained.history[-1]["dice_before"] + 0.03
     assert not trained.model.training
 
 
