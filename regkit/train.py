@@ -471,7 +471,8 @@ def train(
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # autocast was for training alone
-    network.to(memory_format=torch.contiguous_format)  # as a file of its weights gives it
+    # as a file of its weights gives it
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return Trained(network.cpu().eval(), history, recipe)
 
 
