@@ -247,7 +247,7 @@ _ANY_2D = Recipe(
 )  # fmt: skip
 _ANY_3D = replace(
     _ANY_2D, name="any_contrast_3d", ndim=3, shape=(80, 96, 80), subjects=24, validation=6,
-    painted={"labels": 8, "slabs": 0.4}, weights={**_ANY_2D.weights, "folding": 100.0}, batch=1,
+    painted={"labels": 8, "slabs": 0.5}, weights={**_ANY_2D.weights, "folding": 300.0}, batch=1,
     precision="bf16",
 )  # fmt: skip
 _add(
