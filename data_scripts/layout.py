@@ -103,7 +103,7 @@ def coarser(
 def build(
     out: Path,
     description: dict[str, Any],
-    prepare: Callable[[str], Mapping[str, io.Image]],
+    prepare: Callable[[str], Mapping[str, io.Image | str]],
     what: str = "subjects",
 ) -> None:
     """Make what `description` describes, or go on with it.
@@ -111,8 +111,9 @@ def build(
     Args:
         out: the folder to write.
         description: what dataset.json will hold.
-        prepare: the name of a subject -> its images, one per contrast, and "labels". A subject's
-            folder appears in one step, when all its files are written.
+        prepare: the name of a subject -> its images, one per contrast, and "labels"; or the text
+            of a file, such as "points.csv". A subject's folder appears in one step, when all its
+            files are written.
         what: the word for subjects beside the bar.
     """
     begin(out, description)
@@ -120,10 +121,13 @@ def build(
         folder = out / entry["name"]
         if folder.is_dir():
             continue
-        images = prepare(entry["name"])
+        files = prepare(entry["name"])
         with io.staged(folder) as temporary:
-            for key, image in images.items():
-                io.write_image(image.data, image.affine, temporary / f"{key}.nii.gz")
+            for key, made in files.items():
+                if isinstance(made, str):
+                    (temporary / key).write_text(made, encoding="utf-8")
+                else:
+                    io.write_image(made.data, made.affine, temporary / f"{key}.nii.gz")
     write_description(out, description)
 
 

@@ -1,4 +1,5 @@
-"""What papers report. Every metric returns one number per image (or per label, or per landmark).
+"""What papers report. Every metric returns one number per image (or per label, or per landmark);
+`success_auc` alone looks at many pairs at once.
 
 Nothing here is averaged over a data set or trained through: `regkit.evaluate` makes tables, and
 `regkit.losses` has the differentiable relatives.
@@ -220,6 +221,31 @@ def tre(
         )
     miss = warp_points(fixed_points, disp) - moving_points
     return (miss * check_spacing(spacing, miss.shape[-1]).to(miss)).norm(dim=-1)
+
+
+def success_auc(errors: Tensor, limit: int = 25) -> Tensor:
+    """Area under the success curve of the FIRE benchmark: 0-d float64, in [0, 1]; 1 is perfect.
+
+    The curve says, for an error from 0 to `limit`, which part of the pairs stays below it
+    (Hernandez-Matas et al., Journal for Modeling in Ophthalmology 2017). The area under it is taken
+    as published code takes it (Liu et al., SuperRetina, ECCV 2022): the mean of the curve at
+    1, 2, ..., `limit`, where a pair counts if its error is less, not equal. Errors below 1 count
+    as none.
+
+    Args:
+        errors: (P,), one per pair: the mean distance of its control points, `tre(...).mean()`. In
+            pixels of FIRE's photographs, which are 2912 wide: `tre` takes the voxel size for that.
+            A pair without a result counts as failed: infinity or NaN.
+        limit: whole pixels.
+    """
+    if errors.ndim != 1 or not len(errors):
+        raise ValueError(f"errors has shape {tuple(errors.shape)}, expected (P,), one per pair.")
+    if (errors < 0).any():
+        raise ValueError(f"errors holds {float(errors.min()):g}, expected distances of 0 or more.")
+    if limit < 1:
+        raise ValueError(f"limit is {limit}, expected 1 or more.")
+    below = errors.double()[:, None] < torch.arange(1, limit + 1, device=errors.device)
+    return below.double().mean()
 
 
 @full_precision

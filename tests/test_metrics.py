@@ -290,6 +290,18 @@ def test_tre_goes_from_fixed_to_moving():
     assert metrics.tre(-disp, fixed, moving).item() == 3
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_success_auc_table(dtype):
+    """By hand: below 1, 2, 3, 4, 5 pixels lie 1, 2, 2, 3 and 3 of the four errors."""
+    errors = torch.tensor([0.5, 1.0, 3.0, 30.0], dtype=dtype)
+    assert metrics.success_auc(errors, limit=5).item() == pytest.approx(11 / 20)
+    # below 1 to 25: 25, 24, 22 and 0 times of 25
+    assert metrics.success_auc(errors).item() == pytest.approx(71 / 100)
+    assert metrics.success_auc(torch.zeros(3, dtype=dtype)).item() == 1
+    failed = torch.tensor([0.0, torch.inf, torch.nan, 25.0], dtype=dtype)
+    assert metrics.success_auc(failed).item() == 0.25
+
+
 # --- bad input ---------------------------------------------------------------------------------
 
 
@@ -317,6 +329,10 @@ def bad_calls():
     yield metrics.tre, (disp, points, points[:, :5]), {}, ["moving_points", "(1, 5, 2)"]
     yield metrics.tre, (disp, points[..., :1], points[..., :1]), {}, ["points", "(1, 6, 1)"]
     yield metrics.tre, (disp, points, points), {"spacing": (1, 1, 1)}, ["spacing", "2"]
+    yield metrics.success_auc, (torch.zeros(2, 3),), {}, ["errors", "(2, 3)", "(P,)"]
+    yield metrics.success_auc, (torch.zeros(0),), {}, ["errors", "(0,)", "(P,)"]
+    yield metrics.success_auc, (torch.tensor([-1.0]),), {}, ["errors holds -1", "0 or more"]
+    yield metrics.success_auc, (torch.zeros(2),), {"limit": 0}, ["limit is 0", "1 or more"]
 
 
 @pytest.mark.parametrize(("metric", "arguments", "options", "parts"), list(bad_calls()))

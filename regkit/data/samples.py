@@ -245,15 +245,19 @@ def _read(path: Path, labels: bool = False) -> tuple[np.ndarray, np.ndarray]:
     return image.data[0, 0].numpy(), image.affine
 
 
-def _picture(path: Path) -> Tensor:
-    """A 2D picture (1, W, H) float32: axis 0 to the right, axis 1 up, intensities of the file."""
+def _picture(path: Path, channel: str = "L") -> Tensor:
+    """A 2D picture (1, W, H) float32: axis 0 to the right, axis 1 up, intensities of the file.
+
+    Of a picture in colour its brightness "L", or one of its channels "R", "G", "B".
+    """
     if path.suffix == ".mha":
         array = _read(path)[0]
     else:
         from PIL import Image  # comes with matplotlib
 
         with Image.open(path) as picture:
-            array = np.asarray(picture.convert("L")).T
+            colours = picture.convert("L" if channel == "L" else "RGB")
+            array = np.asarray(colours.getchannel(channel)).T
     return torch.from_numpy(np.ascontiguousarray(array[:, ::-1], dtype=np.float32))[None]
 
 
@@ -484,3 +488,20 @@ def load_brainweb(progress: bool = False) -> dict[str, Scan]:
         "pd_scaled": "BrainProtonDensitySliceR10X13Y17S12",
     }
     return {n: Scan(n, _picture(folder / f"{f}.png"), None, np.eye(4)) for n, f in files.items()}
+
+
+def load_fundus_pair(progress: bool = False) -> tuple[Scan, Scan]:
+    """Two photographs of one retina, (1382, 1382), 0..255, far apart and without landmarks.
+
+    The green channel, which shows vessels best; axis 0 runs to the right of the picture, axis 1 up,
+    a pixel is taken as 1 mm. Pictures may appear on the reader's machine only.
+
+    Returns:
+        moving: query.jpg. fixed: refer.jpg.
+    """
+    folder = fetch("fundus_pair", progress)
+    moving, fixed = (
+        Scan(name, _picture(folder / f"{name}.jpg", "G"), None, np.eye(4))
+        for name in ("query", "refer")
+    )
+    return moving, fixed
