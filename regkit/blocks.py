@@ -39,10 +39,10 @@ class ConvBlock(nn.Module):
         self.conv = CONV[ndim](c_in, c_out, kernel_size=kernel, stride=stride, padding=1)
         self.activation = nn.LeakyReLU(slope)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *x: Tensor) -> Tensor:
         if self.save_memory and torch.is_grad_enabled():
-            return checkpoint(self.layers, x, use_reentrant=False)
-        return self.layers(x)
+            return checkpoint(self.layers, *x, use_reentrant=False)
+        return self.layers(*x)
 
     def layers(self, x: Tensor) -> Tensor:
         return self.activation(self.conv(x))

@@ -44,8 +44,10 @@ class Recipe:
         `subjects` says how many anatomies there are, `validation` how many pairs.
     similarity: "lncc", "mse", "ncc" or "mutual_information". window: of lncc.
     weights: of the terms of the objective: "similarity", "diffusion" (of the velocity where there
-        is one, else of the displacement), "bending", "folding", "dice", the label loss, and
-        "endpoint", the distance from the true displacement, where pairs know it. Of models whose
+        is one, summed over the steps of a cascade, else of the displacement), "bending" (the
+        same), "folding", "dice", the label loss, and "endpoint", the distance from the true
+        displacement, where pairs know it. Of models that find an affine map: "determinant" and
+        "orthogonality", which keep it near a rotation. Of models whose
         stages are pairs (u, v): "similarity_u", "diffusion_u" and "consistency", between u and v,
         of the last stage; with "_all" behind the name the mean over all stages.
     bidirectional: the fixed image is also warped to the moving one, by the inverse map; each
@@ -89,6 +91,7 @@ class Recipe:
 
 _TMI = "Balakrishnan et al., IEEE TMI 2019; steps, rate and schedule are ours"
 _MEDIA = "Dalca et al., Medical Image Analysis 2019, without its variance; rates are ours"
+_DENSE = "The network of Zheng et al. 2023, trained as vxm is here"
 
 # name -> the recipe at budget "cpu", and what other budgets change
 _RECIPES: dict[str, tuple[Recipe, dict[str, dict[str, Any]]]] = {}
@@ -115,7 +118,14 @@ _SMOKE_3D = {
     "validate_every": 1,
 }
 
-for _model, _source in (("vxm1", _TMI), ("vxm2", _TMI), ("vxm", _TMI), ("vxm_diff", _MEDIA)):
+# All alike, so that equal updates compare the networks.
+for _model, _source in (
+    ("vxm1", _TMI),
+    ("vxm2", _TMI),
+    ("vxm", _TMI),
+    ("vxm_diff", _MEDIA),
+    ("dense_unet_eca", _DENSE),
+):
     _add(
         Recipe(name=f"{_model}_2d", model=_model, ndim=2, shape=(80, 96), source=_source),
         smoke=_SMOKE_2D,
@@ -138,14 +148,36 @@ for _model, _source in (("vxm1", _TMI), ("vxm2", _TMI), ("vxm", _TMI), ("vxm_dif
     )
     _add(
         Recipe(name=f"{_model}_3d", model=_model, ndim=3, shape=(80, 96, 80), source=_source,
-               options={} if _model in ("vxm1", "vxm2") else {"half_resolution": True},
+               options={"half_resolution": True} if _model in ("vxm", "vxm_diff") else {},
                subjects=40, validation=3, gamma=0.3, lr=1e-3, warmup=100, batch=1,
                steps=400, validate_every=200),
         smoke=_SMOKE_3D,
         gpu={"subjects": 100, "steps": 4000, "validate_every": 500},
-        paper={"shape": (160, 192, 160), "options": {}, "subjects": 200, "steps": 150_000,
-               "lr": 1e-4, "schedule": "constant", "validate_every": 1000},
+        paper={"shape": (160, 192, 160),
+               "options": {"save_memory": True} if _model == "dense_unet_eca" else {},
+               "subjects": 200, "steps": 150_000, "lr": 1e-4, "schedule": "constant",
+               "validate_every": 1000},
     )  # fmt: skip
+
+# The protocol of the paper, sections 4.1 and 4.3: one fixed image, 416 people of OASIS split 4 to
+# 1, 2000 epochs, read as 2000 times everyone as moving image. Equation 5 sums the squared gradient
+# over the image, where equation 4 takes a mean. Read so, 0.01 would be 307 times the mean over
+# 160x192 pixels, beside a squared difference below 1: nothing could move. Here it is the mean, as
+# in VoxelMorph, which has the same weight for the same terms. The paper has no one to validate
+# with: those to test on serve to watch a run.
+_add(
+    Recipe(
+        name="zheng2023_2d", model="dense_unet_eca", ndim=2, shape=(80, 96), atlas=True,
+        source="Zheng et al. 2023, equations 3 to 5 and section 4.3; at other budgets than 'paper' "
+        "steps, rate and schedule are ours",
+        similarity="mse", weights={"similarity": 1.0, "diffusion": 0.01}, lr=1e-3, warmup=50,
+    ),
+    smoke=_SMOKE_2D,
+    gpu={"shape": (160, 192), "subjects": 333, "validation": 16, "steps": 4000,
+         "validate_every": 500},
+    paper={"shape": (160, 192), "subjects": 333, "validation": 83, "steps": 83_250, "lr": 1e-4,
+           "schedule": "constant", "warmup": 0, "validate_every": 750},
+)  # fmt: skip
 
 # Equation 7: u is held to the fixed image and to smoothness, v to the fixed image and to u. Once
 # with the local correlation of `vxm`; once, below, with the paper's squared difference. The weights
@@ -231,6 +263,46 @@ _add(
     gpu=_SUN_GPU | {"shape": (160, 192), "batch": 16},
     paper=_SUN_PAPER | {"shape": (160, 192), "steps": 127_000, "validate_every": 1000},
 )
+
+# Cascades. At "paper" the published settings: 1 - Pearson's r of the last result; of each step half
+# the sum over axes of the mean squared slope, where `diffusion` is the mean over axes; the two terms
+# of the affine stem. Images are ours, and so is a constant rate: theirs halves twice, for the last
+# two fifths. At other budgets images are compared as by `vxm`, by networks of half the width.
+_CASCADE = "Zhao et al., Recursive cascaded networks, ICCV 2019; below 'paper' only its networks"
+_IDEAL = "Tan 2023, section 4, figure 9: affine, then a U-Net, then a warp; settings as of rcn"
+_VTN = Recipe(
+    name="vtn_2d", model="vtn", ndim=2, shape=(80, 96), source=_CASCADE, options={"channels": 8},
+    lr=1e-3, warmup=100,
+)  # fmt: skip
+_RCN = replace(
+    _VTN, name="rcn_2d", model="rcn", options={"channels": 8, "affine_channels": 8},
+    weights={**_VTN.weights, "determinant": 0.1, "orthogonality": 0.1},
+)  # fmt: skip
+_ONE_UNET = {"cascades": 1, "base": "vxm"}
+_AFFINE_VXM = replace(
+    _RCN, name="affine_vxm_2d", source=_IDEAL, options=_ONE_UNET | {"affine_channels": 8}
+)
+_RCN_PAPER: dict[str, Any] = {
+    "similarity": "ncc", "lr": 1e-4, "schedule": "constant", "warmup": 0, "batch": 4,
+    "steps": 100_000, "validate_every": 1000,
+}  # fmt: skip
+for _recipe, _options in ((_VTN, {}), (_RCN, {}), (_AFFINE_VXM, _ONE_UNET)):
+    _add(
+        _recipe,
+        smoke=_SMOKE_2D,
+        gpu={"shape": (160, 192), "subjects": 400, "batch": 16, "steps": 4000,
+             "validate_every": 500},
+        paper=_RCN_PAPER | {"shape": (160, 192), "subjects": 400, "options": _options,
+                            "weights": {**_recipe.weights, "diffusion": 1.0}},
+    )  # fmt: skip
+    _add(
+        replace(_recipe, name=_recipe.name.replace("2d", "3d"), ndim=3, shape=(80, 96, 80),
+                subjects=40, validation=3, gamma=0.3, batch=1, steps=400),
+        smoke=_SMOKE_3D,
+        gpu={"subjects": 100, "steps": 4000, "validate_every": 500},
+        paper=_RCN_PAPER | {"shape": (160, 192, 160), "subjects": 200, "options": _options,
+                            "weights": {**_recipe.weights, "diffusion": 1.5}},
+    )  # fmt: skip
 
 # Labels say what is right: the images have any contrast, each its own.
 _SYNTH = (

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from regkit import losses, models, spatial
-from regkit.models import base, resnet, unfolding, voxelmorph
+from regkit.models import base, cascade, resnet, unfolding, voxelmorph
 
 CPU = torch.profiler.ProfilerActivity.CPU
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -36,6 +36,9 @@ RESNET = {
 SMALL = {
     "rigid_resnet34": {"width": 8},
     "affine_resnet34": {"width": 8},
+    "dense_unet_eca": {"channels": [8, 16, 16, 16]},
+    "vtn": {"channels": 4},
+    "rcn": {"cascades": 2, "channels": 4, "affine_channels": 4},
     "unfolding": {"channels": [8, 16, 16], "layers": 2, "mlp": 24, "width": 8, "depth": 3},
 }
 SIZES = {2: (37, 53), 3: (21, 34, 45)}
@@ -59,6 +62,10 @@ def heads(model):
         return [model.numbers.weight]
     if isinstance(model, unfolding.Unfolding):
         return [stage.fidelity.head.conv.weight for stage in model.stages]
+    if isinstance(model, cascade.Vtn):
+        return [model.head.weight]
+    if isinstance(model, cascade.Rcn):
+        return [model.stem.numbers.weight, *(net.head.weight for net in model.networks)]
     return [m.conv.weight for m in model.modules() if isinstance(m, voxelmorph.DispHead)]
 
 
@@ -70,7 +77,7 @@ def with_visible_output(name, ndim, **options):
         for weight in heads(model):
             weight.normal_(std=1.0)
         # numbers of a motion come out small first, so that the answer grows in proportion
-        for weight in heads(model) if isinstance(model, resnet.LinearResNet) else []:
+        for weight in heads(model) if isinstance(model, (resnet.LinearResNet, cascade.Rcn)) else []:
             weight.mul_(1e-3)
         result = model.eval()(*pair((32,) * ndim))
         raw = result.disp if result.svf is None else result.svf
@@ -81,7 +88,8 @@ def with_visible_output(name, ndim, **options):
 
 def test_names():
     assert NAMES[:2] == ["rigid_resnet34", "affine_resnet34"]
-    assert NAMES[2:7] == ["vxm1", "vxm2", "vxm", "vxm_diff", "unfolding"]
+    assert NAMES[2:7] == ["vxm1", "vxm2", "vxm", "vxm_diff", "dense_unet_eca"]
+    assert NAMES[-3:] == ["vtn", "rcn", "unfolding"]
     assert {name for name, _ in PARAMETERS} <= set(NAMES)
 
 

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save as to_bytes
 
 from regkit.models.base import Registration, RegistrationModel
+from regkit.models.dense_unet import DenseUNet
 from regkit.models.resnet import LinearResNet
 from regkit.models.unfolding import Unfolding
 from regkit.models.voxelmorph import Vxm, VxmDiff, VxmStrided
@@ -51,6 +52,7 @@ _MODELS: dict[str, Callable[..., RegistrationModel]] = {
     "vxm2": _vxm2,
     "vxm": Vxm,
     "vxm_diff": VxmDiff,
+    "dense_unet_eca": DenseUNet,
     "unfolding": Unfolding,
 }
 
