@@ -135,8 +135,9 @@ def register(
 
     Returns:
         A `Result`. A network is run on a grid of the voxel size and orientation it was trained at,
-        with intensities scaled to its range. Arrays have no voxel size: there it runs on the grid
-        as it is, and intensities that are in its range already stay as they are.
+        or of finer voxels in a thin slab (`_fine_enough`), with intensities scaled to its range.
+        Arrays have no voxel size: there it runs on the grid as it is, and intensities that are in
+        its range already stay as they are.
 
     Raises:
         FileNotFoundError: an image cannot be found.
@@ -173,9 +174,11 @@ def register(
     spacing = model.info.get("spacing") if model is not None and fixed_image.physical else None
     if spacing:
         # a network that looks at the image as a whole wants the field of view of its training
-        size = (
-            model.info.get("recipe", {}).get("shape") if isinstance(model, LinearResNet) else None
-        )
+        size = None
+        if isinstance(model, LinearResNet):
+            size = model.info.get("recipe", {}).get("shape")
+        elif model is not None:
+            spacing = _fine_enough(fixed_image, spacing, model.divisor)
         shape, grid_affine = io.working_grid(fixed_image.shape, fixed_image.affine, spacing, size)
     low, high = (model.info.get("range") if model is not None else None) or (0.0, 1.0)
     pair = []
@@ -409,6 +412,23 @@ def _need_affine(moving: io.Image, fixed: io.Image) -> bool:
     away = affine_to_disp(theta, fixed.shape)[0].movedim(0, -1) * torch.tensor(fixed.spacing)
     bright = fixed.data[0, 0] > fixed.data.mean()
     return bool(away[bright].square().sum(-1).mean().sqrt() > APART)
+
+
+def _fine_enough(image: io.Image, spacing: Sequence[float], least: int) -> list[float]:
+    """The voxel size to work at: that of a network's training, or half or a quarter of it.
+
+    At its lowest level a network sees `least` voxels, its divisor, as one. A slab that is thinner
+    than that at the voxels of the training leaves it next to nothing to look at. Then the voxels
+    are halved, until the slab is as thick, or they are as fine as its own.
+    """
+    spacing = list(spacing)
+
+    def thickness() -> int:
+        return min(io.working_grid(image.shape, image.affine, spacing)[0])
+
+    while thickness() < least and min(spacing) / 2 > 0.9 * min(image.spacing):
+        spacing = [x / 2 for x in spacing]
+    return spacing
 
 
 # intensities and numbers ------------------------------------------------------------------------

@@ -95,6 +95,36 @@ def test_a_shift_on_the_working_grid_is_the_same_shift_in_mm_everywhere(network)
     assert result.metrics["sd_log_jacobian"] < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("thick", "own", "voxel"),
+    [
+        (20, 1.0, 1.0),  # 10 voxels of the training's 2 mm, 20 of 1 mm
+        (40, 1.0, 2.0),  # 20 voxels of 2 mm are enough
+        (10, 2.0, 2.0),  # finer voxels than the scan's own would show nothing more
+        (20, 0.4, 0.5),  # 8 mm: 4 voxels of 2 mm, 8 of 1 mm, 16 of 0.5 mm
+    ],
+)
+def test_a_thin_slab_is_shown_to_a_network_in_finer_voxels(network, thick, own, voxel):
+    model = network([0.0, 0.0, 0.0], spacing=[2.0, 2.0, 2.0], range=[0, 1])
+    model.divisor = 16
+    affine = np.diag([own, own, own, 1.0])
+    image = nifti(blobs((64, 64, thick)), affine)
+    result = regkit.register(image, image, "constant.safetensors", affine=False)
+    expected = np.ceil((np.array([64, 64, thick]) - 1) * own / voxel) + 1
+    padded = -(-expected // 16) * 16
+    assert list(model.seen[1].shape[2:]) == padded.tolist()
+    assert result.disp.abs().max() < 1e-4
+
+
+def test_a_shift_seen_in_finer_voxels_is_the_same_shift_in_mm(network):
+    model = network([2.0, -1.0, 0.5], spacing=[2.0, 2.0, 2.0], range=[0, 1])
+    model.divisor = 16
+    image = nifti(blobs((64, 64, 20)), np.diag([1.0, 1.0, 1.0, 1.0]))
+    result = regkit.register(image, image, "constant.safetensors", affine=False)
+    # halved voxels are of 1 mm, as those of the image
+    assert torch.allclose(result.disp[0, :, 32, 32, 10], torch.tensor([2.0, -1.0, 0.5]), atol=1e-4)
+
+
 def test_a_2d_shift_on_the_working_grid(network):
     network([2.0, -1.0], spacing=[3.0, 3.0], orientation="RAS", range=[0, 1])
     affine = np.diag([-1.5, 2.0, 1.0, 1.0])  # the first axis runs to the left
