@@ -385,6 +385,44 @@ def folding(disp: Tensor) -> Tensor:
     return (-jacobian_determinant(disp)).clamp_min(0).mean()
 
 
+def _linear_part(theta: Tensor) -> Tensor:
+    """A (B, d, d) of theta = [A | t]; ValueError for what is no theta."""
+    if theta.ndim != 3 or tuple(theta.shape[1:]) not in ((2, 3), (3, 4)):
+        raise ValueError(f"theta has shape {tuple(theta.shape)}, expected (B, 2, 3) or (B, 3, 4).")
+    return theta[:, :, :-1]
+
+
+@full_precision
+def determinant(theta: Tensor) -> Tensor:
+    """Mean of (det A - 1)^2 / 2 over maps theta = [A | t] (B, d, d+1), in [0, inf).
+
+    0 where A keeps the volume. Zhao et al., "Volume tweening network", IEEE JBHI 2020; their code
+    sums over the batch.
+    """
+    return (torch.linalg.det(_linear_part(theta)) - 1).square().mean() / 2
+
+
+@full_precision
+def orthogonality(theta: Tensor) -> Tensor:
+    """How far A stretches and shears, of maps theta = [A | t] (B, d, d+1), in [0, inf).
+
+    With s the squares of the singular values of A it is the sum of (s - 1)^2 / (s + epsilon),
+    epsilon = 1e-5, and the mean over the batch: 0 where A is a rotation or a reflection; a stretch
+    and a shrinkage by the same factor cost the same. Taken in voxels: spacing should be the same
+    along all axes.
+
+    Source: Zhao et al., "Volume tweening network", IEEE JBHI 2020. Their code sums the eigenvalues
+    k of C = A^T A + epsilon I, and (1 + epsilon)^2 / k, less 2 d (1 + epsilon), in 3D. The same
+    number, but what it adds up is no difference of larger numbers, and holds in 2D.
+    """
+    a = _linear_part(theta)
+    one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    c = a.mT @ a
+    # the trace of (c - 1)^2 (c + epsilon)^-1; what has no inverse gives NaN, and training says so
+    ratio, _ = torch.linalg.solve_ex(c + 1e-5 * one, (c - one) @ (c - one))
+    return ratio.diagonal(dim1=-2, dim2=-1).sum(-1).mean()
+
+
 @full_precision
 def soft_dice(a: Tensor, b: Tensor) -> Tensor:
     """1 - mean Dice of label maps with values in [0, 1], in [0, 1]; order does not matter.

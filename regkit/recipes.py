@@ -265,9 +265,10 @@ _add(
 )
 
 # Cascades. At "paper" the published settings: 1 - Pearson's r of the last result; of each step half
-# the sum over axes of the mean squared slope, where `diffusion` is the mean over axes; the two terms
-# of the affine stem. Images are ours, and so is a constant rate: theirs halves twice, for the last
-# two fifths. At other budgets images are compared as by `vxm`, by networks of half the width.
+# the sum over axes of the mean squared slope, where `diffusion` is the mean over axes; the two
+# terms of the affine stem. Images are ours, and so is a constant rate: theirs halves twice, for the
+# last two fifths. At other budgets a recipe compares images as `vxm` does, in half the width; and
+# as n equal steps have an n-th of the squared slopes of their sum, three of them pay three times.
 _CASCADE = "Zhao et al., Recursive cascaded networks, ICCV 2019; below 'paper' only its networks"
 _IDEAL = "Tan 2023, section 4, figure 9: affine, then a U-Net, then a warp; settings as of rcn"
 _VTN = Recipe(
@@ -276,12 +277,13 @@ _VTN = Recipe(
 )  # fmt: skip
 _RCN = replace(
     _VTN, name="rcn_2d", model="rcn", options={"channels": 8, "affine_channels": 8},
-    weights={**_VTN.weights, "determinant": 0.1, "orthogonality": 0.1},
+    weights={"similarity": 1.0, "diffusion": 0.3, "determinant": 0.1, "orthogonality": 0.1},
 )  # fmt: skip
 _ONE_UNET = {"cascades": 1, "base": "vxm"}
 _AFFINE_VXM = replace(
-    _RCN, name="affine_vxm_2d", source=_IDEAL, options=_ONE_UNET | {"affine_channels": 8}
-)
+    _RCN, name="affine_vxm_2d", source=_IDEAL, options=_ONE_UNET | {"affine_channels": 8},
+    weights={**_RCN.weights, "diffusion": 0.1},
+)  # fmt: skip
 _RCN_PAPER: dict[str, Any] = {
     "similarity": "ncc", "lr": 1e-4, "schedule": "constant", "warmup": 0, "batch": 4,
     "steps": 100_000, "validate_every": 1000,

@@ -265,7 +265,8 @@ def objective(result: Registration, batch: dict[str, Any], recipe: Recipe) -> di
         moved = warp(moving, result.disp)
     similarity = SIMILARITIES[recipe.similarity]
     options = {"window": recipe.window} if recipe.similarity == "lncc" else {}
-    smooth = result.disp if result.svf is None else result.svf
+    # a cascade is asked for smooth steps: not to give back what the affine stem has found
+    smooth = result.steps or (result.disp if result.svf is None else result.svf,)
     terms = {}
     for name in recipe.weights:
         if name == "similarity":
@@ -279,11 +280,18 @@ def objective(result: Registration, batch: dict[str, Any], recipe: Recipe) -> di
                 back = warp(fixed, integrate(-result.svf))
                 terms[name] = (terms[name] + similarity(back, moving, **options)) / 2
         elif name == "diffusion":
-            terms[name] = losses.diffusion(smooth)
+            terms[name] = torch.stack([losses.diffusion(u) for u in smooth]).sum()
         elif name == "bending":
-            terms[name] = losses.bending(smooth)
+            terms[name] = torch.stack([losses.bending(u) for u in smooth]).sum()
         elif name == "folding":
             terms[name] = losses.folding(result.disp)
+        elif name in ("determinant", "orthogonality"):
+            if result.theta is None:
+                raise ValueError(
+                    f"weights names {name!r}, expected a model that finds an affine map, such as "
+                    "rcn with affine=True."
+                )
+            terms[name] = getattr(losses, name)(result.theta)
         elif name == "dice":
             terms[name] = _label_loss(result.disp, batch)
         elif name == "endpoint":
@@ -297,7 +305,7 @@ def objective(result: Registration, batch: dict[str, Any], recipe: Recipe) -> di
         else:
             raise ValueError(
                 f"weights names {name!r}, expected similarity, diffusion, bending, folding, dice, "
-                "endpoint, similarity_u, diffusion_u or consistency."
+                "endpoint, determinant, orthogonality, similarity_u, diffusion_u or consistency."
             )
     return terms
 

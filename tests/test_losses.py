@@ -475,6 +475,105 @@ def test_consistency_table():
     assert float(losses.consistency(u, u)) == 0
 
 
+# --- affine maps -------------------------------------------------------------------------------
+
+
+def maps(d, count=5, dtype=torch.float64):
+    """theta (count, d, d+1), not far from the identity."""
+    generator = torch.Generator().manual_seed(12)
+    noise = torch.randn(count, d, d + 1, generator=generator, dtype=dtype)
+    return torch.eye(d, d + 1, dtype=dtype) + 0.3 * noise
+
+
+def turns(d, dtype=torch.float64):
+    angles = torch.tensor([[0.3, -1.2, 2.0][: 1 if d == 2 else 3]], dtype=dtype)
+    return spatial.rigid_theta(angles, torch.full((1, d), 7.0, dtype=dtype))
+
+
+def scaled(*factors):
+    return torch.cat([torch.diag(torch.tensor(factors)), torch.ones(len(factors), 1)], 1)[None]
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_affine_terms_are_0_for_rigid_maps(d):
+    for loss in (losses.determinant, losses.orthogonality):
+        assert float(loss(turns(d))) == pytest.approx(0, abs=1e-12)
+    mirror = scaled(-1.0, *[1.0] * (d - 1))
+    assert float(losses.determinant(mirror)) == 2
+    assert float(losses.orthogonality(mirror)) == 0
+
+
+def test_determinant_table():
+    assert float(losses.determinant(scaled(2.0, 3.0))) == pytest.approx(25 / 2)
+    assert float(losses.determinant(scaled(2.0, 3.0, 0.5))) == pytest.approx(4 / 2)
+    shear = torch.tensor([[[1.0, 4.0, 9.0], [0.0, 1.0, 9.0]]])
+    assert float(losses.determinant(shear)) == 0
+    batch = torch.cat([scaled(2.0, 3.0), shear])
+    assert float(losses.determinant(batch)) == pytest.approx(25 / 4)
+
+
+def test_orthogonality_table():
+    """A stretch by a costs (a - 1/a)^2, and so does one by 1/a."""
+    for factor in (2.0, 0.5):
+        found = float(losses.orthogonality(scaled(factor, 1.0)))
+        assert found == pytest.approx(2.25, rel=1e-4)
+    assert float(losses.orthogonality(scaled(2.0, 3.0, 1.0))) == pytest.approx(
+        9 / 4 + 64 / 9, rel=1e-4
+    )
+    batch = torch.cat([scaled(2.0, 1.0), scaled(1.0, 1.0)])
+    assert float(losses.orthogonality(batch)) == pytest.approx(2.25 / 2, rel=1e-4)
+    # the squared singular values of this shear are (3 +- sqrt 5) / 2, and (s - 1)^2 = s for both
+    shear = torch.tensor([[[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]]])
+    assert float(losses.orthogonality(shear)) == pytest.approx(2, rel=1e-4)
+    # nothing left of the image is dear, but a number with a gradient
+    flat = torch.zeros(1, 3, 4, requires_grad=True)
+    value = losses.orthogonality(flat)
+    value.backward()
+    assert value.item() == pytest.approx(3e5)
+    assert torch.isfinite(flat.grad).all()
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_affine_terms_are_the_published_ones(d):
+    """By the elementary symmetric polynomials of C = A^T A + epsilon, as the published code."""
+    epsilon, expected, areas = 1e-5, [], []
+    for theta in maps(d).numpy():
+        c = theta[:, :d].T @ theta[:, :d] + epsilon * np.eye(d)
+        s1, last = np.trace(c), np.linalg.det(c)
+        if d == 3:
+            s2 = c[0, 0] * c[1, 1] + c[1, 1] * c[2, 2] + c[2, 2] * c[0, 0]
+            s2 -= c[0, 1] * c[1, 0] + c[1, 2] * c[2, 1] + c[2, 0] * c[0, 2]
+            expected.append(s1 + (1 + epsilon) ** 2 * s2 / last - 6 * (1 + epsilon))
+        else:
+            expected.append(s1 + (1 + epsilon) ** 2 * s1 / last - 4 * (1 + epsilon))
+        areas.append((np.linalg.det(theta[:, :d]) - 1) ** 2 / 2)
+    assert float(losses.orthogonality(maps(d))) == pytest.approx(np.mean(expected), rel=1e-9)
+    assert float(losses.determinant(maps(d))) == pytest.approx(np.mean(areas), rel=1e-9)
+    assert np.mean(expected) > 0.1 and np.mean(areas) > 0.01
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_affine_terms_see_small_stretches_in_float32(d):
+    """1 part in 1000: the published sum of eigenvalues is lost in rounding there."""
+    turn = turns(d, torch.float32)
+    turn[:, :, :d] *= 1.001
+    assert float(losses.orthogonality(turn)) == pytest.approx(d * 4.0e-6, rel=0.01)
+    assert float(losses.determinant(turn)) == pytest.approx((1.001**d - 1) ** 2 / 2, rel=0.01)
+
+
+@pytest.mark.parametrize("loss", [losses.determinant, losses.orthogonality])
+@pytest.mark.parametrize("d", [2, 3])
+def test_affine_terms_gradient(d, loss):
+    assert torch.autograd.gradcheck(loss, maps(d, 3).requires_grad_())
+    half = maps(d, dtype=torch.float32).half()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert loss(half).dtype == torch.float32
+    assert torch.equal(loss(half), loss(half.float()))
+    gone = maps(d)
+    gone[0, 0, 0] = math.nan
+    assert loss(gone).isnan()
+
+
 # --- soft Dice ---------------------------------------------------------------------------------
 
 
@@ -533,6 +632,9 @@ def bad_calls():
     u, v = torch.zeros(1, 2, 4, 5), torch.zeros(1, 2, 5, 4)
     yield losses.consistency, (u, v), {}, ["u has", "(1, 2, 4, 5)", "v", "expected the same"]
     yield losses.consistency, (image, u), {}, ["u has", "(1, 1, 4, 5)"]
+    for loss in (losses.determinant, losses.orthogonality):
+        for bad in (torch.zeros(1, 3, 3), torch.zeros(2, 3), torch.zeros(1, 4, 5)):
+            yield loss, (bad,), {}, ["theta has", str(tuple(bad.shape)), "(B, 2, 3) or (B, 3, 4)"]
 
 
 @pytest.mark.parametrize(("loss", "arguments", "options", "parts"), list(bad_calls()))

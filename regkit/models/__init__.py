@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save as to_bytes
 
 from regkit.models.base import Registration, RegistrationModel
+from regkit.models.cascade import Rcn, Vtn
 from regkit.models.dense_unet import DenseUNet
 from regkit.models.resnet import LinearResNet
 from regkit.models.unfolding import Unfolding
@@ -45,6 +46,10 @@ def _vxm2(ndim: int = 3, **options: Any) -> VxmStrided:
     return VxmStrided(ndim, **{"decoder": (32, 32, 32, 32, 32, 16, 16), **options})
 
 
+def _rcn(ndim: int = 3, **options: Any) -> Rcn:
+    return Rcn({name: make for name, make in _MODELS.items() if name != "rcn"}, ndim, **options)
+
+
 _MODELS: dict[str, Callable[..., RegistrationModel]] = {
     "rigid_resnet34": functools.partial(LinearResNet, "rigid"),
     "affine_resnet34": functools.partial(LinearResNet, "affine"),
@@ -53,6 +58,8 @@ _MODELS: dict[str, Callable[..., RegistrationModel]] = {
     "vxm": Vxm,
     "vxm_diff": VxmDiff,
     "dense_unet_eca": DenseUNet,
+    "vtn": Vtn,
+    "rcn": _rcn,
     "unfolding": Unfolding,
 }
 
@@ -80,7 +87,9 @@ def create(name: str, ndim: int = 3, **options: Any) -> RegistrationModel:
     try:
         model = _MODELS[name](ndim=ndim, **options)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"options {options} do not fit the model {name!r}: {error}.") from None
+        raise ValueError(
+            f"options {options} do not fit the model {name!r}: {str(error).rstrip('.')}."
+        ) from None
     model.name, model.options = name, options
     return model
 
@@ -134,7 +143,7 @@ def load(path_or_name: str | os.PathLike, **options: Any) -> RegistrationModel:
     Args:
         path_or_name: a file written by `save`, or one of `pretrained()`.
         options: of the model, in place of those in the file, where its weights fit them: such as
-            stages=5 for an `unfolding` of shared weights.
+            stages=5 for an `unfolding` of shared weights, or repeats=2 for an `rcn`.
 
     Raises:
         FileNotFoundError: neither a file nor the name of shipped weights.

@@ -21,6 +21,7 @@ class Registration:
     theta: (B, d, d+1), of models that estimate an affine map.
     stages: the displacements of its intermediate steps, or tuples of them: the model's docstring
         says which.
+    steps: (B, d, *S) each, voxels, of models that compose `disp` of steps: what each one adds.
     """
 
     moved: Tensor
@@ -28,6 +29,7 @@ class Registration:
     svf: Tensor | None = None
     theta: Tensor | None = None
     stages: tuple = ()
+    steps: tuple = ()
 
 
 class RegistrationModel(nn.Module):
@@ -55,6 +57,11 @@ class RegistrationModel(nn.Module):
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Registration:
         self._check(moving, fixed)
+        found = self.estimate_any_size(moving, fixed)
+        return Registration(moved=warp(moving, found["disp"]), **found)
+
+    def estimate_any_size(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
+        """`estimate` for images of any size: pads them, and cuts back what it finds."""
         padded_moving, crop = pad_to_multiple(moving, self.divisor)
         padded_fixed, _ = pad_to_multiple(fixed, self.divisor)
         # numpy's float64 meets the float32 of the weights
@@ -63,11 +70,12 @@ class RegistrationModel(nn.Module):
         for key in ("disp", "svf"):
             if found.get(key) is not None:
                 found[key] = crop(found[key])
-        found["stages"] = tuple(
-            crop(stage) if isinstance(stage, Tensor) else tuple(map(crop, stage))
-            for stage in found.get("stages", ())
-        )
-        return Registration(moved=warp(moving, found["disp"]), **found)
+        for key in ("stages", "steps"):
+            found[key] = tuple(
+                crop(stage) if isinstance(stage, Tensor) else tuple(map(crop, stage))
+                for stage in found.get(key, ())
+            )
+        return found
 
     def _check(self, moving: Tensor, fixed: Tensor) -> None:
         expected = "(B, 1, H, W)" if self.ndim == 2 else "(B, 1, D, H, W)"
