@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.signal
 import torch
 from PIL import Image
 
-from regkit import io, metrics
+from regkit import classical, io, metrics
 from regkit.data import prepared
-from regkit.data.vessels import VesselPair, vessel_pair, write_as_fire
-from regkit.spatial import invert, jacobian_determinant, warp, warp_points
+from regkit.data.vessels import VesselPair, vessel_contrast, vessel_pair, write_as_fire
+from regkit.spatial import affine_to_disp, invert, jacobian_determinant, warp, warp_points
 
 SCRIPTS = Path(__file__).parents[1] / "data_scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -132,6 +133,81 @@ def test_a_pair_is_the_same_each_time_and_another_for_another_name_or_seed():
 def test_a_wrong_pair_is_one_sentence(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         vessel_pair(*arguments)
+
+
+# affine first -----------------------------------------------------------------------------------
+
+
+def test_contrast_shows_vessels_whatever_the_light(made):
+    """What it shows is vessel, most vessels are there, and a ramp of light changes little."""
+    ramp = torch.linspace(0.6, 1.2, SIZE)[None, None, :, None]
+    for pair in made.values():
+        image, mask = pair.fixed.image[None], pair.fixed.labels[None]
+        found = vessel_contrast(image)
+        assert found.shape == image.shape and found.min() == 0 and 0.99 < found.max() <= 1
+        assert metrics.dice((found > 0.3).int(), mask.int(), [1]).item() > 0.75
+        assert (found[:, ~pair.inside] == 0).all()
+        both = torch.stack([vessel_contrast(255 * ramp * image), found]).flatten(1)
+        assert torch.corrcoef(both)[0, 1] > 0.95
+        two = vessel_contrast(torch.cat([image, 7 * image.flip(2)]))
+        assert torch.allclose(two, torch.cat([found, found.flip(2)]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("image", "sentence"),
+    [
+        (torch.ones(1, 3, 64, 64), r"image has shape \(1, 3, 64, 64\), expected \(B, 1, H, W\)"),
+        (torch.ones(64, 64), r"image has shape \(64, 64\), expected"),
+        (torch.zeros(1, 1, 64, 64), "image is black, expected a photograph"),
+    ],
+)
+def test_contrast_of_no_photograph_is_one_sentence(image, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        vessel_contrast(image)
+
+
+@pytest.mark.parametrize(("moving", "fixed"), [((12, 9), (7, 15)), ((6, 7, 8), (9, 5, 4))])
+def test_the_shift_is_the_largest_of_scipy_s_correlations(moving, fixed):
+    a, b = torch.rand(1, 1, *moving), torch.rand(1, 1, *fixed)
+    theta = classical.shift(a, b)
+    # its first entry is the shift at which the last voxel of b lies on the first one of a
+    every = scipy.signal.correlate(a[0, 0].numpy(), b[0, 0].numpy(), "full")
+    best = np.unravel_index(every.argmax(), every.shape)
+    assert theta.shape == (1, len(fixed), len(fixed) + 1)
+    assert torch.equal(theta[0, :, :-1], torch.eye(len(fixed)))
+    assert theta[0, :, -1].tolist() == [k - (n - 1) for k, n in zip(best, fixed, strict=True)]
+
+
+def test_the_shift_is_a_theta_that_undoes_it():
+    image = torch.zeros(1, 1, 20, 24)
+    image[..., 5:9, 6:8] = torch.rand(4, 2)
+    moved = image.roll((8, -5), (2, 3))
+    theta = classical.shift(image, moved)
+    assert theta[0, :, -1].tolist() == [-8, 5]
+    assert torch.allclose(warp(image, affine_to_disp(theta, (20, 24))), moved, atol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"moving has shape \(1, 20, 24\), expected \(1, 1, H, W\)"
+    ):
+        classical.shift(image[0], moved)
+
+
+def affine_error(pair, moving, fixed, theta=None):
+    """Mean error of the control points, voxels, after an affine registration of these images."""
+    found = classical.fit(moving, fixed, "affine", "ncc", theta, search=theta is None)
+    disp = affine_to_disp(found, fixed.shape[2:])
+    points = pair.fixed.points[None], pair.moving.points[None]
+    return float(metrics.tre(disp, *points).mean())
+
+
+@pytest.mark.parametrize("name", ["S01", "P01"])
+def test_affine_registration_finds_the_motion_from_contrast_and_shift(name):
+    """The photographs as they are keep it where it was: the edge of the field fits already."""
+    pair = vessel_pair(name, 128)
+    before = float((pair.fixed.points - pair.moving.points).norm(dim=1).mean())
+    as_they_are = pair.moving.image[None], pair.fixed.image[None]
+    moving, fixed = (vessel_contrast(image) for image in as_they_are)
+    assert before > 8 and affine_error(pair, *as_they_are) > 0.7 * before
+    assert affine_error(pair, moving, fixed, classical.shift(moving, fixed)) < 1
 
 
 # the script -------------------------------------------------------------------------------------
@@ -360,3 +436,27 @@ def test_the_real_pair_is_its_green_channel(sample):
                 assert scan.image[0, x, 1381 - y] == picture.getpixel((x, y))[1]
         assert scan.image[0, :40, :40].max() < 30  # the corners are dark, the middle is not
         assert scan.image[0, 600:800, 600:800].mean() > 50
+
+
+@pytest.mark.real
+def test_the_real_pair_is_found_from_contrast_and_shift(sample):
+    """A third of the image apart and seven degrees turned; nobody knows the truth, vessels tell."""
+    from regkit.data.samples import load_fundus_pair
+
+    sample("fundus_pair")
+    moving, fixed = (
+        vessel_contrast(torch.nn.functional.avg_pool2d(scan.image[None], 6))
+        for scan in load_fundus_pair()
+    )
+
+    def overlap(theta):
+        disp = affine_to_disp(theta, fixed.shape[2:])
+        seen = warp(torch.ones_like(moving), disp) > 0.5
+        found, there = (warp(moving, disp) > 0.3) & seen, (fixed > 0.3) & seen
+        return metrics.dice(found.int(), there.int(), [1]).item()
+
+    start = classical.shift(moving, fixed)
+    theta = classical.fit(moving, fixed, "affine", "ncc", start, search=False)
+    before, after = overlap(torch.eye(2, 3)[None]), overlap(theta)
+    assert before < 0.2 and after > 0.45
+    assert metrics.rotation_error(theta, torch.eye(2, 3)[None]).item() == pytest.approx(7, abs=2)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -243,6 +244,38 @@ def vessel_pair(name: str = "S01", size: int = 256, seed: int = 0) -> VesselPair
         for rgb, mask, at in zip((moving_rgb, fixed_rgb), masks, points, strict=True)
     )
     return VesselPair(name, moving, fixed, moving_rgb, fixed_rgb, inside, disp)
+
+
+def vessel_contrast(image: Tensor) -> Tensor:
+    """What is darker than its surroundings, vessels above all: bright, before a black background.
+
+    In a photograph of the retina light and the round edge of the field of view do not move with the
+    retina; to a similarity they say that nothing moves. Here both are gone: from the mean around
+    each voxel, over the field of view, its value is subtracted. Along the edge, four voxels wide,
+    the result is 0.
+
+    Args:
+        image: (B, 1, H, W), the green channel, 0 outside of the field of view, any scale.
+
+    Returns:
+        (B, 1, H, W) in [0, 1]; 1 is three standard deviations. Above 0.3, most of it is vessel.
+    """
+    if image.ndim != 4 or image.shape[1] != 1:
+        raise ValueError(f"image has shape {tuple(image.shape)}, expected (B, 1, H, W).")
+    if not (image.amax(dim=(2, 3)) > 0).all():
+        raise ValueError("image is black, expected a photograph of the retina.")
+
+    def mean(values: Tensor, width: int) -> Tensor:
+        for _ in range(2):
+            values = F.avg_pool2d(values, width, stride=1, padding=width // 2)
+        return values
+
+    width = 2 * (min(image.shape[2:]) // 32) + 1
+    inside = (image > 0.04 * image.amax(dim=(2, 3), keepdim=True)).to(image)
+    around = mean(image * inside, width) / mean(inside, width).clamp(min=1e-6)
+    darker = (around - image) * (mean(inside, 5) > 0.999)
+    sd = (darker.square().sum(dim=(2, 3)) / inside.sum(dim=(2, 3))).sqrt()[..., None, None]
+    return (darker / (3 * sd).clamp(min=1e-12)).clamp(0, 1)
 
 
 def write_as_fire(pairs: Iterable[VesselPair], folder: Path) -> None:
