@@ -1,17 +1,19 @@
-"""Time and memory of `unfolding` at 160x192x160, three stages: writes results/unfolding_cost.json.
+"""Time and memory of a model at 160x192x160: writes results/unfolding_cost.json (three stages).
 
     python benchmarks/unfolding_cost.py                    # on the CPU
     python benchmarks/unfolding_cost.py --device cuda      # what a GPU measures
+    python benchmarks/unfolding_cost.py --model dense_unet_eca --part step
 
 Inference: seconds of one pair in a process of its own, and the most memory that process held
 (resident set on the CPU, with Python and torch; torch's allocator on a GPU), in float32 and in
 bfloat16, with channels first and last.
 
-Training, one step of the objective of recipe `unfolding_3d` at batch 1: on a GPU measured. On the
-CPU an *estimate*: the bytes of all tensors that the way back needs, each storage counted once, plus
-four times the weights (themselves, gradient and both moments of Adam). They are counted at half the
-size, 80x96x80, and multiplied by eight. What a step holds for a moment beyond that is left out, and
-autocast on a CPU chooses bfloat16 in other places than on a GPU.
+Training, one step of the objective of the model's 3D recipe at batch 1: on a GPU measured. On the
+CPU two *estimates*, each with four times the weights (themselves, gradient and both moments of
+Adam). What is kept: the bytes of all tensors that the way back needs, each storage counted once, at
+half the size, 80x96x80, times eight. And the peak: the most that torch's allocator had given out at
+once, on the way there and back, at 32x48x32, times a hundred; it misses what a convolution takes
+past the allocator. Autocast on a CPU chooses bfloat16 in other places than on a GPU.
 
 Each row is written when it is there, and a row that is there is not made again.
 """
@@ -25,23 +27,25 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import bench
 import hu2024
 import torch
 import typer
 
 from regkit import io, models, recipes, train
 
-OUT = Path(__file__).parents[1] / "results" / "unfolding_cost.json"
+RESULTS = Path(__file__).parents[1] / "results"
 SHAPE = (160, 192, 160)
 HALF = (80, 96, 80)
+SMALL = (32, 48, 32)
 Row = dict[str, Any]
 
 
-def inference(device: str, threads: int, bf16: bool, last: bool, shape: tuple[int, ...]) -> Row:
+def inference(name: str, device: str, threads: int, bf16: bool, last: bool) -> Row:
     """One pair, in a process of its own."""
     torch.set_num_threads(threads)
-    model = models.create("unfolding", 3).eval().to(device)
-    pair = torch.rand(2, 1, 1, *shape, device=device)
+    model = models.create(name, 3).eval().to(device)
+    pair = torch.rand(2, 1, 1, *SHAPE, device=device)
     if last:
         model = model.to(memory_format=torch.channels_last_3d)
     times = []
@@ -57,15 +61,34 @@ def inference(device: str, threads: int, bf16: bool, last: bool, shape: tuple[in
     return {"seconds": round(min(times), 3), "gigabytes": round(peak / 1e9, 2)}
 
 
-def step(device: str, threads: int, bf16: bool, save: bool, shape: tuple[int, ...]) -> Row:
-    """One step of training: its peak on a GPU, what it keeps on the CPU."""
+def step(name: str, device: str, threads: int, bf16: bool, save: bool) -> Row:
+    """One step of training: its peak on a GPU, what it keeps and its peak on the CPU."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    recipe = recipes.get("unfolding_3d", "cpu")
-    model = models.create("unfolding", 3, save_memory=save).train().to(device)
+    recipe = recipes.get(f"{name}_3d", "cpu")
+    model = models.create(name, 3, save_memory=save).train().to(device)
     model = model.to(memory_format=torch.channels_last_3d)
-    moving, fixed = torch.rand(2, 1, 1, *shape, device=device)
-    optimizer = torch.optim.Adam(model.parameters())
+
+    def loss(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            result = model(moving, fixed)
+        terms = train.objective(result, {"moving": moving, "fixed": fixed}, recipe)
+        return torch.stack([recipe.weights[k] * v for k, v in terms.items()]).sum()
+
+    if device == "cuda":
+        pair = torch.rand(2, 1, 1, *SHAPE, device=device)
+        optimizer = torch.optim.Adam(model.parameters())
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            loss(*pair).backward()
+            optimizer.step()
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        peak = torch.cuda.max_memory_allocated()
+        return {"seconds": round(min(times), 3), "gigabytes": round(peak / 1e9, 2)}
+
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 
     def keep(x: torch.Tensor) -> torch.Tensor:
@@ -73,29 +96,18 @@ def step(device: str, threads: int, bf16: bool, save: bool, shape: tuple[int, ..
         kept[storage.data_ptr()] = storage
         return x
 
-    times = []
-    for _ in range(1 if device == "cpu" else 3):
-        start = time.perf_counter()
-        optimizer.zero_grad()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            with torch.autocast(device, torch.bfloat16, enabled=bf16):
-                result = model(moving, fixed)
-            terms = train.objective(result, {"moving": moving, "fixed": fixed}, recipe)
-            loss = torch.stack([recipe.weights[k] * v for k, v in terms.items()]).sum()
-        if device == "cpu":
-            break
-        kept.clear()
-        loss.backward()
-        optimizer.step()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    if device == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-        return {"seconds": round(min(times), 3), "gigabytes": round(peak / 1e9, 2)}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss(*torch.rand(2, 1, 1, *HALF))
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     activations = sum(s.nbytes() for address, s in kept.items() if address not in weights)
+    kept.clear()
+    small = torch.rand(2, 1, 1, *SMALL)
+    peak = bench.peak_bytes(lambda: loss(*small).backward(), "cpu")
     size = 4 * sum(p.nbytes for p in model.parameters())
-    return {"estimated_gigabytes": round((8 * activations + size) / 1e9, 2)}
+    return {
+        "estimated_gigabytes": round((8 * activations + size) / 1e9, 2),
+        "estimated_peak_gigabytes": round((100 * peak + size) / 1e9, 2),
+    }
 
 
 def in_a_process(function: Any, *arguments: Any) -> Row:
@@ -105,12 +117,20 @@ def in_a_process(function: Any, *arguments: Any) -> Row:
 
 
 def main(
+    model: Annotated[
+        str, typer.Option(help="One that has a 3D recipe and save_memory.")
+    ] = "unfolding",
+    part: Annotated[
+        str, typer.Option(help="step, inference, or both with a blank between.")
+    ] = "step inference",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(help="Of torch.")] = 2,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
+    out: Annotated[Path | None, typer.Option(help="By default results/MODEL_cost.json.")] = None,
 ) -> None:
     """Whether a pair and a step fit, and how long a pair takes."""
-    said = hu2024.made(threads, f"python benchmarks/unfolding_cost.py --device {device}")
+    command = f"python benchmarks/unfolding_cost.py --model {model} --part '{part}'"
+    said = hu2024.made(threads, f"{command} --device {device}")
+    out = out or RESULTS / f"{model}_cost.json"
     rows = json.loads(out.read_text())["rows"] if out.is_file() else []
     wanted: list[tuple[Row, Any]] = [
         ({"part": "step", "device": device, "bf16": bf16, "save_memory": save}, step)
@@ -123,12 +143,12 @@ def main(
         for last in (False, True)
     ]
     for name, function in wanted:
-        if any(name.items() <= row.items() for row in rows):
+        done = any(name.items() <= row.items() for row in rows)
+        if done or name["part"] not in part.split():
             continue
-        shape = HALF if function is step and device == "cpu" else SHAPE
         *_, a, b = name.values()
         load = hu2024.made(threads, "")["load"]
-        rows.append(name | in_a_process(function, device, threads, a, b, shape) | {"load": load})
+        rows.append(name | in_a_process(function, model, device, threads, a, b) | {"load": load})
         typer.echo(rows[-1], err=True)
         with io.staged(out.parent) as folder:
             table = {"made": said, "shape": SHAPE, "rows": rows}

@@ -1,7 +1,9 @@
 """`dense_unet_eca` against its definition, written a second time, and ECA against SciPy."""
 
 import functools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from regkit import models, recipes
 from regkit.models import dense_unet
 from regkit.models.dense_unet import ECA, eca_kernel
 
+ROOT = Path(__file__).parents[1]
 both = pytest.mark.parametrize("ndim", [2, 3])
 switches = pytest.mark.parametrize("dense", [True, False])
 CONV = {2: F.conv2d, 3: F.conv3d}
@@ -227,6 +230,18 @@ def test_save_memory_keeps_the_nodes_and_changes_no_number(ndim):
     floats += sum(c * 3 / 2 ** ((i + 1) * ndim) for i, c in enumerate(widths[:-1]))
     assert little == pytest.approx(4 * floats * images[0].numel(), rel=0.02)
     assert little < 0.3 * plenty
+
+
+def test_a_step_at_full_size_fits_15_gigabytes_as_the_docstring_says():
+    """By the estimate of benchmarks/unfolding_cost.py; above the kept nodes alone, as counted."""
+    table = json.loads((ROOT / "results" / "dense_unet_eca_cost.json").read_text())
+    rows = {(row["bf16"], row["save_memory"]): row for row in table["rows"]}
+    assert table["shape"] == [160, 192, 160]
+    text = " ".join(dense_unet.__doc__.split())
+    for save, words in ((False, "about {} GB at once"), (True, "{} GB with `save_memory`")):
+        peak = rows[False, save]["estimated_peak_gigabytes"]
+        assert words.format(round(peak, 1)) in text
+        assert 4 * 16 * 5 * math.prod(table["shape"]) / 1e9 < peak < 15
 
 
 # --- settings -----------------------------------------------------------------------------------

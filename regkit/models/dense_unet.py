@@ -18,7 +18,9 @@ X(i, j) lies at 1/2^i of the size, and j counts the upsamplings behind it:
 The encoder goes down the left edge, the decoder comes up the right one. A node takes all nodes to
 its left in its row, and from the row below its neighbour X(i+1, j-1), upsampled.
 
-Parameters, 3D / 2D: 666,127 / 222,174; with dense=False 285,823 / 95,310; ECA is 12 of them.
+Parameters, 3D / 2D: 666,127 / 222,174; with dense=False 285,823 / 95,310; ECA is 12 of them. One
+training step of a pair of 160x192x160 holds about 13.5 GB at once in float32, and 8.7 GB with
+`save_memory`, as estimated on a CPU (results/dense_unet_eca_cost.json).
 
 How we read the paper, which prints its network as a picture without numbers:
 
