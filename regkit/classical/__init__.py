@@ -1,8 +1,8 @@
 """Methods that optimise one pair of images, without a network.
 
 `fit` finds a rigid or affine map by descent, and `align` does so in physical space; `shift` looks
-at all shifts, also large ones; `refine` improves a displacement. `sitk` and `ants` are thin wrappers of
-SimpleITK and ANTs, to compare with; `ants.syn` is deformable.
+at all shifts, also large ones; `refine` improves a displacement. `sitk` and `ants` are thin
+wrappers of SimpleITK and ANTs, to compare with; `ants.syn` is deformable.
 """
 
 from regkit.classical import ants, sitk
