@@ -10,7 +10,7 @@ from test_models import pair
 
 from regkit import losses, models, recipes, spatial
 from regkit.models import Registration, cascade
-from regkit.train import objective
+from regkit.train import objective, train
 
 both = pytest.mark.parametrize("ndim", [2, 3])
 SMALL = {"channels": 2, "affine_channels": 2}
@@ -309,6 +309,19 @@ def test_the_objective_asks_for_smooth_steps_and_a_map_that_is_nearly_a_rotation
     assert float(terms["bending"]) == pytest.approx(4)  # second difference 2, squared
     assert float(terms["determinant"]) == pytest.approx((6 - 1) ** 2 / 2)
     assert float(terms["orthogonality"]) == pytest.approx(9 / 4 + 64 / 9, rel=1e-4)
+
+
+def test_a_cascade_is_trained_like_any_other_model(monkeypatch, tmp_path):
+    monkeypatch.setenv("REGKIT_DATA", str(tmp_path))
+    recipe = recipes.get("rcn_2d", "smoke", options=SMALL, lr=0.01, warmup=0)
+    trained = train(recipe, progress=False, device="cpu")
+    for entry in trained.history:
+        terms = sum(weight * entry[name] for name, weight in recipe.weights.items())
+        assert entry["loss"] == pytest.approx(terms, rel=1e-5)
+    first, last = trained.history[0], trained.history[-1]
+    assert all(first[name] == 0 for name in ("diffusion", "determinant", "orthogonality"))
+    assert all(last[name] > 0 for name in ("diffusion", "determinant", "orthogonality"))
+    assert "dice" in last
 
 
 def test_recipes_of_the_papers():
