@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regkit import losses, metrics
 from regkit.data.population import Subject, true_displacement
+from regkit.data.prepared import Scan
 from regkit.data.rigid import RigidPair
 from regkit.models import Registration
 from regkit.spatial import warp
@@ -91,7 +92,7 @@ def evaluate(
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Mean over pairs of every number in the rows, and the standard deviation of the Dice.
+    """Mean over pairs of every number in the rows, and the standard deviation of a Dice.
 
     With a ceiling also `gap_closed`: how far, in percent, the mean Dice has come from where it was
     before registration (0) to where the true displacement takes it (100).
@@ -100,11 +101,42 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         raise ValueError("rows is empty, expected at least one evaluated pair.")
     keys = [key for key, value in rows[0].items() if isinstance(value, (int, float))]
     mean = {key: float(np.mean([row[key] for row in rows])) for key in keys}
-    mean["dice_sd"] = float(np.std([row["dice"] for row in rows]))
+    if "dice" in mean:
+        mean["dice_sd"] = float(np.std([row["dice"] for row in rows]))
     if "dice_ceiling" in mean:
         gained, possible = (mean[k] - mean["dice_before"] for k in ("dice", "dice_ceiling"))
         mean["gap_closed"] = 100 * gained / possible
     return mean
+
+
+@torch.no_grad()
+def landmark_errors(
+    method: Method, pairs: Iterable[tuple[Scan, Scan]], device: str | torch.device = "cpu"
+) -> list[dict[str, Any]]:
+    """Register every (moving, fixed) pair and measure how far its landmarks end from their place.
+
+    Args:
+        method: a model, or anything that maps two (1, 1, *S) images to a `Registration`.
+        pairs: with `points` that belong together row by row, at least one.
+        device: where the model is.
+
+    Returns:
+        Per pair: moving, fixed (names), tre_before and tre (the mean over its landmarks, in units
+        of the moving image's spacing), folding_percent. A column of `tre` is what
+        `metrics.success_auc` takes.
+    """
+    rows = []
+    for moving, fixed in pairs:
+        if not len(fixed.points):
+            raise ValueError(f"pairs holds {fixed.name!r} without landmarks, expected some.")
+        points = fixed.points[None], moving.points[None]
+        disp = method(moving.image[None].to(device), fixed.image[None].to(device)).disp.cpu()
+        before, after = (
+            float(metrics.tre(u, *points, moving.spacing).mean()) for u in (0 * disp, disp)
+        )
+        row = {"moving": moving.name, "fixed": fixed.name, "tre_before": before, "tre": after}
+        rows.append(row | {"folding_percent": float(metrics.folding_percent(disp))})
+    return rows
 
 
 @torch.no_grad()

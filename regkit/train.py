@@ -44,11 +44,12 @@ from regkit import losses, models, recipes
 from regkit.data import prepared
 from regkit.data.anatomies import anatomies
 from regkit.data.contrast import PaintedPairs
-from regkit.data.pairs import RandomPairs, chain
+from regkit.data.pairs import GivenPairs, RandomPairs, chain
 from regkit.data.population import Subject, population
+from regkit.data.prepared import Scan
 from regkit.data.rigid import moved_heads
 from regkit.device import choose_device, enough_memory
-from regkit.evaluate import evaluate, motion_errors, summary
+from regkit.evaluate import evaluate, landmark_errors, motion_errors, summary
 from regkit.metrics import endpoint_error
 from regkit.models import Registration, RegistrationModel
 from regkit.recipes import Recipe, get
@@ -247,6 +248,29 @@ def _painted(recipe: Recipe, progress: bool) -> Task:
             "range": [0, 1],
             "contrast": "any",
         },
+    )
+
+
+def landmark_task(
+    recipe: Recipe, learn: Sequence[tuple[Scan, Scan]], tested: Sequence[tuple[Scan, Scan]]
+) -> Task:
+    """A task for `train`: pairs that belong together, judged by their landmarks.
+
+    Args:
+        recipe: says how many steps, and how many pairs each.
+        learn: (moving, fixed) to learn from, such as `prepared.pairs(folder, "train")`; their
+            landmarks are not looked at.
+        tested: to validate with, by the mean distance of their landmarks.
+    """
+
+    def validate(model: RegistrationModel, device: torch.device) -> dict[str, float]:
+        return summary(landmark_errors(model, tested, device))
+
+    return Task(
+        pairs=GivenPairs(learn, recipe.steps * recipe.batch, recipe.seed),
+        validate=validate,
+        score=lambda scores: -scores["tre"],
+        info={"spacing": learn[0][1].spacing, "range": [0, 1]},
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,18 @@ import scipy.signal
 import torch
 from PIL import Image
 
-from regkit import classical, io, metrics
-from regkit.data import prepared
+from regkit import classical, io, metrics, recipes, train
+from regkit.data import GivenPairs, prepared
 from regkit.data.vessels import VesselPair, vessel_contrast, vessel_pair, write_as_fire
-from regkit.spatial import affine_to_disp, invert, jacobian_determinant, warp, warp_points
+from regkit.evaluate import landmark_errors, summary
+from regkit.models import Registration
+from regkit.spatial import (
+    affine_to_disp,
+    invert,
+    jacobian_determinant,
+    warp,
+    warp_points,
+)
 
 SCRIPTS = Path(__file__).parents[1] / "data_scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -208,6 +217,65 @@ def test_affine_registration_finds_the_motion_from_contrast_and_shift(name):
     moving, fixed = (vessel_contrast(image) for image in as_they_are)
     assert before > 8 and affine_error(pair, *as_they_are) > 0.7 * before
     assert affine_error(pair, moving, fixed, classical.shift(moving, fixed)) < 1
+
+
+# learning ---------------------------------------------------------------------------------------
+
+
+def test_given_pairs_come_once_an_epoch(made):
+    pairs = [(pair.moving, pair.fixed) for pair in made.values()]
+    drawn = GivenPairs(pairs, 60, seed=1)
+    names = [drawn[i]["name"] for i in range(60)]
+    every = {f"{name} to {name}" for name in NAMES}
+    assert all(set(names[i : i + 3]) == every for i in range(0, 60, 3))
+    assert len({tuple(names[i : i + 3]) for i in range(0, 60, 3)}) == 6  # all orders
+    assert len(drawn) == 60 and drawn[7]["name"] == GivenPairs(pairs, 8, seed=1)[7]["name"]
+    item = drawn[names.index("P01 to P01")]
+    for key, scan in (("moving", made["P01"].moving), ("fixed", made["P01"].fixed)):
+        assert torch.equal(item[key], scan.image) and torch.equal(
+            item[f"{key}_labels"], scan.labels
+        )
+    with pytest.raises(ValueError, match="pairs is empty, expected at least one"):
+        GivenPairs([], 3)
+
+
+def test_landmarks_measure_the_truth_and_doing_nothing(made):
+    pairs = [(pair.moving, pair.fixed) for pair in made.values()]
+    truths = iter([pair.disp for pair in made.values()])
+
+    def know_it_all(moving, fixed):
+        disp = next(truths)
+        return Registration(warp(moving, disp), disp)
+
+    best = landmark_errors(know_it_all, pairs)
+    none = landmark_errors(lambda a, b: Registration(a, torch.zeros(1, 2, SIZE, SIZE)), pairs)
+    assert [row["fixed"] for row in best] == list(NAMES)
+    for one, other, (moving, fixed) in zip(best, none, pairs, strict=True):
+        apart = float((moving.points - fixed.points).norm(dim=1).mean())
+        assert one["tre"] < 0.01 and one["tre_before"] == pytest.approx(apart, rel=1e-5)
+        assert other["tre"] == other["tre_before"] and other["folding_percent"] == 0
+    assert summary(none)["tre"] == pytest.approx(np.mean([row["tre"] for row in none]))
+    bare = replace(made["S01"].fixed, points=torch.empty(0, 2))
+    with pytest.raises(ValueError, match="pairs holds 'S01' without landmarks"):
+        landmark_errors(know_it_all, [(bare, bare)])
+
+
+def test_a_network_learns_from_given_pairs_and_is_judged_by_landmarks(tmp_path):
+    made = [vessel_pair(f"S{i:02d}", 64) for i in range(3)]
+    pairs = [(pair.moving, pair.fixed) for pair in made]
+    recipe = recipes.get(
+        "vxm2_2d", "smoke", shape=(64, 64), lr=1e-4, batch=2, steps=4, validate_every=2
+    )
+    task = train.landmark_task(recipe, pairs[:2], pairs[2:])
+    trained = train.train(recipe, tmp_path, progress=False, device="cpu", task=task)
+    apart = (pairs[2][0].points - pairs[2][1].points).norm(dim=1).mean()
+    for entry in trained.history[1::2]:
+        assert entry["tre_before"] == pytest.approx(float(apart), rel=1e-5)
+        assert entry["tre"] > 0 and entry["folding_percent"] == 0
+    (row,) = landmark_errors(trained.model, pairs[2:])
+    assert row["tre"] == pytest.approx(trained.history[-1]["tre"], rel=1e-4)
+    assert task.score({"tre": 1.0}) > task.score({"tre": 2.0})
+    assert tuple(trained.model.info["spacing"]) == (1.0, 1.0)
 
 
 # the script -------------------------------------------------------------------------------------

@@ -69,6 +69,40 @@ class RandomPairs(Dataset):
         }
 
 
+class GivenPairs(Dataset):
+    """Pairs that belong together, such as two photographs of one eye.
+
+    Every pair comes once before any comes again, in another order each time: that is an epoch.
+
+    Args:
+        pairs: (moving, fixed), at least one, all of one shape.
+        length: how many there are to learn from, over all epochs.
+        seed: of the order.
+
+    Each item is a dictionary as of `RandomPairs`.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Subject, Subject]], length: int, seed: int = 0):
+        if not pairs:
+            raise ValueError("pairs is empty, expected at least one pair.")
+        self.pairs, self.length, self.seed = pairs, length, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        epoch, place = divmod(index, len(self.pairs))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pairs))
+        moving, fixed = self.pairs[order[place]]
+        return {
+            "moving": moving.image,
+            "fixed": fixed.image,
+            "moving_labels": moving.labels,
+            "fixed_labels": fixed.labels,
+            "name": f"{moving.name} to {fixed.name}",
+        }
+
+
 def chain(subjects: Sequence[Subject]) -> list[tuple[Subject, Subject]]:
     """Fixed pairs for validation and test: each subject is registered to the next, the last one to
     the first, so that every subject is once moving and once fixed."""
