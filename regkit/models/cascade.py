@@ -34,6 +34,7 @@ What differs from the published code:
 - A displacement is held constant beyond its border, also that of the stem; the published code goes
   on with the affine map there.
 - Losses are means over a batch, not sums. The 2D forms are ours.
+- The second published base is `vxm2` with a LeakyReLU of slope 0.1; ours keep their own slope.
 """
 
 from __future__ import annotations
