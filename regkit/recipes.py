@@ -170,7 +170,7 @@ _add(
         name="zheng2023_2d", model="dense_unet_eca", ndim=2, shape=(80, 96), atlas=True,
         source="Zheng et al. 2023, equations 3 to 5 and section 4.3; at other budgets than 'paper' "
         "steps, rate and schedule are ours",
-        similarity="mse", weights={"similarity": 1.0, "diffusion": 0.01}, lr=1e-3, warmup=50,
+        similarity="mse", weights={"similarity": 1.0, "diffusion": 0.01}, warmup=50,
     ),
     smoke=_SMOKE_2D,
     gpu={"shape": (160, 192), "subjects": 333, "validation": 16, "steps": 4000,
