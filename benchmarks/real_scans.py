@@ -1,6 +1,6 @@
 """Real scans that no network has seen: writes results/real_scans.json.
 
-    python benchmarks/real_scans.py --network any_contrast_3d.safetensors
+    python benchmarks/real_scans.py
 
 Two sets, both of the open samples (`regkit data get oasis_3d`, `regkit data get ptbp_brain`):
 
@@ -56,7 +56,7 @@ from regkit.data.samples import Scan
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "results" / "real_scans.json"
 MARGIN = 10  # mm around a brain
-SHIPPED = ("vxm_diff_brain_3d",)
+SHIPPED = ("vxm_diff_brain_3d", "unfolding_brain_3d", "any_contrast_brain_3d")
 TISSUES = {1: "CSF", 2: "cortical grey matter", 3: "white matter", 4: "deep grey matter"}
 
 Row = dict[str, Any]
