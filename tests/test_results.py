@@ -1,5 +1,6 @@
 """What README and the book say is what results/*.json holds, and that is what the code does."""
 
+import hashlib
 import json
 import re
 import sys
@@ -50,6 +51,25 @@ def test_the_weights_say_how_they_were_trained(name):
     today = [recipes.get(held["name"], budget, **changes) for budget in ("cpu", "gpu")]
     defaults = {f.name: f.default for f in fields(recipes.Recipe) if f.default is not MISSING}
     assert {**defaults, **held} in [json.loads(json.dumps(vars(r), default=dict)) for r in today]
+
+
+def test_the_readme_quotes_the_real_scans():
+    held = json.loads((ROOT / "results" / "real_scans.json").read_text())["rows"]
+    readme = (ROOT / "README.md").read_text()
+    methods = ("affine", "vxm_diff_brain_3d", "unfolding_brain_3d", "any_contrast_brain_3d")
+    for name, words in (("oasis", "a pair of OASIS"), ("slabs", "25 slabs of")):
+        rows = {row["method"]: row for row in held if row["set"] == name}
+        line = re.search(rf"^\| {words}[^|]*\|(.*)\|$", readme, re.MULTILINE)
+        quoted = [float(x) for x in re.findall(r"\d+\.\d+", line[1])]
+        expected = [rows["affine"]["dice"]]
+        for method in methods[1:]:
+            expected += [rows[method]["dice"], rows[method]["folding_percent"]]
+        assert quoted == pytest.approx(expected, abs=5.1e-4)
+        # each row belongs to the weights that are shipped
+        for method in methods[1:]:
+            file = Path(models.__file__).parents[1] / "weights" / f"{method}.safetensors"
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            assert digest.startswith(rows[method]["sha256"])
 
 
 # ------------------------------------------------------------------------------- accuracy.json
