@@ -42,11 +42,15 @@ class Recipe:
     painted: None, or a pair is two label maps, deformed and painted in any contrast: keyword
         arguments of `regkit.data.contrast.PaintedPairs`, and `brains` of `anatomies` there. Then
         `subjects` says how many anatomies there are, `validation` how many pairs.
+    chest: None, or a pair is a synthetic chest before and after a breath: keyword arguments of
+        `regkit.data.chest.ChestPairs`. Then `subjects` says how many chests there are, `validation`
+        how many pairs, of other chests.
     similarity: "lncc", "mse", "ncc" or "mutual_information". window: of lncc.
     weights: of the terms of the objective: "similarity", "diffusion" (of the velocity where there
         is one, summed over the steps of a cascade, else of the displacement), "bending" (the
         same), "folding", "dice", the label loss, and "endpoint", the distance from the true
-        displacement, where pairs know it. Of models that find an affine map: "determinant" and
+        displacement, where pairs know it. Of models that segment: "segmentation", soft Dice of what
+        they find in each image. Of models that find an affine map: "determinant" and
         "orthogonality", which keep it near a rotation. Of models whose
         stages are pairs (u, v): "similarity_u", "diffusion_u" and "consistency", between u and v,
         of the last stage; with "_all" behind the name the mean over all stages.
@@ -72,6 +76,7 @@ class Recipe:
     gamma: float = 0.0
     motion: Mapping[str, Any] | None = None
     painted: Mapping[str, Any] | None = None
+    chest: Mapping[str, Any] | None = None
     similarity: str = "lncc"
     window: int = 7
     weights: Mapping[str, float] = field(
@@ -305,6 +310,31 @@ for _recipe, _options in ((_VTN, {}), (_RCN, {}), (_AFFINE_VXM, _ONE_UNET)):
         paper=_RCN_PAPER | {"shape": (160, 192, 160), "subjects": 200, "options": _options,
                             "weights": {**_recipe.weights, "diffusion": 1.5}},
     )  # fmt: skip
+
+# The survey's two branches on synthetic chests: no label is needed to register, the lungs' to
+# segment. All numbers are ours. At "paper" voxels are about those of the sample lung_ct.
+_FCN = "Tan 2023, its figure 6: two branches, unsupervised; what they learn from and how is ours"
+_FCN_2D = Recipe(
+    name="fcn_2d", model="fcn", ndim=2, shape=(96, 96), source=_FCN, options={"segment": 2},
+    subjects=100, validation=8, chest={"field": "chest"},
+    weights={"similarity": 1.0, "diffusion": 0.1, "segmentation": 0.5}, lr=1e-3, warmup=50,
+)  # fmt: skip
+_add(
+    _FCN_2D,
+    smoke=_SMOKE_2D,
+    gpu={"shape": (192, 192), "subjects": 400, "batch": 16, "steps": 4000, "validate_every": 500},
+    paper={"shape": (192, 192), "subjects": 400, "batch": 1, "steps": 150_000, "lr": 1e-4,
+           "schedule": "constant", "validate_every": 1000},
+)  # fmt: skip
+_add(
+    replace(_FCN_2D, name="fcn_3d", ndim=3, shape=(64, 80, 64), subjects=40, validation=3,
+            chest={"field": "right lung"}, warmup=100, batch=1, steps=400, validate_every=200),
+    smoke=_SMOKE_3D,
+    gpu={"subjects": 100, "steps": 4000, "validate_every": 500},
+    paper={"shape": (128, 160, 128), "options": {"segment": 2, "save_memory": True},
+           "subjects": 200, "steps": 150_000, "lr": 1e-4, "schedule": "constant",
+           "validate_every": 1000},
+)  # fmt: skip
 
 # Labels say what is right: the images have any contrast, each its own.
 _SYNTH = (

@@ -43,6 +43,7 @@ from tqdm.auto import tqdm
 from regkit import losses, models, recipes
 from regkit.data import prepared
 from regkit.data.anatomies import anatomies
+from regkit.data.chest import ChestPairs, chests
 from regkit.data.contrast import PaintedPairs
 from regkit.data.pairs import GivenPairs, RandomPairs, chain
 from regkit.data.population import Subject, population
@@ -102,6 +103,8 @@ def _task(recipe: Recipe, data: str | os.PathLike | None, progress: bool) -> Tas
         return _one_head_moved(recipe, progress)
     if recipe.painted is not None:
         return _painted(recipe, progress)
+    if recipe.chest is not None:
+        return chest_task(recipe)
     return _two_subjects(recipe, data, progress)
 
 
@@ -251,6 +254,32 @@ def _painted(recipe: Recipe, progress: bool) -> Task:
     )
 
 
+def chest_task(recipe: Recipe, volumes: Sequence[Scan] = ()) -> Task:
+    """A task for `train`: synthetic chests before and after a breath, validation on other chests.
+
+    Args:
+        recipe: `subjects` chests to learn from, `validation` pairs of as many others; its `chest`
+            says how they breathe.
+        volumes: real scans to learn from as well, see `ChestPairs`.
+    """
+    options, d = recipe.chest or {}, recipe.ndim
+    learn, others = chests(recipe.subjects, d, 0), chests(recipe.validation, d, 1)
+    length = recipe.steps * recipe.batch
+    tested = ChestPairs(others, recipe.shape, recipe.validation, seed=1, **options)
+    held_out = [tested.subjects(i) for i in range(recipe.validation)]
+
+    def validate(model: RegistrationModel, device: torch.device) -> dict[str, float]:
+        scores = summary(evaluate(model, held_out, device=device))
+        return {k: scores[k] for k in ("dice", "dice_before", "folding_percent")}
+
+    return Task(
+        pairs=ChestPairs(learn, recipe.shape, length, recipe.seed, volumes=volumes, **options),
+        validate=validate,
+        score=lambda scores: scores["dice"],
+        info={"spacing": tested.spacing, "orientation": "RAS", "range": [0, 1]},
+    )
+
+
 def landmark_task(
     recipe: Recipe, learn: Sequence[tuple[Scan, Scan]], tested: Sequence[tuple[Scan, Scan]]
 ) -> Task:
@@ -279,8 +308,9 @@ def objective(result: Registration, batch: dict[str, Any], recipe: Recipe) -> di
 
     Args:
         result: of the model on this batch.
-        batch: `moving`, `fixed` (B, 1, *S), the labels for the term "dice", and the answer `disp`
-            for "endpoint". A similarity compares `moving_clean` and `fixed_clean` where they are.
+        batch: `moving`, `fixed` (B, 1, *S), the labels for the terms "dice" and "segmentation", and
+            the answer `disp` for "endpoint". A similarity compares `moving_clean` and
+            `fixed_clean` where they are.
         recipe: its `weights` name the terms, `similarity` and `bidirectional` say how.
     """
     moving, fixed, moved = batch["moving"], batch["fixed"], result.moved
@@ -318,6 +348,8 @@ def objective(result: Registration, batch: dict[str, Any], recipe: Recipe) -> di
             terms[name] = getattr(losses, name)(result.theta)
         elif name == "dice":
             terms[name] = _label_loss(result.disp, batch)
+        elif name == "segmentation":
+            terms[name] = _segmentation_loss(result, batch)
         elif name == "endpoint":
             if "disp" not in batch:
                 raise ValueError("weights names 'endpoint', expected pairs whose answer is known.")
@@ -329,7 +361,8 @@ def objective(result: Registration, batch: dict[str, Any], recipe: Recipe) -> di
         else:
             raise ValueError(
                 f"weights names {name!r}, expected similarity, diffusion, bending, folding, dice, "
-                "endpoint, determinant, orthogonality, similarity_u, diffusion_u or consistency."
+                "segmentation, endpoint, determinant, orthogonality, similarity_u, diffusion_u or "
+                "consistency."
             )
     return terms
 
@@ -366,6 +399,24 @@ def _label_loss(disp: Tensor, batch: dict[str, Any]) -> Tensor:
         labels = labels[labels != 0].reshape(-1, *[1] * len(field))
         moving, fixed = ((x == labels).to(disp.dtype)[None] for x in maps)
         terms.append(losses.soft_dice(warp(moving, field[None]), fixed))
+    return torch.stack(terms).mean()
+
+
+def _segmentation_loss(result: Registration, batch: dict[str, Any]) -> Tensor:
+    """Soft Dice of the labels that a model finds in each image for itself; others do not count."""
+    if not result.logits:
+        raise ValueError(
+            "weights names 'segmentation', expected a model that segments, such as fcn with "
+            "segment=2."
+        )
+    if "moving_labels" not in batch:
+        raise ValueError("weights names 'segmentation', expected pairs with labels.")
+    terms = []
+    for logits, side in zip(result.logits, ("moving", "fixed"), strict=True):
+        labels = batch[f"{side}_labels"]  # (B, 1, *S)
+        classes = torch.arange(1, logits.shape[1], device=labels.device)
+        known = (labels == classes.reshape(1, -1, *[1] * (labels.ndim - 2))).to(logits.dtype)
+        terms.append(losses.soft_dice(logits.softmax(dim=1)[:, 1:], known))
     return torch.stack(terms).mean()
 
 

@@ -37,6 +37,7 @@ SMALL = {
     "rigid_resnet34": {"width": 8},
     "affine_resnet34": {"width": 8},
     "dense_unet_eca": {"channels": [8, 16, 16, 16]},
+    "fcn": {"channels": [8, 8, 16, 16, 16]},
     "vtn": {"channels": 4},
     "rcn": {"cascades": 2, "channels": 4, "affine_channels": 4},
     "unfolding": {"channels": [8, 16, 16], "layers": 2, "mlp": 24, "width": 8, "depth": 3},
@@ -89,7 +90,7 @@ def with_visible_output(name, ndim, **options):
 def test_names():
     assert NAMES[:2] == ["rigid_resnet34", "affine_resnet34"]
     assert NAMES[2:7] == ["vxm1", "vxm2", "vxm", "vxm_diff", "dense_unet_eca"]
-    assert NAMES[-3:] == ["vtn", "rcn", "unfolding"]
+    assert NAMES[-4:] == ["fcn", "vtn", "rcn", "unfolding"]
     assert {name for name, _ in PARAMETERS} <= set(NAMES)
 
 

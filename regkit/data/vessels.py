@@ -110,12 +110,24 @@ def _motion(random: np.random.Generator, category: str) -> _Motion:
     )
 
 
-def _trees(random: np.random.Generator) -> list[tuple[np.ndarray, float]]:
-    """The branches of all trees: a line (n, 2) from the disc outwards, and the radius.
+def murray(share: float) -> tuple[float, float]:
+    """How a vessel divides: the radius of a branch, of a stem of radius 1, and its angle to it.
 
     Murray (1926): a vessel of radius r divides into two with r^3 = a^3 + b^3, at the angles at
     which blood and walls cost least.
+
+    Args:
+        share: a^3 / r^3, in (0, 1).
+
+    Returns:
+        a / r, and the angle in radians.
     """
+    k = share ** (1 / 3)
+    return k, np.arccos((1 + k**4 - (1 - k**3) ** (4 / 3)) / (2 * k**2))
+
+
+def _trees(random: np.random.Generator) -> list[tuple[np.ndarray, float]]:
+    """The branches of all trees: a line (n, 2) from the disc outwards, and the radius."""
     branches = []
     turns = 2 * np.pi * (np.arange(TRUNKS) + random.uniform(-0.3, 0.3, TRUNKS)) / TRUNKS
     tips = [(np.array(DISC), turn, WIDEST) for turn in turns]
@@ -127,10 +139,9 @@ def _trees(random: np.random.Generator) -> list[tuple[np.ndarray, float]]:
         branches.append((line, radius))
         share, side = random.uniform(0.15, 0.5), random.choice([-1, 1])
         for part, way in ((share, side), (1 - share, -side)):
-            k = part ** (1 / 3)  # of the radius
-            cosine = (1 + k**4 - (1 - k**3) ** (4 / 3)) / (2 * k**2)
+            k, turn = murray(part)
             if k * radius > NARROWEST:
-                tips.append((line[-1], angles[-1] + way * np.arccos(cosine), k * radius))
+                tips.append((line[-1], angles[-1] + way * turn, k * radius))
     return branches
 
 

@@ -25,6 +25,7 @@ from safetensors.torch import save as to_bytes
 from regkit.models.base import Registration, RegistrationModel
 from regkit.models.cascade import Rcn, Vtn
 from regkit.models.dense_unet import DenseUNet
+from regkit.models.fcn import Fcn
 from regkit.models.resnet import LinearResNet
 from regkit.models.unfolding import Unfolding
 from regkit.models.voxelmorph import Vxm, VxmDiff, VxmStrided
@@ -58,6 +59,7 @@ _MODELS: dict[str, Callable[..., RegistrationModel]] = {
     "vxm": Vxm,
     "vxm_diff": VxmDiff,
     "dense_unet_eca": DenseUNet,
+    "fcn": Fcn,
     "vtn": Vtn,
     "rcn": _rcn,
     "unfolding": Unfolding,

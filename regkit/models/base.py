@@ -22,6 +22,8 @@ class Registration:
     stages: the displacements of its intermediate steps, or tuples of them: the model's docstring
         says which.
     steps: (B, d, *S) each, voxels, of models that compose `disp` of steps: what each one adds.
+    logits: (B, classes, *S), of models that also segment: of the moving image, on its own grid, and
+        of the fixed one. Their softmax along axis 1 are probabilities; class 0 is the background.
     """
 
     moved: Tensor
@@ -30,6 +32,7 @@ class Registration:
     theta: Tensor | None = None
     stages: tuple = ()
     steps: tuple = ()
+    logits: tuple = ()
 
 
 class RegistrationModel(nn.Module):
@@ -70,7 +73,7 @@ class RegistrationModel(nn.Module):
         for key in ("disp", "svf"):
             if found.get(key) is not None:
                 found[key] = crop(found[key])
-        for key in ("stages", "steps"):
+        for key in ("stages", "steps", "logits"):
             found[key] = tuple(
                 crop(stage) if isinstance(stage, Tensor) else tuple(map(crop, stage))
                 for stage in found.get(key, ())
