@@ -2,12 +2,16 @@
 
     regkit benchmark list
     regkit benchmark sun2025-table1 --budget cpu --ndim 2
+    regkit benchmark zheng2023-table1 --budget cpu --seed 0 --seed 1 --seed 2
 
 A table is data (`regkit.tables`): rows of a method with its settings, beside the numbers that the
 paper prints. All rows of a table learn from the same pairs in the same order, with the same number
 of updates, and are measured on the same test pairs by the same code; the weights are those after
 the last update, so nothing is chosen by looking. The learning rate and its warm-up are those of
-each model's own recipe.
+each model's own recipe, or of the table's protocol where it says so (`Table.alike`).
+
+One row of a table is the one that others are compared with, and each difference from it has an
+interval, see `interval`.
 
 A method is the name of a model, or of a classical method: a function of `regkit.classical` (or of
 `regkit.classical.ants`) that takes two `regkit.io.Image` and returns the displacement (1, d, *S),
@@ -71,7 +75,11 @@ def _classical(method: str) -> Callable[[io.Image, io.Image], Tensor] | None:
 
 
 def recipe_of(
-    row: Row, protocol: Recipe, budget: str | None = None, lambda2: float | None = None
+    row: Row,
+    protocol: Recipe,
+    budget: str | None = None,
+    lambda2: float | None = None,
+    alike: bool = False,
 ) -> Recipe:
     """The training that a row asks for.
 
@@ -80,16 +88,20 @@ def recipe_of(
         protocol: says everything that the rows of a table share: data, size, similarity, updates.
         budget: of the model's own recipe, which says its options, rate and warm-up.
         lambda2: instead of `LAMBDA2`, where the row names none.
+        alike: weights, rate and warm-up are those of the protocol, too; see `Table`.
     """
     own = replace(protocol, options={})
     if row.method == protocol.model:
         own = protocol
     elif (name := f"{row.method}_{protocol.ndim}d") in recipes.names():
         own = recipes.get(name, budget)
-    chosen = (row.lambda2, lambda2, LAMBDA2.get(row.method, LAMBDA2["vxm"]))
+    if alike:
+        own = replace(protocol, options=own.options)
+    usual = protocol.weights["diffusion"] if alike else LAMBDA2.get(row.method, LAMBDA2["vxm"])
+    chosen = (row.lambda2, lambda2, usual)
     smooth = next(value for value in chosen if value is not None)
-    weights = {"similarity": 1.0, "diffusion": smooth}
-    if row.method == "unfolding":
+    weights = {**(protocol.weights if alike else {"similarity": 1.0}), "diffusion": smooth}
+    if row.method == "unfolding" and not alike:
         weights = {
             "similarity_u": row.lambda1,
             "similarity": round(1 - row.lambda1, 10),
@@ -156,7 +168,8 @@ def judge(
     Returns:
         Means over the pairs as `regkit.evaluate.summary` gives them, but seconds as median (the
         first pair warms up); memory_gb, the peak while it registers, see `_peak`; dice_pairs (one a
-        pair), dice_per_structure (by name), and stages: for each (u, v) Dice and percent of
+        pair), dice_per_structure (by name), dice_sd_labels (the standard deviation over the labels
+        of a pair, mean over the pairs), and stages: for each (u, v) Dice and percent of
         non-positive Jacobians of both, and the mean of |u - v| in voxels.
     """
     known = all(len(s.velocity) for pair in pairs for s in pair)
@@ -180,6 +193,9 @@ def judge(
     numbers["memory_gb"] = max(peaks)
     numbers["seconds"] = statistics.median(row["seconds"] for row in rows)
     numbers["dice_pairs"] = [row["dice"] for row in rows]
+    numbers["dice_sd_labels"] = _mean(
+        [float(np.nanstd(list(row["dice_per_label"].values()))) for row in rows]
+    )
     structures = sorted({label for row in rows for label in row["dice_per_label"]})
     numbers["dice_per_structure"] = {
         names.get(label, str(label)): _mean(
@@ -244,6 +260,7 @@ def _learned(
     return {
         **numbers,
         "dice_seeds": [one["dice"] for one in found],
+        "dice_pairs_seeds": [one["dice_pairs"] for one in found],
         "parameters": models.parameter_count(model),
         "training_seconds": None if None in times else sum(times) / len(times),
         "training_memory_gb": None if None in sizes else max(sizes),
@@ -280,6 +297,7 @@ def run(
     similarity: str | None = None,
     lambda2: float | None = None,
     rows: Sequence[str] = (),
+    test: str | os.PathLike | None = None,
     runs: str | os.PathLike = "runs",
     out: str | os.PathLike | None = None,
     device: str = "auto",
@@ -291,7 +309,7 @@ def run(
     Args:
         name: one of `TABLES`.
         budget: by default that of the process.
-        ndim: 2 or 3; by default 3 at budgets "gpu" and "paper", else 2.
+        ndim: 2 or 3; by default 3 at budgets "gpu" and "paper", else 2; of a table in 2D alone 2.
         protocol: "atlas" (all to one fixed image, the paper's LPBA40) or "pairs" (any two, its
             OASIS), on the embedded population.
         data: folder of a prepared set instead; which one it is says ndim and protocol.
@@ -299,8 +317,10 @@ def run(
         steps, similarity: instead of the recipe's. lambda2: instead of `LAMBDA2`.
         pairs: how many test subjects; by default 9, or all of a prepared set.
         rows: labels, methods or numbers (from 1) of the rows to run; by default all.
+        test: folder of another prepared set to test on; what is learned from stays as it is.
         runs: folder of the trainings.
-        out: the JSON file; by default results/<table>_<data>_<budget>.json.
+        out: the JSON file; by default results/<table>_<data>_<budget>.json, with _on_<test> behind
+            the data.
         device, progress: as in `regkit.train.train`. command: what to say of how it was made.
 
     Returns:
@@ -314,7 +334,7 @@ def run(
     table, chosen = TABLES[name], choose_device(device)
     wanted = _wanted(table, rows)
     budget = budget or recipes.budget()
-    shared = _protocol(budget, ndim, protocol, data, chosen)
+    shared = _at_precision(_protocol(table, budget, ndim, protocol, data), chosen)
     if similarity not in (None, *SIMILARITIES):
         raise ValueError(
             f"similarity is {similarity!r}, expected one of {', '.join(SIMILARITIES)}."
@@ -328,11 +348,15 @@ def run(
         raise ValueError("seeds is empty, expected at least one.")
     if pairs is not None and pairs < 2:
         raise ValueError(f"pairs is {pairs}, expected 2 or more.")
-    if data is None:
+    source, tested_on = data, shared
+    kind = shared.name.removeprefix(f"{table.recipes}_")
+    if test is not None:
+        source, tested_on = test, replace(shared, data=prepared.description(test)["name"])
+        kind += f"_on_{tested_on.data}"
+    if source is None:
         pairs = pairs or (2 if budget == "smoke" else PAIRS)
     else:  # before hours of work
-        held_out(shared, table.split, 1, data)
-    kind = shared.name.removeprefix("sun2025_")
+        held_out(tested_on, table.split, 1, source)
     file = Path(out or Path("results") / f"{name}_{kind}_{budget}.json")
     io.check_writable(file.parent)
     if file.is_dir():
@@ -344,19 +368,21 @@ def run(
 
     def tested() -> list[Any]:
         if not known:
-            known.extend(held_out(shared, table.split, pairs, data, progress))
+            known.extend(held_out(tested_on, table.split, pairs, source, progress))
         return known
 
     def train_it(plan: Recipe) -> Run:
         return trained(plan, Path(runs), chosen, data, progress)
 
-    names = LABELS if data is None else prepared.structures(data) or LABELS
+    names = LABELS if source is None else prepared.structures(source) or LABELS
     said = {
         "table": name,
         "title": table.title,
         "note": table.note,
-        "paper": "Sun et al. 2025",
-        "paper_set": "oasis" if not shared.atlas else "lpba40",
+        "paper": table.paper,
+        "paper_set": table.atlas if shared.atlas else table.pairs,
+        "data": shared.data,
+        "tested_on": tested_on.data,
         "split": table.split,
         "made": _made(command, chosen),
     }
@@ -364,9 +390,9 @@ def run(
     for row in wanted:
         plans = []
         if row.method in models.names():
-            planned = recipe_of(row, shared, budget, lambda2)
+            planned = recipe_of(row, shared, budget, lambda2, table.alike)
             plans = [replace(planned, seed=seed) for seed in seeds]
-        key = _key(row, plans, shared, table.split, pairs, chosen)
+        key = _key(row, plans, tested_on, table.split, pairs, chosen)
         held = {one["label"]: one for one in _read(file)}.get(row.label, {})
         if held.get("key") == key and held["state"] == "done":
             continue
@@ -407,30 +433,63 @@ def _wanted(table: Table, rows: Sequence[str]) -> list[Row]:
     return chosen or list(table.rows)
 
 
+def tables_for(
+    budget: str | None = None,
+    ndim: int | None = None,
+    protocol: str = "atlas",
+    data: str | os.PathLike | None = None,
+) -> list[str]:
+    """The tables that have a protocol for these settings, which are those of `run`."""
+    found = []
+    for name, table in TABLES.items():
+        with suppress(_NoProtocol):
+            _protocol(table, budget or recipes.budget(), ndim, protocol, data)
+            found.append(name)
+    return found
+
+
+class _NoProtocol(ValueError):
+    """A table has no protocol for what is asked."""
+
+
 def _protocol(
+    table: Table,
     budget: str,
     ndim: int | None,
     protocol: str,
     data: str | os.PathLike | None,
-    device: torch.device,
 ) -> Recipe:
     """The recipe that says what all rows share."""
     if protocol not in ("atlas", "pairs"):
         raise ValueError(f"protocol is {protocol!r}, expected 'atlas' or 'pairs'.")
     if ndim not in (None, 2, 3):
         raise ValueError(f"ndim is {ndim}, expected 2 or 3.")
-    if data is None:
-        d = ndim or (3 if budget in ("gpu", "paper") else 2)
-        recipe = recipes.get(f"sun2025_{'pairs_' if protocol == 'pairs' else ''}{d}d", budget)
-    else:
-        ours = [n for n in recipes.names() if n.startswith("sun2025_")]
-        sets = {r.data: r for r in (recipes.get(n, budget) for n in ours) if r.data != "population"}
+    known = (n for n in recipes.names() if n.startswith(f"{table.recipes}_"))
+    ours = [recipes.get(n, budget) for n in known]
+    if data is not None:
+        sets = {recipe.data: recipe for recipe in ours if recipe.data != "population"}
         held = prepared.description(data)["name"]
         if held not in sets:
-            raise ValueError(
-                f"data holds the set {held!r}, expected one of {', '.join(sorted(sets))}."
-            )
-        recipe = sets[held]
+            listed = ", ".join(sorted(sets))
+            raise _NoProtocol(f"data holds the set {held!r}, expected one of {listed}.")
+        return sets[held]
+    embedded = {
+        (recipe.ndim, "atlas" if recipe.atlas else "pairs"): recipe
+        for recipe in ours
+        if recipe.data == "population"
+    }
+    axes = {d for d, _ in embedded}
+    asked = (ndim or (max(axes) if budget in ("gpu", "paper") else min(axes)), protocol)
+    if asked not in embedded:
+        listed = ", ".join(f"{d} with {p!r}" for d, p in sorted(embedded))
+        raise _NoProtocol(
+            f"ndim is {asked[0]} and protocol {protocol!r}, expected of this table {listed}."
+        )
+    return embedded[asked]
+
+
+def _at_precision(recipe: Recipe, device: torch.device) -> Recipe:
+    """On a GPU in half precision."""
     if device.type == "cuda":  # bfloat16 came with compute capability 8
         half = "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
         recipe = replace(recipe, precision=half)
@@ -477,9 +536,11 @@ def compare(table: Table, rows: Sequence[Json], paper_set: str = "lpba40") -> li
         paper_set: "lpba40" or "oasis"; where the paper prints nothing for it, "lpba40".
 
     Returns:
-        Each row with paper_set, paper_dice (in [0, 1]), paper_folding_percent, paper_seconds; and,
-        where there is a default row, difference and paper_difference (of the Dice, to that row) and
-        same_order: "yes" where both have one sign, else "no"; None where one of them is missing.
+        Each row with paper_set, paper_dice (in [0, 1]), paper_dice_sd_labels (where the paper
+        prints it), paper_folding_percent, paper_seconds; and, where there is a default row,
+        difference and paper_difference (of the Dice, to that row), difference_interval (of
+        `interval`; None with fewer than two pairs) and same_order: "yes" where both have one sign,
+        else "no"; None where one of them is missing.
         Rows that have not been run are there with state "not run".
     """
     held = {row["label"]: row for row in rows}
@@ -496,6 +557,8 @@ def compare(table: Table, rows: Sequence[Json], paper_set: str = "lpba40") -> li
             "paper_folding_percent": printed.folding if printed else None,
             "paper_seconds": printed.seconds if printed else None,
         }
+        if row.deviation is not None:
+            line["paper_dice_sd_labels"] = round(row.deviation / 100, 4)
         lines.append(line)
     middle = next((line for line in lines if line["default"]), {})
     for line in lines:
@@ -504,10 +567,52 @@ def compare(table: Table, rows: Sequence[Json], paper_set: str = "lpba40") -> li
             line[name] = None
             if ours is not None and default is not None and line is not middle:
                 line[name] = round(ours - default, 4)
+        line["difference_interval"] = None if line is middle else _between(line, middle)
         signs = [line["difference"], line["paper_difference"]]
         same = None if None in signs else bool(np.sign(signs[0]) == np.sign(signs[1]))
         line["same_order"] = None if same is None else "yes" if same else "no"
     return lines
+
+
+def _between(line: Json, default: Json) -> list[float] | None:
+    """The interval of the Dice of a row less that of the default row, of the same test pairs."""
+    dice = []
+    for one in (line, default):
+        seeds = one.get("dice_pairs_seeds") or [one.get("dice_pairs") or []]
+        dice.append(np.array(seeds, dtype=float))
+    (seeds_a, pairs_a), (seeds_b, pairs_b) = (values.shape for values in dice)
+    if pairs_a != pairs_b or pairs_a < 2 or (seeds_a != seeds_b and 1 not in (seeds_a, seeds_b)):
+        return None
+    difference = dice[0] - dice[1]
+    if not np.isfinite(difference).all():
+        return None
+    return [round(bound, 4) for bound in interval(difference)]
+
+
+def interval(
+    differences: np.ndarray, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap percentile interval of the mean of paired differences.
+
+    Each resample draws seeds and test pairs, both with replacement and apart from each other, as a
+    seed is tested on all pairs. With few seeds it is too narrow: the spread of three drawn with
+    replacement is on average two thirds, as variance, of that of the trainings they stand for.
+
+    Args:
+        differences: (seeds, pairs), of one method and another. What depends on no seed, as
+            classical methods do, is the same in each row.
+        level: how much of the resampled means lies inside.
+        resamples: how many are drawn.
+        seed: of the draw.
+
+    Returns:
+        The lower and the upper bound.
+    """
+    draw = np.random.default_rng(seed)
+    weights = [draw.multinomial(n, [1 / n] * n, resamples) / n for n in differences.shape]
+    means = np.einsum("rs,sp,rp->r", weights[0], differences, weights[1], optimize=True)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def orders(lines: Sequence[Json]) -> Json:
@@ -535,18 +640,25 @@ def orders(lines: Sequence[Json]) -> Json:
 
 def as_text(held: Json) -> str:
     """A results file as lines: row, paper, ours, which side of the default row; then the orders."""
-    head = ("paper", "ours", "sd", "HD95", "% J<=0", "sd log J", "s/pair", "same order?")
+    columns = (
+        ("paper", "paper_dice", ".3f"), ("ours", "dice", ".4f"), ("sd", "dice_sd", ".4f"),
+        ("labels", "dice_sd_labels", ".4f"), ("HD95", "hd95", ".2f"),
+        ("% J<=0", "folding_percent", ".4f"), ("sd log J", "sd_log_jacobian", ".3f"),
+        ("s/pair", "seconds", ".2f"), ("train s", "training_seconds", ".0f"),
+        ("weights", "parameters", "d"),
+    )  # fmt: skip
     lines = [
         f"{held['table']}: {held['title']} ({held['split']} subjects, paper: {held['paper_set']})",
-        f"{'':<34}" + "".join(f"{word:>9}" for word in head[:-1]) + f"  {head[-1]}",
-    ]
-    keys = ("paper_dice", "dice", "dice_sd", "hd95", "folding_percent", "sd_log_jacobian")
-    digits = (3, 4, 4, 2, 4, 3)
+        f"{'':<34}" + "".join(f"{word:>9}" for word, _, _ in columns)
+        + f"{'95 % of difference':>20}  same order?",
+    ]  # fmt: skip
     for row in held["rows"]:
         text = f"{row['label']:<34}"
-        for key, n in zip((*keys, "seconds"), (*digits, 2), strict=True):
+        for _, key, form in columns:
             value = row.get(key)
-            text += f"{'-':>9}" if value is None else f"{value:9.{n}f}"
+            text += f"{'-' if value is None else format(value, form):>9}"
+        bounds = row.get("difference_interval")
+        text += f"{'{:+.4f} {:+.4f}'.format(*bounds) if bounds else '-':>20}"
         word = "default" if row["default"] else row["same_order"] or ""
         lines.append(f"{text}  {word if row['state'] == 'done' else row['state']}")
     order = held["order"]

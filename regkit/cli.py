@@ -412,6 +412,9 @@ def benchmark(
     row: Annotated[
         list[str] | None, typer.Option(help="Only this row: its label, method or number; repeat.")
     ] = None,
+    test: Annotated[
+        Path | None, typer.Option(readable=False, help="Another prepared set to test on.")
+    ] = None,
     runs: Annotated[
         Path, typer.Option(readable=False, help="Folder of the trainings, which go on from it.")
     ] = Path("runs"),
@@ -437,7 +440,7 @@ def benchmark(
         return
     if table == "all" and (out is not None or row):
         raise ValueError("table is 'all', expected one table with the options --out and --row.")
-    for name in TABLES if table == "all" else [table]:
+    for name in tables.tables_for(budget, ndim, protocol, data) if table == "all" else [table]:
         file = tables.run(
             name,
             budget,
@@ -450,6 +453,7 @@ def benchmark(
             similarity,
             lambda2,
             row or (),
+            test,
             runs,
             out,
             device,

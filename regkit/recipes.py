@@ -170,19 +170,30 @@ for _model, _source in (
 # 160x192 pixels, beside a squared difference below 1: nothing could move. Here it is the mean, as
 # in VoxelMorph, which has the same weight for the same terms. The paper has no one to validate
 # with: those to test on serve to watch a run.
+_ZHENG = Recipe(
+    name="zheng2023_2d", model="dense_unet_eca", ndim=2, shape=(80, 96), atlas=True,
+    source="Zheng et al. 2023, equations 3 to 5 and section 4.3; at other budgets than 'paper' "
+    "steps, rate and schedule are ours",
+    similarity="mse", weights={"similarity": 1.0, "diffusion": 0.01}, warmup=50,
+)  # fmt: skip
+_ZHENG_PAPER: dict[str, Any] = {
+    "shape": (160, 192), "subjects": 333, "validation": 83, "steps": 83_250, "lr": 1e-4,
+    "schedule": "constant", "warmup": 0, "validate_every": 750,
+}  # fmt: skip
 _add(
-    Recipe(
-        name="zheng2023_2d", model="dense_unet_eca", ndim=2, shape=(80, 96), atlas=True,
-        source="Zheng et al. 2023, equations 3 to 5 and section 4.3; at other budgets than 'paper' "
-        "steps, rate and schedule are ours",
-        similarity="mse", weights={"similarity": 1.0, "diffusion": 0.01}, warmup=50,
-    ),
+    _ZHENG,
     smoke=_SMOKE_2D,
     gpu={"shape": (160, 192), "subjects": 333, "validation": 16, "steps": 4000,
          "validate_every": 500},
-    paper={"shape": (160, 192), "subjects": 333, "validation": 83, "steps": 83_250, "lr": 1e-4,
-           "schedule": "constant", "warmup": 0, "validate_every": 750},
+    paper=_ZHENG_PAPER,
 )  # fmt: skip
+# slices of real children: prepared at 1 mm for "gpu" and "paper", at 2 mm for "cpu", 4 for "smoke"
+_add(
+    replace(_ZHENG, name="zheng2023_ptbp", data="ptbp_slices"),
+    smoke=_SMOKE_2D | {"shape": (40, 48)},
+    gpu={"shape": (160, 192), "steps": 4000, "validate_every": 500},
+    paper=_ZHENG_PAPER,
+)
 
 # Equation 7: u is held to the fixed image and to smoothness, v to the fixed image and to u. Once
 # with the local correlation of `vxm`; once, below, with the paper's squared difference. The weights

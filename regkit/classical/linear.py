@@ -21,6 +21,7 @@ from torch import Tensor
 
 from regkit.io import (
     Image,
+    map_to_disp,
     map_to_theta,
     resample_to,
     spacing_of,
@@ -297,6 +298,12 @@ def align(
     size = spacing_of(fixed_affine, d)
     theta = fit(small_moving, small_fixed, kind, similarity, start, size, progress=progress)
     return theta_to_world(theta, shape, fixed_affine, moving_affine)
+
+
+def affine(moving: Image, fixed: Image) -> Tensor:
+    """The map of `align` as displacement on the fixed grid, voxels: (1, d, *S)."""
+    matrix = align(moving, fixed)
+    return map_to_disp(voxel_map(fixed.affine, moving.affine, fixed.ndim, matrix), fixed.shape)
 
 
 def cubic(image: Image, largest: int = LARGEST) -> tuple[Tensor, np.ndarray]:
