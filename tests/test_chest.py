@@ -1,5 +1,9 @@
 """Synthetic chests: drawn by their definition, and breathing by a motion that is known."""
 
+import dataclasses
+import json
+
+import lung
 import numpy as np
 import pytest
 import torch
@@ -7,7 +11,7 @@ from scipy.spatial import KDTree
 from torch.utils.data import default_collate
 
 from regkit import metrics, recipes, train
-from regkit.data import chest
+from regkit.data import chest, samples
 from regkit.data.chest import Chest, ChestPairs, chests
 from regkit.data.prepared import Scan
 from regkit.data.vessels import murray
@@ -249,3 +253,107 @@ def test_pairs_know_their_answer():
     result = train.Registration(moved=item["moving"], disp=item["disp"])
     recipe = recipes.get("fcn_2d", "smoke", weights={"endpoint": 1.0})
     assert float(train.objective(result, item, recipe)["endpoint"]) == 0
+
+
+# --- benchmarks/lung.py ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def breathing_lung():
+    """A synthetic right lung as the benchmark takes a pair, and its true displacement, voxels."""
+    data = ChestPairs(chests(1, 3), (32, 40, 32), 1, field="right lung", depth=15.0)
+    moving, fixed = data.subjects(0)
+    inside = np.argwhere(fixed.labels[0].numpy() == 1)
+    voxels = inside[:: len(inside) // 26][:26].astype(float)
+    disp = data[0]["disp"][None]
+    there = voxels + disp[0][(slice(None), *voxels.astype(int).T)].T.numpy()
+    # 40 mm of scanner offset, and Hounsfield units
+    offset = np.eye(4)
+    offset[:3, 3] = (40.0, 0, 0)
+    scans = [
+        samples.Scan(scan.name, 1400 * scan.image - 1000, scan.labels, affine)
+        for scan, affine in ((moving, offset @ data.affine), (fixed, data.affine))
+    ]
+    points = [
+        places @ affine[:3, :3].T + affine[:3, 3]
+        for places, affine in ((there, offset @ data.affine), (voxels, data.affine))
+    ]
+    return lung.Lung(*scans, *points, factor=1.0), disp, offset
+
+
+def test_the_lung_benchmark_measures_the_truth_as_the_truth(breathing_lung):
+    pair, disp, offset = breathing_lung
+    shape, affine = pair.grid
+    assert shape == (32, 40, 32)
+    np.testing.assert_allclose(affine, pair.fixed.affine)
+    truth = lung.measured(pair, pair.whole(offset, disp), affine)
+    assert truth["tre"] < 1e-3 and truth["tre_34"] < 1e-3 and truth["lung_dice"] > 0.95
+    before = lung.measured(pair, pair.whole(np.eye(4)), affine)
+    assert 30 < before["tre"] < 50 and before["lung_dice"] < 0.9
+    shifted = lung.measured(pair, pair.whole(offset), affine)
+    mm = disp[0] * torch.tensor(pair.fixed.affine.diagonal()[:3]).reshape(3, 1, 1, 1)
+    assert 0.5 < shifted["tre"] < mm.norm(dim=0).max()
+    # a point that goes astray counts apart
+    astray = pair.moving_points.copy()
+    astray[lung.OUTLIER] += (0, 0, 20)
+    other = lung.measured(
+        dataclasses.replace(pair, moving_points=astray), pair.whole(offset, disp), affine
+    )
+    assert other["tre"] == truth["tre"] and other["tre_34"] == pytest.approx(20, abs=1e-3)
+
+
+def test_the_lung_benchmark_goes_on_where_it_stopped(breathing_lung, tmp_path, monkeypatch):
+    pair, _, offset = breathing_lung
+    vars(pair)["affine"] = (offset, 0.0)  # as the cached property would hold it
+    small = {"channels": (4, 4, 4)}
+    plan = lung.plan
+
+    def tiny(*arguments):
+        recipe = plan(*arguments)
+        return dataclasses.replace(recipe, options={**recipe.options, **small}, validation=1)
+
+    monkeypatch.setattr(lung, "plan", tiny)
+    settings = {"runs": tmp_path, "train_steps": 2, "subjects": 1, "steps": 1, "syn": False}
+    table = lung.run(pair, tmp_path / "lung.json", **settings)
+    names = [row["method"] for row in table["rows"]]
+    assert names[:3] == ["unregistered", "affine", "affine, refined"]
+    assert set(names[3:]) == {
+        f"affine, {name}{after}" for name in lung.BRANCHES for after in ("", ", refined")
+    }
+    assert table == json.loads((tmp_path / "lung.json").read_text())
+    rows = {row["method"]: row for row in table["rows"]}
+    assert "found_dice" in rows["affine, fcn, segmenting"] and rows["affine"]["tre"] < 15
+    assert "found_dice" not in rows["affine, fcn"]
+
+    def fail(*arguments, **options):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(lung, "after_affine", fail)
+    assert lung.run(pair, tmp_path / "lung.json", **settings)["rows"] == table["rows"]
+    with pytest.raises(AssertionError, match="measured again"):
+        lung.run(pair, tmp_path / "lung.json", **{**settings, "steps": 2})
+    with pytest.raises(ValueError, match="networks holds 'vxm'"):
+        lung.run(pair, tmp_path / "lung.json", networks=["vxm"])
+
+
+@pytest.mark.real
+def test_the_real_lung_before_registration(sample):
+    sample("lung_ct")
+    index = samples._table()["lung_ct_landmarks"]["index"]
+    assert index[lung.OUTLIER] == 34
+    pair = lung.lung()
+    row = lung.measured(pair, pair.whole(np.eye(4)), pair.grid[1])
+    assert (25 * row["tre"] + row["tre_34"]) / 26 == pytest.approx(35.3, abs=0.1)
+    # an affine map fitted to the other landmarks: 34 is the outlier
+    ones = np.ones((26, 1))
+    here, there = np.hstack([pair.fixed_points, ones]), pair.moving_points
+    rest = np.arange(26) != lung.OUTLIER
+    fit = np.linalg.lstsq(here[rest], there[rest], rcond=None)[0]
+    errors = np.linalg.norm(here @ fit - there, axis=1)
+    assert errors[lung.OUTLIER] > 10 and errors[rest].max() < 10
+    # the same through the benchmark: a matrix of mm, fixed -> moving
+    matrix = np.eye(4)
+    matrix[:3] = fit.T
+    row = lung.measured(pair, pair.whole(matrix), pair.grid[1])
+    assert row["tre"] == pytest.approx(errors[rest].mean(), abs=0.01)
+    assert row["lung_dice"] > 0.9

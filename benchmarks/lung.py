@@ -1,0 +1,331 @@
+"""One lung, scanned twice: writes results/lung.json.
+
+    python benchmarks/lung.py
+
+The open sample `lung_ct` (`regkit data get lung_ct`): CT of a right lung at two visits, on
+different grids, with lung masks and 26 pairs of landmarks. The baseline is fixed, the follow-up
+moves. Landmark 34 of the source is an outlier, more than 10 mm from where an affine map fitted to
+the others puts it: it is reported apart (`tre_34`), and no other number here contains it.
+
+Every method gets Hounsfield units scaled to [0, 1] and answers with where each voxel of the fixed
+scan lies in the moving one; landmarks and mask go through that answer, once. Networks and our own
+refinement work on voxels `factor` times as wide as those of the fixed scan, after one affine
+registration (`regkit.classical.align`, by mutual information); ANTs on the voxels of the scan,
+after its own affine one. No method sees the landmarks, and none but the segmentation branch the
+masks: that branch learns from them, so its own Dice on this lung (`found_dice`) says how well it
+remembers.
+
+`fcn` learns from breaths of synthetic chests and, every second pair, of these two scans themselves
+(`regkit.data.chest`); never from one beside the other. Without its branch it is unsupervised. A
+training lives in `--runs` and goes on where it stopped.
+
+A row holds the mean, median and largest error of the landmarks in mm, the Dice of the lung mask,
+percent of the voxels where the map folds, and seconds from the two scans to the answer, the affine
+registration included, the training not. Each row is written when it is there, and a row that is
+there is not measured again, unless settings or weights are others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import nibabel as nib
+import numpy as np
+import torch
+import typer
+from hu2024 import ROOT, Row, fingerprint, made, rounded
+from modalities import coarser, levels
+from torch import Tensor
+
+from regkit import classical, io, metrics, models, recipes
+from regkit.data import prepared, samples
+from regkit.data.chest import scaled
+from regkit.recipes import Recipe
+from regkit.spatial import identity_grid, resize_disp, warp_points
+from regkit.train import chest_task, train
+
+OUT = ROOT / "results" / "lung.json"
+OUTLIER = 9  # the row of the source's landmark 34
+SMOOTHNESS = 1.0  # of the refinement: a lung's vessels say more than a brain's folds
+PYRAMID = 3  # its levels
+BRANCHES = {"fcn": False, "fcn, segmenting": True}
+
+
+@dataclass(frozen=True)
+class Lung:
+    """The two scans, and the grid on which networks work. Points are in mm, (26, 3).
+
+    factor: width of that grid's voxels, in voxels of the fixed scan.
+    """
+
+    moving: samples.Scan
+    fixed: samples.Scan
+    moving_points: np.ndarray
+    fixed_points: np.ndarray
+    factor: float = 2.0
+
+    @cached_property
+    def grid(self) -> tuple[tuple[int, ...], np.ndarray]:
+        """Shape and affine."""
+        spacing = [self.factor * h for h in io.spacing_of(self.fixed.affine, 3)]
+        return io.working_grid(tuple(_image(self.fixed).shape[2:]), self.fixed.affine, spacing)
+
+    @cached_property
+    def affine(self) -> tuple[np.ndarray, float]:
+        """(4, 4), fixed mm -> moving mm, and the seconds it took."""
+        start = time.perf_counter()
+        pair = [io.Image(_image(scan), scan.affine) for scan in (self.moving, self.fixed)]
+        return classical.align(*pair, "affine"), time.perf_counter() - start
+
+    def on_grid(self, scan: samples.Scan, matrix: np.ndarray | None = None) -> Tensor:
+        """(1, 1, *S) in [0, 1]: a scan on the grid; matrix: fixed mm -> its mm."""
+        return io.resample_to(_image(scan), scan.affine, *self.grid, matrix=matrix)
+
+    def whole(self, matrix: np.ndarray, disp: Tensor | None = None) -> Tensor:
+        """(1, 3, *S), voxels, grid -> moving scan: first `disp` on the grid, then the matrix."""
+        shape, affine = self.grid
+        here = identity_grid(shape)[None]
+        there = here if disp is None else here + disp
+        return io.map_points(io.voxel_map(affine, self.moving.affine, 3, matrix), there) - here
+
+
+def lung(factor: float = 2.0) -> Lung:
+    """The sample."""
+    baseline, followup, points, partners = samples.load_lung()
+    return Lung(followup, baseline, partners, points, factor)
+
+
+def _image(scan: samples.Scan) -> Tensor:
+    assert scan.image is not None
+    return scaled(scan.image)[None]
+
+
+def volumes(pair: Lung) -> list[prepared.Scan]:
+    """Both scans to learn from, on grids of one shape, each in its own place."""
+    found = []
+    for scan in (pair.fixed, pair.moving):
+        size = tuple(_image(scan).shape[2:])
+        spacing = [pair.factor * h for h in io.spacing_of(pair.fixed.affine, 3)]
+        shape, affine = io.working_grid(size, scan.affine, spacing, pair.grid[0])
+        assert scan.labels is not None
+        image = io.resample_to(_image(scan), scan.affine, shape, affine)
+        mask = io.resample_to(scan.labels[None], scan.affine, shape, affine, "nearest")
+        found.append(prepared.Scan(scan.name, image[0], mask[0], affine, torch.empty(0)))
+    return found
+
+
+# ------------------------------------------------------------------------------------ the measuring
+
+
+def measured(pair: Lung, whole: Tensor, affine: np.ndarray) -> Row:
+    """Landmarks, mask and folding of a map from a grid, given by its affine, to the moving scan."""
+    voxels = nib.affines.apply_affine(np.linalg.inv(affine), pair.fixed_points)
+    there = warp_points(torch.from_numpy(voxels)[None], whole.double())[0].numpy()
+    found = nib.affines.apply_affine(pair.moving.affine, there)
+    errors = np.linalg.norm(found - pair.moving_points, axis=1)
+    rest = np.delete(errors, OUTLIER)
+    assert pair.moving.labels is not None and pair.fixed.labels is not None
+    moved = io.pull(pair.moving.labels[None], whole, "nearest")
+    known = io.resample_to(
+        pair.fixed.labels[None], pair.fixed.affine, tuple(whole.shape[2:]), affine, "nearest"
+    )
+    return {
+        "tre": float(rest.mean()),
+        "tre_median": float(np.median(rest)),
+        "tre_largest": float(rest.max()),
+        "tre_34": float(errors[OUTLIER]),
+        "lung_dice": float(metrics.dice(moved, known, [1])),
+        "folding_percent": float(metrics.folding_percent(whole)),
+    }
+
+
+def refined(moving: Tensor, fixed: Tensor, disp: Tensor, steps: int) -> Tensor:
+    """`regkit.classical.refine`, from coarse to fine; `steps` on each grid."""
+    for shape in levels(fixed.shape[2:], PYRAMID):
+        pair = [coarser(image, shape) for image in (moving, fixed)]
+        disp = classical.refine(*pair, resize_disp(disp, shape), steps, SMOOTHNESS)
+    return disp
+
+
+def after_affine(pair: Lung, model: models.RegistrationModel | None = None, steps: int = 0) -> Row:
+    """The affine registration, then a network if there is one, then so many steps of descent."""
+    matrix, seconds = pair.affine
+    start = time.perf_counter()
+    moving, fixed = pair.on_grid(pair.moving, matrix), pair.on_grid(pair.fixed)
+    disp = torch.zeros(1, 3, *fixed.shape[2:])
+    row: Row = {}
+    if model is not None:
+        with torch.no_grad():
+            result = model(moving, fixed)
+        disp = result.disp
+        if result.logits and not steps:
+            row["found_dice"] = _found_dice(pair, result.logits[1])
+    if steps:
+        disp = refined(moving, fixed, disp, steps)
+    seconds += time.perf_counter() - start
+    return {**measured(pair, pair.whole(matrix, disp), pair.grid[1]), **row, "seconds": seconds}
+
+
+def _found_dice(pair: Lung, logits: Tensor) -> float:
+    """Dice of the lung that the branch finds in the fixed scan, with its mask."""
+    assert pair.fixed.labels is not None
+    known = io.resample_to(pair.fixed.labels[None], pair.fixed.affine, *pair.grid, "nearest")
+    return float(metrics.dice(logits.argmax(dim=1, keepdim=True), known, [1]))
+
+
+def ants(pair: Lung) -> Row:
+    """ANTs' affine registration and SyN, on the voxels of the fixed scan.
+
+    Raises:
+        ImportError: antspyx is not installed.
+    """
+    start = time.perf_counter()
+    moving, fixed = (io.Image(_image(scan), scan.affine) for scan in (pair.moving, pair.fixed))
+    matrix = classical.ants.align(moving, fixed, "affine")
+    placed = replace(moving, affine=np.linalg.inv(matrix) @ moving.affine)
+    whole = classical.ants.syn(placed, fixed)
+    seconds = time.perf_counter() - start
+    return {**measured(pair, whole, pair.fixed.affine), "seconds": seconds}
+
+
+# ------------------------------------------------------------------------------------ the networks
+
+
+def plan(pair: Lung, segments: bool, steps: int, subjects: int) -> Recipe:
+    """`fcn_3d` on the grid of this pair."""
+    recipe = recipes.get("fcn_3d", "cpu")
+    changed: dict[str, Any] = {}
+    if not segments:
+        weights = {k: v for k, v in recipe.weights.items() if k != "segmentation"}
+        changed = {"options": {}, "weights": weights}
+    return replace(
+        recipe,
+        shape=pair.grid[0],
+        steps=steps,
+        validate_every=max(1, steps // 4),
+        subjects=subjects,
+        **changed,
+    )
+
+
+def learned(pair: Lung, recipe: Recipe, folder: Path) -> models.RegistrationModel:
+    """The network after all steps, trained if it is not there yet."""
+    weights = folder / "last.safetensors"
+    history = folder / "history.json"
+    if not history.is_file() or len(json.loads(history.read_text())) < recipe.steps:
+        task = chest_task(recipe, volumes(pair))
+        train(recipe, folder, resume=(folder / "recipe.json").is_file(), device="cpu", task=task)
+    return models.load(weights)
+
+
+# ----------------------------------------------------------------------------------------- the file
+
+
+def run(
+    pair: Lung,
+    out: Path = OUT,
+    runs: Path = ROOT / "runs",
+    train_steps: int = 400,
+    subjects: int = 40,
+    steps: int = 60,
+    networks: Sequence[str] = tuple(BRANCHES),
+    syn: bool = True,
+    fresh: bool = False,
+    command: str = "python benchmarks/lung.py",
+) -> Row:
+    """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
+    for name in networks:
+        if name not in BRANCHES:
+            raise ValueError(f"networks holds {name!r}, expected some of {', '.join(BRANCHES)}.")
+    if steps < 1 or train_steps < 1:
+        raise ValueError(f"steps is {steps} and {train_steps}, expected 1 or more of each.")
+    said = made(torch.get_num_threads(), command)
+    held = json.loads(out.read_text())["rows"] if out.is_file() and not fresh else []
+    rows: dict[str, Row] = {row["method"]: row for row in held}
+
+    def add(method: str, measure: Callable[[], Row], **settings: Any) -> None:
+        key = {"method": method, "factor": pair.factor, **settings}
+        if method in rows and key.items() <= rows[method].items():
+            return
+        try:
+            row = rounded(measure())
+        except ImportError as error:
+            typer.echo(f"{method} is left out. {error}", err=True)
+            return
+        rows[method] = {**key, **row, "commit": said["commit"], "date": said["date"]}
+        typer.echo(
+            f"{method}: {row['tre']:.2f} mm (landmark 34: {row['tre_34']:.1f}), lung "
+            f"{row['lung_dice']:.4f}, folding {row['folding_percent']:.4f} %, "
+            f"{row['seconds']:.0f} s",
+            err=True,
+        )
+        _write({"made": said, "rows": list(rows.values())}, out)
+
+    still = pair.whole(np.eye(4))
+    add("unregistered", lambda: {**measured(pair, still, pair.grid[1]), "seconds": 0.0})
+    add("affine", lambda: after_affine(pair))
+    add("affine, refined", lambda: after_affine(pair, None, steps), steps=steps)
+    for name in networks:
+        recipe = plan(pair, BRANCHES[name], train_steps, subjects)
+        folder = runs / f"lung-{'two-branches' if BRANCHES[name] else 'one-branch'}"
+        model = learned(pair, recipe, folder)
+        key = {"trained": train_steps, "sha256": fingerprint(str(folder / "last.safetensors"))}
+        add(f"affine, {name}", lambda m=model: after_affine(pair, m), **key)
+        add(
+            f"affine, {name}, refined",
+            lambda m=model: after_affine(pair, m, steps),
+            steps=steps,
+            **key,
+        )
+    if syn:
+        add("ANTs affine and SyN", lambda: ants(pair))
+    table = {"made": said, "rows": list(rows.values())}
+    _write(table, out)
+    return table
+
+
+def _write(table: Row, out: Path) -> None:
+    with io.staged(out.parent) as folder:
+        (folder / out.name).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+def main(
+    factor: Annotated[float, typer.Option(help="Width of a voxel, in those of the scan.")] = 2.0,
+    train_steps: Annotated[int, typer.Option(help="Updates of each network.")] = 400,
+    subjects: Annotated[int, typer.Option(help="Synthetic chests to learn from.")] = 40,
+    steps: Annotated[int, typer.Option(help="Of the refinement, on each of its grids.")] = 60,
+    network: Annotated[
+        list[str] | None, typer.Option(help="Only this network; may be repeated.")
+    ] = None,
+    networks: Annotated[bool, typer.Option(help="Also networks, which are trained here.")] = True,
+    syn: Annotated[bool, typer.Option(help="Also ANTs.")] = True,
+    threads: Annotated[int, typer.Option(help="Threads, for every method.")] = 2,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
+    runs: Annotated[Path, typer.Option(help="Folder of the trainings.")] = ROOT / "runs",
+    fresh: Annotated[bool, typer.Option(help="Measure every row again.")] = False,
+) -> None:
+    """Register the lung by affine maps, by `fcn`, by refinement and by ANTs."""
+    torch.set_num_threads(threads)
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)  # read by ANTs
+    # a path of this machine is nobody else's business
+    given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
+    command = shlex.join(["python", "benchmarks/lung.py", *given])
+    chosen = tuple(network or BRANCHES) if networks else ()
+    try:
+        run(lung(factor), out, runs, train_steps, subjects, steps, chosen, syn, fresh, command)
+    except (ValueError, FileNotFoundError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)
