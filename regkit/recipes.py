@@ -174,24 +174,24 @@ _ZHENG = Recipe(
     name="zheng2023_2d", model="dense_unet_eca", ndim=2, shape=(80, 96), atlas=True,
     source="Zheng et al. 2023, equations 3 to 5 and section 4.3; at other budgets than 'paper' "
     "steps, rate and schedule are ours",
-    similarity="mse", weights={"similarity": 1.0, "diffusion": 0.01}, warmup=50,
+    similarity="mse", weights={"similarity": 1.0, "diffusion": 0.01}, warmup=50, precision="bf16",
 )  # fmt: skip
 _ZHENG_PAPER: dict[str, Any] = {
     "shape": (160, 192), "subjects": 333, "validation": 83, "steps": 83_250, "lr": 1e-4,
-    "schedule": "constant", "warmup": 0, "validate_every": 750,
+    "schedule": "constant", "warmup": 0, "validate_every": 750, "precision": "no",
 }  # fmt: skip
 _add(
     _ZHENG,
-    smoke=_SMOKE_2D,
+    smoke=_SMOKE_2D | {"precision": "no"},
     gpu={"shape": (160, 192), "subjects": 333, "validation": 16, "steps": 4000,
-         "validate_every": 500},
+         "validate_every": 500, "precision": "no"},
     paper=_ZHENG_PAPER,
 )  # fmt: skip
 # slices of real children: prepared at 1 mm for "gpu" and "paper", at 2 mm for "cpu", 4 for "smoke"
 _add(
     replace(_ZHENG, name="zheng2023_ptbp", data="ptbp_slices"),
-    smoke=_SMOKE_2D | {"shape": (40, 48)},
-    gpu={"shape": (160, 192), "steps": 4000, "validate_every": 500},
+    smoke=_SMOKE_2D | {"shape": (40, 48), "precision": "no"},
+    gpu={"shape": (160, 192), "steps": 4000, "validate_every": 500, "precision": "no"},
     paper=_ZHENG_PAPER,
 )
 
