@@ -10,8 +10,8 @@ of updates, and are measured on the same test pairs by the same code; the weight
 the last update, so nothing is chosen by looking. The learning rate and its warm-up are those of
 each model's own recipe, or of the table's protocol where it says so (`Table.alike`).
 
-One row of a table is the one that others are compared with, and each difference from it has an
-interval, see `interval`.
+One row of a table is the one that others are compared with (or one that a row names), and each
+difference has an interval, see `interval`.
 
 A method is the name of a model, or of a classical method: a function of `regkit.classical` (or of
 `regkit.classical.ants`) that takes two `regkit.io.Image` and returns the displacement (1, d, *S),
@@ -101,7 +101,9 @@ def recipe_of(
     chosen = (row.lambda2, lambda2, usual)
     smooth = next(value for value in chosen if value is not None)
     weights = {**(protocol.weights if alike else {"similarity": 1.0}), "diffusion": smooth}
-    if row.method == "unfolding" and not alike:
+    if row.weights is not None:
+        weights = dict(row.weights)
+    elif row.method == "unfolding" and not alike:
         weights = {
             "similarity_u": row.lambda1,
             "similarity": round(1 - row.lambda1, 10),
@@ -115,6 +117,7 @@ def recipe_of(
         weights=weights,
         lr=own.lr,
         warmup=own.warmup,
+        steps=round(row.updates * protocol.steps),
     )
 
 
@@ -132,11 +135,13 @@ def trained(
     device: torch.device,
     data: str | os.PathLike | None = None,
     progress: bool = True,
+    at_test: Mapping[str, Any] | None = None,
 ) -> Run:
     """The model of a recipe: trained now, or gone on with, or read from its folder below `runs`.
 
-    The seconds are those of the updates made in one go, scaled to all of them: a run that was
-    killed does not know how long its other part took.
+    `at_test` holds options that its training did not know. The seconds are those of the updates
+    made in one go, scaled to all of them: a run that was killed does not know how long its other
+    part took.
     """
     folder = runs / f"{recipe.model}_{recipe.ndim}d_{recipes.identity(recipe)}"
     held = folder / "cost.json"
@@ -152,7 +157,9 @@ def trained(
             _write(held, {"seconds": round(seconds, 1), "memory_gb": round(memory[0], 3)})
         spent = json.loads(held.read_text()) if held.is_file() else {}
         return Run(
-            models.load(folder / "last.safetensors"), spent.get("seconds"), spent.get("memory_gb")
+            models.load(folder / "last.safetensors", **at_test or {}),
+            spent.get("seconds"),
+            spent.get("memory_gb"),
         )
 
 
@@ -289,7 +296,7 @@ def run(
     name: str,
     budget: str | None = None,
     ndim: int | None = None,
-    protocol: str = "atlas",
+    protocol: str | None = None,
     data: str | os.PathLike | None = None,
     seeds: Sequence[int] = (0,),
     steps: int | None = None,
@@ -311,7 +318,7 @@ def run(
         budget: by default that of the process.
         ndim: 2 or 3; by default 3 at budgets "gpu" and "paper", else 2; of a table in 2D alone 2.
         protocol: "atlas" (all to one fixed image, the paper's LPBA40) or "pairs" (any two, its
-            OASIS), on the embedded population.
+            OASIS), on the embedded population; by default the first that the table has.
         data: folder of a prepared set instead; which one it is says ndim and protocol.
         seeds: of the trainings, one each; a row is their mean.
         steps, similarity: instead of the recipe's. lambda2: instead of `LAMBDA2`.
@@ -371,9 +378,6 @@ def run(
             known.extend(held_out(tested_on, table.split, pairs, source, progress))
         return known
 
-    def train_it(plan: Recipe) -> Run:
-        return trained(plan, Path(runs), chosen, data, progress)
-
     names = LABELS if source is None else prepared.structures(source) or LABELS
     said = {
         "table": name,
@@ -388,6 +392,10 @@ def run(
     }
     _read(file)  # that it is one of ours
     for row in wanted:
+
+        def train_it(plan: Recipe, row: Row = row) -> Run:
+            return trained(plan, Path(runs), chosen, data, progress, row.at_test)
+
         plans = []
         if row.method in models.names():
             planned = recipe_of(row, shared, budget, lambda2, table.alike)
@@ -436,7 +444,7 @@ def _wanted(table: Table, rows: Sequence[str]) -> list[Row]:
 def tables_for(
     budget: str | None = None,
     ndim: int | None = None,
-    protocol: str = "atlas",
+    protocol: str | None = None,
     data: str | os.PathLike | None = None,
 ) -> list[str]:
     """The tables that have a protocol for these settings, which are those of `run`."""
@@ -456,11 +464,11 @@ def _protocol(
     table: Table,
     budget: str,
     ndim: int | None,
-    protocol: str,
+    protocol: str | None,
     data: str | os.PathLike | None,
 ) -> Recipe:
     """The recipe that says what all rows share."""
-    if protocol not in ("atlas", "pairs"):
+    if protocol not in ("atlas", "pairs", None):
         raise ValueError(f"protocol is {protocol!r}, expected 'atlas' or 'pairs'.")
     if ndim not in (None, 2, 3):
         raise ValueError(f"ndim is {ndim}, expected 2 or 3.")
@@ -479,7 +487,8 @@ def _protocol(
         if recipe.data == "population"
     }
     axes = {d for d, _ in embedded}
-    asked = (ndim or (max(axes) if budget in ("gpu", "paper") else min(axes)), protocol)
+    ndim = ndim or (max(axes) if budget in ("gpu", "paper") else min(axes))
+    asked = (ndim, protocol or ("atlas" if (ndim, "atlas") in embedded else "pairs"))
     if asked not in embedded:
         listed = ", ".join(f"{d} with {p!r}" for d, p in sorted(embedded))
         raise _NoProtocol(
@@ -506,6 +515,7 @@ def _key(
 ) -> str:
     """Of everything that a row depends on."""
     what: list[Any] = [recipes.identity(plan) for plan in plans] or [row.method, shared.shape]
+    what += [dict(row.at_test)] if row.at_test else []
     on = [shared.data, shared.atlas, shared.contrast, shared.amplitude, split, pairs, device.type]
     return hashlib.sha256(json.dumps([*what, *on]).encode()).hexdigest()[:12]
 
@@ -560,13 +570,14 @@ def compare(table: Table, rows: Sequence[Json], paper_set: str = "lpba40") -> li
         if row.deviation is not None:
             line["paper_dice_sd_labels"] = round(row.deviation / 100, 4)
         lines.append(line)
-    middle = next((line for line in lines if line["default"]), {})
-    for line in lines:
+    default = next((line for line in lines if line["default"]), {})
+    for line, row in zip(lines, table.rows, strict=True):
+        middle = next((other for other in lines if other["label"] == row.against), default)
         for key, name in (("dice", "difference"), ("paper_dice", "paper_difference")):
-            ours, default = line.get(key), middle.get(key)
+            ours, theirs = line.get(key), middle.get(key)
             line[name] = None
-            if ours is not None and default is not None and line is not middle:
-                line[name] = round(ours - default, 4)
+            if ours is not None and theirs is not None and line is not middle:
+                line[name] = round(ours - theirs, 4)
         line["difference_interval"] = None if line is middle else _between(line, middle)
         signs = [line["difference"], line["paper_difference"]]
         same = None if None in signs else bool(np.sign(signs[0]) == np.sign(signs[1]))
@@ -574,10 +585,10 @@ def compare(table: Table, rows: Sequence[Json], paper_set: str = "lpba40") -> li
     return lines
 
 
-def _between(line: Json, default: Json) -> list[float] | None:
-    """The interval of the Dice of a row less that of the default row, of the same test pairs."""
+def _between(line: Json, middle: Json) -> list[float] | None:
+    """The interval of the Dice of a row less that of another one, of the same test pairs."""
     dice = []
-    for one in (line, default):
+    for one in (line, middle):
         seeds = one.get("dice_pairs_seeds") or [one.get("dice_pairs") or []]
         dice.append(np.array(seeds, dtype=float))
     (seeds_a, pairs_a), (seeds_b, pairs_b) = (values.shape for values in dice)

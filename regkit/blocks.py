@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from itertools import pairwise, product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+from regkit.spatial import full_precision
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 AVERAGE_POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
@@ -284,3 +288,115 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.position(x)
         return self.layers(x.movedim(1, -1)).movedim(-1, 1)
+
+
+# neighbours: every place of an image compares itself with those around it --------------------------
+
+
+def neighbours(ndim: int, radius: int = 1, dilation: int = 1) -> list[tuple[int, ...]]:
+    """The (2 radius + 1)^d shifts to a place's neighbours, itself among them, in array order.
+
+    With a dilation they lie that many voxels apart.
+    """
+    return list(product([dilation * i for i in range(-radius, radius + 1)], repeat=ndim))
+
+
+def _meeting(shape: Sequence[int], shift: Sequence[int]) -> tuple[tuple, tuple]:
+    """Where x lies and where x + shift lies, for all x for which both are on the grid."""
+    here = [slice(max(0, -s), max(0, min(n, n - s))) for n, s in zip(shape, shift)]
+    there = [slice(max(0, s), max(0, min(n, n + s))) for n, s in zip(shape, shift)]
+    return (..., *here), (..., *there)
+
+
+def _compare(a: Tensor, b: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
+    """result[:, k](x) = sum over channels of a(x) b(x + shift k). A channel at a time: no copies."""
+    result = a.new_zeros(len(a), len(shifts), *a.shape[2:])
+    for k, shift in enumerate(shifts):
+        here, there = _meeting(a.shape[2:], shift)
+        for c in range(a.shape[1]):
+            result[:, k][here].addcmul_(a[:, c][here], b[:, c][there])
+    return result
+
+
+def _gather(weights: Tensor, b: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
+    """result(x) = sum over k of weights[:, k](x) b(x + shift k)."""
+    result = torch.zeros_like(b)
+    for k, shift in enumerate(shifts):
+        here, there = _meeting(b.shape[2:], shift)
+        result[here].addcmul_(weights[:, k : k + 1][here], b[there])
+    return result
+
+
+def _scatter(weights: Tensor, a: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
+    """result(x + shift k) = sum over k of weights[:, k](x) a(x)."""
+    result = torch.zeros_like(a)
+    for k, shift in enumerate(shifts):
+        here, there = _meeting(a.shape[2:], shift)
+        result[there].addcmul_(weights[:, k : k + 1][here], a[here])
+    return result
+
+
+class _Compare(torch.autograd.Function):
+    """Automatic differentiation would keep a product of all channels for each neighbour."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.shifts = shifts
+        return _compare(a, b, shifts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        return _gather(grad, b, ctx.shifts), _scatter(grad, a, ctx.shifts), None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, b: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
+        ctx.save_for_backward(weights, b)
+        ctx.shifts = shifts
+        return _gather(weights, b, shifts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weights, b = ctx.saved_tensors
+        return _compare(grad, b, ctx.shifts), _scatter(weights, grad, ctx.shifts), None
+
+
+@full_precision
+def local_correlation(fixed: Tensor, moving: Tensor, radius: int = 1, dilation: int = 1) -> Tensor:
+    """How alike the features at x are to those of the other image around x.
+
+    result[:, k](x) = mean over channels of fixed(x) moving(x + shift k), with the shifts of
+    `neighbours`; 0 where x + shift lies outside. Dosovitskiy et al., "FlowNet", 2015, equation 1,
+    with patches of one voxel. Beyond its result it takes no memory, forwards or backwards.
+
+    Args:
+        fixed, moving: features, (B, C, *S).
+        radius: of the search, in places of this grid; dilation: how many voxels apart they lie.
+
+    Returns:
+        (B, (2 radius + 1)^d, *S), float32 at least.
+    """
+    shifts = neighbours(fixed.ndim - 2, radius, dilation)
+    return _Compare.apply(fixed, moving, shifts, 1 / fixed.shape[1])
+
+
+@full_precision
+def neighbour_attention(
+    q: Tensor, k: Tensor, v: Tensor, radius: int = 1, dilation: int = 1
+) -> Tensor:
+    """Each place looks at its neighbours on the grid: (B, C, *S) three times -> (B, C, *S).
+
+    The softmax over `neighbours` of q(x) k(x + shift) / sqrt(C) weighs v(x + shift); places outside
+    the image take no part. Jiao et al., "DilateFormer", 2023, equation 2, where those outside count
+    as zeros. The neighbours are met by shifts: nothing is unfolded into (2 radius + 1)^d copies.
+    """
+    shifts = neighbours(q.ndim - 2, radius, dilation)
+    scores = _Compare.apply(q, k, shifts) * q.shape[1] ** -0.5
+    ones = q.new_ones(1, 1, *q.shape[2:])
+    outside = _compare(ones, ones, shifts) == 0
+    return _Gather.apply(scores.masked_fill(outside, -torch.inf).softmax(dim=1), v, shifts)

@@ -395,8 +395,9 @@ def benchmark(
         int | None, typer.Option(help="2 or 3; by default 3 at budgets gpu and paper, else 2.")
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="atlas: all to one fixed image; pairs: any two.")
-    ] = "atlas",
+        str | None,
+        typer.Option(help="atlas: all to one fixed image; pairs: any two; by default the first."),
+    ] = None,
     data: Data = None,
     seed: Annotated[
         list[int] | None, typer.Option(help="Of the training; given again, the mean over them.")

@@ -118,8 +118,10 @@ def _two_subjects(recipe: Recipe, data: str | os.PathLike | None, progress: bool
         scores = summary(evaluate(model, pairs, labels, device=device))
         return {k: scores[k] for k in ("dice", "dice_before", "folding_percent")}
 
+    length = recipe.steps * recipe.batch
+    answers = "endpoint" in recipe.weights and recipe.data == "population"
     return Task(
-        pairs=RandomPairs(learn, recipe.steps * recipe.batch, recipe.seed, recipe.gamma, fixed),
+        pairs=RandomPairs(learn, length, recipe.seed, recipe.gamma, fixed, answers),
         validate=validate,
         score=lambda scores: scores["dice"],
         info={"spacing": learn[0].spacing, "orientation": "RAS", "range": [0, 1]},

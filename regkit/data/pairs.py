@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from regkit.data.population import Subject
+from regkit.data.population import Subject, true_displacement
 
 
 class RandomPairs(Dataset):
@@ -26,6 +26,8 @@ class RandomPairs(Dataset):
         gamma: change the contrast of each image at random, x -> x^g with |log g| <= gamma, so that
             a network does not get used to one scanner. Images in [0, 1] stay there.
         fixed: of every pair, for atlas-based registration; one subject to move is then enough.
+        answers: items also hold `disp` (d, *S), the true displacement in voxels, which the embedded
+            population knows.
 
     Each item is a dictionary of `moving`, `fixed`, `moving_labels` and `fixed_labels`, (1, *S), and
     `name`, which says whose they are.
@@ -38,6 +40,7 @@ class RandomPairs(Dataset):
         seed: int = 0,
         gamma: float = 0.0,
         fixed: Subject | None = None,
+        answers: bool = False,
     ):
         least = 2 if fixed is None else 1
         if len(subjects) < least:
@@ -45,7 +48,7 @@ class RandomPairs(Dataset):
                 f"subjects holds {len(subjects)}, expected at least {least} to make pairs."
             )
         self.subjects, self.length, self.seed, self.gamma = subjects, length, seed, gamma
-        self.fixed = fixed
+        self.fixed, self.answers = fixed, answers
 
     def __len__(self) -> int:
         return self.length
@@ -60,13 +63,16 @@ class RandomPairs(Dataset):
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.subjects))
             moving, fixed = self.subjects[order[place]], self.fixed
         powers = np.exp(random.uniform(-self.gamma, self.gamma, 2))
-        return {
+        item: dict[str, Tensor | str] = {
             "moving": moving.image ** powers[0],
             "fixed": fixed.image ** powers[1],
             "moving_labels": moving.labels,
             "fixed_labels": fixed.labels,
             "name": f"{moving.name} to {fixed.name}",
         }
+        if self.answers:
+            item["disp"] = true_displacement(moving, fixed)[0]
+        return item
 
 
 class GivenPairs(Dataset):
