@@ -70,7 +70,7 @@ def test_every_table_but_the_fourth_prints_the_same_for_the_default():
     }
     assert printed.pop("sun2025-table4") == 69.5
     assert set(printed.values()) == {70.1} and len(printed) == 5
-    assert [len(table.rows) for table in TABLES.values()] == [8, 4, 2, 7, 6, 3, 10, 7]
+    assert [len(table.rows) for table in TABLES.values()] == [8, 4, 2, 7, 6, 3, 10, 8, 15, 3]
     for table in TABLES.values():
         assert len({row.label for row in table.rows}) == len(table.rows)
 
@@ -111,6 +111,63 @@ def test_a_row_asks_for_the_weights_and_options_that_it_names():
     assert set(rival.weights) == {"similarity", "diffusion"}
     asked = recipe_of(rows["vxm, lambda2 = 0.003"], shared, "cpu", lambda2=0.5)
     assert asked.weights["diffusion"] == 0.003
+
+
+def test_every_row_names_a_method_and_rows_that_there_are():
+    for table in TABLES.values():
+        labels = [row.label for row in table.rows]
+        assert all(row.against in ("", *labels) and row.against != row.label for row in table.rows)
+        if table.paper != "Sun et al. 2025":  # which has rows that wait for their model
+            assert all(benchmark.exists(row.method) for row in table.rows)
+
+
+def test_rows_may_have_an_objective_of_their_own():
+    shared = recipes.get("supervised_2d", "cpu")
+    rows = {row.label: row for row in TABLES["tan2023-supervised"].rows}
+    plans = {name: recipe_of(row, shared, "cpu", alike=True) for name, row in rows.items()}
+    assert plans["similarity"].weights == {"similarity": 1.0, "diffusion": 0.1}
+    assert plans["known displacement"].weights == {"endpoint": 1.0}
+    assert plans["both"].weights == {"similarity": 1.0, "diffusion": 0.1, "endpoint": 0.1}
+    assert all(replace(plan, weights=shared.weights) == shared for plan in plans.values())
+
+
+@pytest.mark.parametrize("budget", recipes.BUDGETS)
+def test_every_cascade_is_compared_on_the_same_terms(budget):
+    """Smoothness costs n times as much for n cascades; what happens after training needs none."""
+    shared = recipes.get("cascades_2d", budget)
+    assert shared.amplitude == 2
+    smooth, trainings = {}, {}
+    for row in TABLES["zhao2019-cascades"].rows:
+        if row.method not in models.names():
+            continue
+        plan = recipe_of(row, shared, budget, alike=True)
+        assert replace(plan, model="", options={}, weights={}) == replace(
+            shared, model="", options={}, weights={}
+        )
+        models.create(plan.model, 2, **plan.options)
+        smooth[row.label] = plan.weights["diffusion"]
+        trainings[row.label] = recipes.identity(plan)
+    assert smooth["1 cascade"] == smooth["VTN alone"] == smooth["VoxelMorph alone"] == 0.1
+    assert smooth["2 cascades"] == 0.2 and smooth["3 cascades"] == 0.3
+    assert trainings["3 cascades, each applied 2 times"] == trainings["3 cascades"]
+    assert trainings["1 cascade, applied 3 times"] == trainings["1 cascade"]
+    assert len(set(trainings.values())) == 7
+
+
+def test_an_option_at_test_needs_no_second_training(tmp_path, monkeypatch):
+    shared = recipes.get("cascades_2d", "smoke", steps=1, validate_every=1)
+    rows = {row.label: row for row in TABLES["zhao2019-cascades"].rows}
+    one, twice = rows["1 cascade"], rows["1 cascade, applied 2 times"]
+    plan = recipe_of(one, shared, "smoke", alike=True)
+    device = torch.device("cpu")
+    once = benchmark.trained(plan, tmp_path, device, progress=False)
+    monkeypatch.setattr(benchmark, "train", fails)
+    again = benchmark.trained(plan, tmp_path, device, None, False, twice.at_test)
+    assert (once.model.repeats, again.model.repeats) == (1, 2)
+    for a, b in zip(once.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    keys = {benchmark._key(row, [plan], shared, "test", 2, device) for row in (one, twice)}
+    assert len(keys) == 2
 
 
 def test_names_and_new_fields_do_not_change_what_a_training_is():

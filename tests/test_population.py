@@ -247,6 +247,21 @@ def test_pairs_are_of_two_different_subjects_and_named_by_their_index(subjects):
     assert any(not torch.equal(pairs[i]["moving"], other[i]["moving"]) for i in range(5))
 
 
+def test_pairs_may_hold_their_answer():
+    """The true displacement leads the moving labels to the fixed ones, but for interpolation."""
+    some = population(3, (64, 80))
+    pairs = RandomPairs(some, 4, answers=True)
+    for index in range(4):
+        item = pairs[index]
+        moved = spatial.warp(item["moving_labels"][None], item["disp"][None], mode="nearest")
+        overlap = float(metrics.dice(moved, item["fixed_labels"][None]).nanmean())
+        before = float(
+            metrics.dice(item["moving_labels"][None], item["fixed_labels"][None]).nanmean()
+        )
+        assert overlap > 0.85 > before
+    assert "disp" not in RandomPairs(some, 4)[0]
+
+
 def test_a_chain_uses_every_subject_twice():
     assert chain(["a", "b", "c"]) == [("a", "b"), ("b", "c"), ("c", "a")]
 

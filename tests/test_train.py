@@ -546,6 +546,21 @@ def test_random_pairs_depend_on_seed_and_index_alone():
 # --- protocols --------------------------------------------------------------------------------
 
 
+def test_the_embedded_population_teaches_by_its_answers():
+    """The term "endpoint": at the start the mean length of the true displacement."""
+    recipe = recipes.get("supervised_2d", "smoke", weights={"endpoint": 1.0}, steps=1, batch=2)
+    history = train.train(recipe, progress=False, device="cpu").history
+    subjects = population(recipe.subjects, recipe.shape, 0)
+    named = {subject.name: subject for subject in subjects}
+    pairs = RandomPairs(subjects, 2, recipe.seed)
+    lengths = []
+    for index in range(2):
+        names = pairs[index]["name"].split(" to ")
+        truth = true_displacement(*(named[name] for name in names))
+        lengths.append(float(truth.norm(dim=1).mean()))
+    assert history[0]["endpoint"] == pytest.approx(sum(lengths) / 2, rel=1e-3)
+
+
 def test_pairs_with_one_fixed_image_show_everyone_once_an_epoch():
     *learn, fixed = population(6, (32, 48))
     pairs, again = (RandomPairs(learn, 15, seed=3, fixed=fixed) for _ in range(2))
