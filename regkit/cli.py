@@ -310,7 +310,8 @@ def train(
     plan = recipes.get(recipe, budget, **changes)
     trained = run(plan, out, resume, device=device, start=start, data=data)
     last = trained.history[-1]
-    for name in ("dice_before", "dice", "rotation_error", "translation_error", "success"):
+    rigid = ("rotation_error", "translation_error", "success")
+    for name in ("dice_before", "dice", *rigid, "tre_before", "tre"):
         if name in last:
             typer.echo(f"validation {name:<18}{last[name]:8.4f}")
     typer.echo(f"wrote {out / 'best.safetensors'}; curves: tensorboard --logdir {out}")

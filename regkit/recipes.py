@@ -54,6 +54,10 @@ class Recipe:
         "orthogonality", which keep it near a rotation. Of models whose
         stages are pairs (u, v): "similarity_u", "diffusion_u" and "consistency", between u and v,
         of the last stage; with "_all" behind the name the mean over all stages.
+    levels: None, or weights of the levels of a model whose `stages` go from coarse to fine, such as
+        dual_prnet, one a level, the finest last: "similarity", "diffusion" and "bending" are then
+        sums over the levels, each term as of a level's own images, on half as many voxels along
+        each axis as those of the next, and of the displacement there, in their voxels.
     bidirectional: the fixed image is also warped to the moving one, by the inverse map; each
         direction counts half.
     lr, schedule, warmup: of Adam; "constant", or "cosine" down to zero; the first `warmup` steps
@@ -82,6 +86,7 @@ class Recipe:
     weights: Mapping[str, float] = field(
         default_factory=lambda: {"similarity": 1.0, "diffusion": 0.1}
     )
+    levels: tuple[float, ...] | None = None
     bidirectional: bool = False
     lr: float = 3e-3
     schedule: str = "cosine"
@@ -97,6 +102,7 @@ class Recipe:
 _TMI = "Balakrishnan et al., IEEE TMI 2019; steps, rate and schedule are ours"
 _MEDIA = "Dalca et al., Medical Image Analysis 2019, without its variance; rates are ours"
 _DENSE = "The network of Zheng et al. 2023, trained as vxm is here"
+_PYRAMID = "The network of Hu et al. 2019 and Kang et al. 2022, trained as vxm is here, on all levels"
 
 # name -> the recipe at budget "cpu", and what other budgets change
 _RECIPES: dict[str, tuple[Recipe, dict[str, dict[str, Any]]]] = {}
@@ -169,6 +175,21 @@ _add(
     gpu=_GPU_3D,
     paper=_PAPER_3D | {"options": {"save_memory": True}},
 )  # fmt: skip
+
+# As vxm, but asked on every level, at 1/16, ..., 1: each counts half as much as the next.
+for _model, _source in (("dual_prnet", _PYRAMID),):
+    _recipe = replace(
+        _DENSE_2D, name=f"{_model}_2d", model=_model, source=_source,
+        levels=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
+    )  # fmt: skip
+    _add(_recipe, smoke=_SMOKE_2D | {"precision": "no"}, gpu=_GPU_2D, paper=_PAPER_2D)
+    _add(
+        replace(_recipe, name=f"{_model}_3d", ndim=3, shape=(80, 96, 80), subjects=40,
+                validation=3, gamma=0.3, lr=1e-3, warmup=100, batch=1, steps=400),
+        smoke=_SMOKE_3D | {"precision": "no"},
+        gpu=_GPU_3D,
+        paper=_PAPER_3D | {"options": {"save_memory": True}},
+    )  # fmt: skip
 
 # The protocol of the paper, sections 4.1 and 4.3: one fixed image, 416 people of OASIS split 4 to
 # 1, 2000 epochs, read as 2000 times everyone as moving image. Equation 5 sums the squared gradient
@@ -364,6 +385,23 @@ _add(
     paper={"shape": (128, 160, 128), "options": {"segment": 2, "save_memory": True},
            "subjects": 200, "steps": 150_000, "lr": 1e-4, "schedule": "constant",
            "validate_every": 1000},
+)  # fmt: skip
+
+# The survey's fundus run, as it says: photographs as they are, never aligned first. Its NCC is
+# VoxelMorph's, in windows of 9; 10 epochs of the 107 pairs to learn from, one at a time. It crops
+# to a multiple of 16, our networks pad. FIRE is prepared for it with --size 208, 64 at "smoke", and
+# 416, its default, at "gpu" and "paper".
+_TAN = "Tan 2023, section 5; Adam, one pair a step and the size of the images are ours"
+_add(
+    Recipe(
+        name="tan2023_fundus", model="vxm", ndim=2, shape=(208, 208), source=_TAN, data="fire",
+        contrast="moving", subjects=107, validation=27, window=9,
+        weights={"similarity": 1.0, "diffusion": 1.0}, lr=1e-4, schedule="constant", batch=1,
+        steps=1070, validate_every=107,
+    ),
+    smoke={"shape": (64, 64), "steps": 4, "validate_every": 2},
+    gpu={"shape": (416, 416)},
+    paper={"shape": (416, 416)},
 )  # fmt: skip
 
 # Labels say what is right: the images have any contrast, each its own.

@@ -27,7 +27,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from regkit import losses, models, recipes
+from regkit.blocks import AVERAGE_POOL
 from regkit.data import prepared
 from regkit.data.anatomies import anatomies
 from regkit.data.chest import ChestPairs, chests
@@ -54,7 +55,7 @@ from regkit.evaluate import evaluate, landmark_errors, motion_errors, summary
 from regkit.metrics import endpoint_error
 from regkit.models import Registration, RegistrationModel
 from regkit.recipes import Recipe, get
-from regkit.spatial import integrate, warp
+from regkit.spatial import integrate, resize, resize_disp, warp
 
 SIMILARITIES = {
     "lncc": losses.lncc,
@@ -63,6 +64,7 @@ SIMILARITIES = {
     "mutual_information": losses.mutual_information,
 }
 SEEDS = {"train": 0, "validation": 1, "test": 2, "fixed": 3}  # of the embedded population
+SETS_OF_PAIRS = ("fire",)  # prepared ones
 MEMORY = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -105,6 +107,8 @@ def _task(recipe: Recipe, data: str | os.PathLike | None, progress: bool) -> Tas
         return _painted(recipe, progress)
     if recipe.chest is not None:
         return chest_task(recipe)
+    if recipe.data in SETS_OF_PAIRS:
+        return _given_pairs(recipe, data)
     return _two_subjects(recipe, data, progress)
 
 
@@ -282,6 +286,14 @@ def chest_task(recipe: Recipe, volumes: Sequence[Scan] = ()) -> Task:
     )
 
 
+def _given_pairs(recipe: Recipe, data: str | os.PathLike | None) -> Task:
+    """Pairs of a prepared set; where it has none to validate with, those to learn from serve."""
+    assert data is not None  # `subjects` has said so
+    learn = prepared.pairs(data, "train")[: recipe.subjects]
+    tested = prepared.pairs(data, "validation")[: recipe.validation]
+    return landmark_task(recipe, learn, tested or learn[: recipe.validation])
+
+
 def landmark_task(
     recipe: Recipe, learn: Sequence[tuple[Scan, Scan]], tested: Sequence[tuple[Scan, Scan]]
 ) -> Task:
@@ -313,7 +325,7 @@ def objective(result: Registration, batch: dict[str, Any], recipe: Recipe) -> di
         batch: `moving`, `fixed` (B, 1, *S), the labels for the terms "dice" and "segmentation", and
             the answer `disp` for "endpoint". A similarity compares `moving_clean` and
             `fixed_clean` where they are.
-        recipe: its `weights` name the terms, `similarity` and `bidirectional` say how.
+        recipe: its `weights` name the terms, `similarity`, `levels` and `bidirectional` say how.
     """
     moving, fixed, moved = batch["moving"], batch["fixed"], result.moved
     if "moving_clean" in batch:  # a similarity could not compare the images themselves
@@ -323,9 +335,14 @@ def objective(result: Registration, batch: dict[str, Any], recipe: Recipe) -> di
     options = {"window": recipe.window} if recipe.similarity == "lncc" else {}
     # a cascade is asked for smooth steps: not to give back what the affine stem has found
     smooth = result.steps or (result.disp if result.svf is None else result.svf,)
+    levels = _levels(result.stages, moving, moved, fixed, recipe)
     terms = {}
     for name in recipe.weights:
-        if name == "similarity":
+        if levels and name == "similarity" and not recipe.bidirectional:
+            terms[name] = _sum((w, similarity(m, f, **options)) for w, m, f, _ in levels)
+        elif levels and name in ("diffusion", "bending"):
+            terms[name] = _sum((w, getattr(losses, name)(u)) for w, _, _, u in levels)
+        elif name == "similarity":
             terms[name] = similarity(moved, fixed, **options)
             if recipe.bidirectional:
                 if result.svf is None:
@@ -367,6 +384,39 @@ def objective(result: Registration, batch: dict[str, Any], recipe: Recipe) -> di
                 "consistency."
             )
     return terms
+
+
+def check_levels(recipe: Recipe, count: int) -> None:
+    """Refuse weights of levels that do not fit a model with `count` of them, in one sentence."""
+    if recipe.levels is not None and (len(recipe.levels) != count or not count):
+        wanted = f"{count} numbers, one a level" if count else "None: it shows no levels"
+        raise ValueError(
+            f"levels is {tuple(recipe.levels)}, expected for the model {recipe.model!r} {wanted}."
+        )
+
+
+def _levels(
+    stages: Sequence[Tensor], moving: Tensor, moved: Tensor, fixed: Tensor, recipe: Recipe
+) -> list[tuple[float, Tensor, Tensor, Tensor]]:
+    """(weight, moved, fixed, disp) of each level, the finest first, each on its own grid.
+
+    An image is smoothed before every second voxel of it is taken: the mean of 3^d.
+    """
+    check_levels(recipe, len(stages))
+    levels: list[tuple[float, Tensor, Tensor, Tensor]] = []
+    for weight, disp in zip(reversed(recipe.levels or ()), reversed(stages)):
+        if levels:
+            shape = [(n + 1) // 2 for n in fixed.shape[2:]]
+            mean = AVERAGE_POOL[recipe.ndim](3, stride=1, padding=1, count_include_pad=False)
+            moving, fixed = (resize(mean(image), shape) for image in (moving, fixed))
+            disp = resize_disp(disp, shape)
+            moved = warp(moving, disp)
+        levels.append((weight, moved, fixed, disp))
+    return levels
+
+
+def _sum(weighted: Iterable[tuple[float, Tensor]]) -> Tensor:
+    return torch.stack([weight * value for weight, value in weighted]).sum()
 
 
 def _split(name: str, result: Registration, similarity: Callable[[Tensor], Tensor]) -> Tensor:
@@ -492,11 +542,12 @@ def train(
         )
     # channels last: the same numbers from faster convolutions
     network = _network(recipe, start)
+    check_levels(recipe, network.levels)
     network.to(memory_format=MEMORY[recipe.ndim])  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
     schedule = _schedule(optimizer, recipe)
     # nothing is left behind by settings that do not fit
-    if data is not None or recipe.data != "population":
+    if task is None and (data is not None or recipe.data != "population"):
         subjects(recipe, "train", 1, data)
     if folder is not None and accelerator.is_main_process:
         _prepare(folder, plan, resume)

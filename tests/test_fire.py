@@ -11,8 +11,9 @@ import pytest
 import scipy.signal
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
-from regkit import classical, io, metrics, recipes, train
+from regkit import classical, cli, io, metrics, recipes, train
 from regkit.data import GivenPairs, prepared
 from regkit.data.vessels import VesselPair, vessel_contrast, vessel_pair, write_as_fire
 from regkit.evaluate import landmark_errors, summary
@@ -408,6 +409,47 @@ def test_splits_and_categories_of_the_prepared_set(source, tmp_path):
     layout.write_description(tmp_path / "other", other)
     with pytest.raises(ValueError, match="folder holds the set 'lpba40', expected a set of pairs"):
         prepared.pairs(tmp_path / "other")
+
+
+def test_the_survey_s_recipe_learns_from_the_prepared_set(source, tmp_path):
+    """By the command, and with a sentence where the folder holds something else."""
+    call(source, tmp_path / "fire")
+    call(source, tmp_path / "larger", size=96)
+    layout.write_description(
+        tmp_path / "other", {"name": "lpba40", "contrasts": ["t1"], "complete": True}
+    )
+
+    def said(*arguments):
+        order = ("train", "--recipe", "tan2023_fundus", "--budget", "smoke", "--device", "cpu")
+        return CliRunner().invoke(cli.app, [*order, "-o", str(tmp_path / "run"), *arguments])
+
+    for folder, sentence in (
+        (None, "data is not given, expected the folder of the prepared set 'fire'"),
+        ("other", "data holds the set 'lpba40', expected 'fire'"),
+        ("larger", "data holds images of shape (96, 96), expected (64, 64)"),
+    ):
+        failed = said() if folder is None else said("--data", str(tmp_path / folder))
+        assert failed.exit_code == 2 and not (tmp_path / "run").exists()
+        assert sentence in failed.stderr
+    done = said("--data", str(tmp_path / "fire"))
+    assert done.exit_code == 0, done.exception
+    # in pixels of the photographs, whatever the size; those to learn from, as there are no others
+    apart = [
+        float((fixed.points - moving.points).norm(dim=1).mean()) * 3
+        for moving, fixed in prepared.pairs(tmp_path / "fire", "train")
+    ]
+    assert f"tre_before        {np.mean(apart):8.4f}" in done.stdout
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert [entry["step"] for entry in history if "tre" in entry] == [2, 4]
+
+
+def test_the_survey_s_recipe_says_what_the_survey_says():
+    recipe = recipes.get("tan2023_fundus", "paper")
+    assert (recipe.model, recipe.ndim, recipe.similarity, recipe.lr) == ("vxm", 2, "lncc", 1e-4)
+    assert recipe.weights == {"similarity": 1.0, "diffusion": 1.0}
+    assert recipe.subjects + recipe.validation == 134 and recipe.subjects == round(0.8 * 134)
+    assert recipe.steps * recipe.batch == 10 * recipe.subjects
+    assert recipe.shape == (fire.SIZE, fire.SIZE)
 
 
 def _no_partner(source):
