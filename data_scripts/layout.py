@@ -80,6 +80,43 @@ def canonical(image: io.Image) -> io.Image:
     return io.Image(values.contiguous(), affine)
 
 
+def upright(
+    labels: np.ndarray,
+    spacing: Sequence[float],
+    ends: Sequence[tuple[Sequence[int], Sequence[int]]],
+    name: str,
+) -> np.ndarray:
+    """The affine that sends voxels to mm, axes to the Right, Anterior and Superior.
+
+    Where a file does not say which way its axes run, the structures do: those of the right lie to
+    the right. The middle of the volume is at 0.
+
+    Args:
+        labels: a label map in 3D.
+        spacing: voxel size along each array axis, mm.
+        ends: labels that lie to the right and to the left, to the front and to the back, on top and
+            at the bottom.
+        name: what errors call it.
+    """
+
+    def middle(numbers: Sequence[int]) -> np.ndarray:
+        places = np.argwhere(np.isin(labels, numbers))
+        if not len(places):
+            raise ValueError(f"{name} lacks label {numbers[0]}, which tells how its axes run.")
+        return places.mean(axis=0) * spacing
+
+    ways = np.array([middle(end) - middle(start) for end, start in ends])
+    axes = np.abs(ways).argmax(axis=1)
+    if sorted(axes) != [0, 1, 2]:
+        raise ValueError(f"{name} lies obliquely in its volume, expected it upright.")
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for world, axis in enumerate(axes):
+        affine[world, axis] = np.sign(ways[world, axis]) * spacing[axis]
+    affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(labels.shape) - 1) / 2)
+    return affine
+
+
 def scaled(values: Tensor, name: str) -> Tensor:
     """Divided by the `BRIGHT` percentile of what is not black, at most 1."""
     brain = values[values > 0]

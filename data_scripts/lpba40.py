@@ -7,10 +7,10 @@ What is taken from the paper and what is ours: see README.md beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import archives
 import layout
 import nibabel
 import numpy as np
@@ -60,9 +60,11 @@ STRUCTURES = {  # the 54 of the paper
 }
 OTHERS = {181: "cerebellum", 182: "brain stem"}  # drawn as well, and not counted
 # Structures that lie to the right, to the front and on top of others, whatever the brain.
-RIGHT, LEFT = sorted(n + 1 for n in PAIRS), sorted(PAIRS)
-FRONT, BACK = (23, 24, 29, 30), (61, 62, 63, 64, 65, 66)
-TOP, BOTTOM = (27, 28, 41, 42), (85, 86, 182)
+ENDS = (
+    ([number + 1 for number in PAIRS], list(PAIRS)),
+    ((23, 24, 29, 30), (61, 62, 63, 64, 65, 66)),
+    ((27, 28, 41, 42), (85, 86, 182)),
+)
 TERMS = """
 LPBA40 belongs to the Laboratory of Neuro Imaging (LONI), which gives it to those who accept its
 licence (https://resource.loni.usc.edu/resources/atlases-downloads/). What you agreed to there holds
@@ -78,8 +80,6 @@ The licence of LONI comes before this summary of ours.
 
 def people(source: Path) -> dict[str, Path]:
     """name -> folder of each person, S01 to S40: where S01.delineation.skullstripped... lies."""
-    if not source.is_dir():
-        raise ValueError("source is no folder, expected LPBA40 (unpack the archive first).")
     found: dict[str, Path] = {}
     for path in sorted(source.rglob(f"S[0-9][0-9].{BRAIN}.*")):
         name = path.name[:3]
@@ -102,10 +102,15 @@ def read(folder: Path, person: str) -> tuple[io.Image, io.Image]:
             f"{person} has a brain of shape {brain.shape} and labels of {labels.shape}, expected "
             "two volumes of one shape."
         )
-    strange = sorted(set(labels.data.unique().tolist()) - {0, *STRUCTURES, *OTHERS})
+    there = set(labels.data.unique().tolist())
+    strange = sorted(there - {0, *STRUCTURES, *OTHERS})
     if strange:
         raise ValueError(f"{person} holds label {strange[0]}, expected those of LPBA40.")
-    affine = _upright(labels.data[0, 0].numpy(), brain.spacing, person)
+    lost = sorted({*STRUCTURES, *OTHERS} - there)
+    if lost:
+        raise ValueError(f"{person} lacks label {lost[0]}, expected all of LPBA40.")
+    # An Analyze header does not say which way the axes run, and readers guess differently.
+    affine = layout.upright(labels.data[0, 0].numpy(), brain.spacing, ENDS, person)
     return io.Image(layout.scaled(brain.data, person), affine), io.Image(labels.data, affine)
 
 
@@ -125,32 +130,6 @@ def _volume(folder: Path, stem: str, labels: bool) -> io.Image:
     except Exception:  # nibabel raises whatever comes
         raise ValueError(f"{stem} cannot be read as Analyze: it is damaged or cut short.") from None
     return io.from_nibabel(image, stem, labels)
-
-
-def _upright(labels: np.ndarray, spacing: Sequence[float], person: str) -> np.ndarray:
-    """The affine that sends voxels to mm, axes to the Right, Anterior and Superior.
-
-    An Analyze header does not say which way the axes run, and readers guess differently. The
-    structures say it: those of the right lie to the right.
-    """
-
-    def middle(numbers: Sequence[int]) -> np.ndarray:
-        return np.argwhere(np.isin(labels, numbers)).mean(axis=0) * spacing
-
-    lost = sorted({*STRUCTURES, *OTHERS} - set(np.unique(labels).tolist()))
-    if lost:
-        raise ValueError(f"{person} lacks label {lost[0]}, expected all of LPBA40.")
-    ends = ((RIGHT, LEFT), (FRONT, BACK), (TOP, BOTTOM))
-    ways = np.array([middle(end) - middle(start) for end, start in ends])
-    axes = np.abs(ways).argmax(axis=1)
-    if sorted(axes) != [0, 1, 2]:
-        raise ValueError(f"{person} lies obliquely in its volume, expected it upright.")
-    affine = np.eye(4)
-    affine[:3, :3] = 0
-    for world, axis in enumerate(axes):
-        affine[world, axis] = np.sign(ways[world, axis]) * spacing[axis]
-    affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(labels.shape) - 1) / 2)
-    return affine
 
 
 def template() -> io.Image:
@@ -184,19 +163,20 @@ def prepare(folder: Path, person: str, target: io.Image, spacing: int) -> dict[s
 
 
 def main(
-    source: Annotated[Path, typer.Argument(help="The folder of LPBA40, unpacked.")],
+    source: archives.Source,
     out: Annotated[Path, typer.Option(help="The folder to write, new or of a stopped run.")],
     accept_terms: Annotated[
         bool, typer.Option("--accept-terms", help="Else they are only shown.")
     ] = False,
     spacing: Annotated[int, typer.Option(help="mm: 1 as in the paper; 2 or 4 is smaller.")] = 1,
     fixed: Annotated[str, typer.Option(help="To whom the others are registered.")] = "S01",
+    sha256: archives.Sha256 = None,
 ) -> None:
     """Prepare LPBA40: T1 and labels of 40 people, one of them fixed, aligned affinely."""
     layout.show_terms(TERMS, accept_terms)
     if spacing not in layout.SPACINGS:
         raise ValueError(f"spacing is {spacing}, expected 1, 2 or 4 (mm).")
-    found = people(source)
+    found = people(archives.folder_of(source, out, sha256))
     if fixed not in found:
         raise ValueError(f"fixed is {fixed!r}, expected one of {', '.join(found)}.")
     others = [name for name in found if name != fixed]

@@ -1,11 +1,17 @@
 """The scripts of data_scripts on made-up folders with the names, axes and labels of each set."""
 
 import gzip
+import hashlib
+import http.server
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
+import threading
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +21,15 @@ import pytest
 import torch
 
 from regkit import classical, io
-from regkit.data import RandomPairs, RigidPairs, chain, population, prepared
+from regkit.data import RandomPairs, RigidPairs, chain, population, prepared, samples
 from regkit.evaluate import evaluate
 from regkit.models import Registration
 
 SCRIPTS = Path(__file__).parents[1] / "data_scripts"
 sys.path.insert(0, str(SCRIPTS))
+import archives  # noqa: E402
 import brats  # noqa: E402
+import ixi  # noqa: E402
 import layout  # noqa: E402
 import lpba40  # noqa: E402
 import oasis  # noqa: E402
@@ -694,7 +702,7 @@ def test_wrong_options_of_lpba40_are_one_sentence(tmp_path, aligned, capfd):
         ("in", {"spacing": 5}, "spacing is 5, expected 1, 2 or 4"),
         ("in", {"fixed": "S02"}, "fixed is 'S02', expected one of S01"),
         ("empty", {}, "source has no file S01/S01.delineation.skullstripped.img.gz or alike"),
-        ("nowhere", {}, "source is no folder, expected LPBA40"),
+        ("nowhere", {}, "source is no folder, no archive and no address"),
     ):
         with pytest.raises(ValueError, match=sentence):
             call_lpba(tmp_path / source, tmp_path / "out", **options)
@@ -703,3 +711,348 @@ def test_wrong_options_of_lpba40_are_one_sentence(tmp_path, aligned, capfd):
     with pytest.raises(ValueError, match="S01 is there twice"):
         call_lpba(tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# archives ---------------------------------------------------------------------------------------
+
+
+class Archives(http.server.BaseHTTPRequestHandler):
+    """`files` below /, from the byte that is asked for; the first answer below /cut ends early."""
+
+    files: dict[str, bytes] = {}
+    asked: list[str] = []
+
+    def do_GET(self):
+        name, wanted = self.path.rsplit("/", 1)[1], self.headers["Range"]
+        self.asked.append(wanted)
+        start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        if name not in self.files or start >= len(self.files[name]):
+            self.send_error(416 if name in self.files else 404)
+            return
+        rest = self.files[name][start:]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        cut = self.path.startswith("/cut/") and len(self.asked) == 1
+        self.wfile.write(rest[: len(rest) // 2] if cut else rest)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server on this machine only."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    Archives.files.clear()
+    Archives.asked.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Archives) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+        thread.join()
+
+
+def packed(folder, kind):
+    """The bytes of an archive of a folder."""
+    made = shutil.make_archive(folder.parent / f"{folder.name}_packed", kind, folder)
+    return Path(made).read_bytes()
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A folder to pack, with a file of 300 kB that does not pack well."""
+    (tmp_path / "set" / "deep").mkdir(parents=True)
+    content = np.random.default_rng(0).bytes(300_000)
+    (tmp_path / "set" / "deep" / "a.bin").write_bytes(content)
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
+def test_an_archive_and_its_address_give_the_same_folder(small, server, tmp_path, kind):
+    Archives.files["set"] = packed(small, kind)
+    (tmp_path / "archive").write_bytes(Archives.files["set"])
+    before = archives.folder_of(tmp_path / "archive", tmp_path / "a")
+    fetched = archives.folder_of(f"{server}/set", tmp_path / "b")
+    assert fetched.parent == tmp_path / "b_source"
+    for folder in (before, fetched):
+        assert (folder / "deep" / "a.bin").read_bytes() == (small / "deep" / "a.bin").read_bytes()
+    assert archives.folder_of(f"{server}/set", tmp_path / "b") == fetched
+    assert Archives.asked == ["bytes=0-"]  # what is there is not fetched again
+    assert archives.folder_of(small, tmp_path / "c") == small
+
+
+def test_a_download_that_was_cut_goes_on(small, server, tmp_path):
+    whole = Archives.files["set"] = packed(small, "zip")
+    address, out = f"{server}/cut/set", tmp_path / "out"
+    with pytest.raises(ValueError, match="run this again, and it goes on where it stopped"):
+        archives.folder_of(address, out)
+    (part,) = (tmp_path / "out_source").iterdir()
+    held = part.stat().st_size
+    assert 0 < held < len(whole) and part.read_bytes() == whole[:held]
+    folder = archives.folder_of(address, out, hashlib.sha256(whole).hexdigest().upper())
+    assert Archives.asked == ["bytes=0-", f"bytes={held}-"]
+    assert (folder / "deep" / "a.bin").read_bytes() == (small / "deep" / "a.bin").read_bytes()
+
+
+def test_another_sum_is_refused_and_fetched_anew(small, server, tmp_path):
+    Archives.files["set"] = packed(small, "zip")
+    right = hashlib.sha256(Archives.files["set"]).hexdigest()
+    Archives.files["set"] = b"something else"
+    with pytest.raises(ValueError, match=f"source has the sha256 .*, expected {right}"):
+        archives.folder_of(f"{server}/set", tmp_path / "out", right)
+    assert list((tmp_path / "out_source").iterdir()) == []
+    mine = tmp_path / "mine.zip"
+    mine.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="source has the sha256"):
+        archives.folder_of(mine, tmp_path / "out", right)
+    assert mine.exists()
+
+
+def test_what_leads_out_of_the_folder_is_not_unpacked(tmp_path):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "file").write_text("x")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as held:
+        held.write(inside / "file", "../../escaped")
+    with tarfile.open(tmp_path / "a.tar", "w") as held:
+        held.add(inside / "file", "../../escaped")
+    link = tarfile.TarInfo("link")
+    link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+    with tarfile.open(tmp_path / "b.tar", "w") as held:
+        held.addfile(link)
+    before = sorted(tmp_path.iterdir())
+    for name in ("a.zip", "a.tar", "b.tar"):
+        with pytest.raises(ValueError, match="source cannot be unpacked: .* leads out of"):
+            archives.folder_of(tmp_path / name, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_no_archive_is_one_sentence(small, server, tmp_path):
+    (tmp_path / "short.tar.gz").write_bytes(packed(small, "gztar")[:50_000])
+    (tmp_path / "text").write_text("no archive")
+    for source, sentence in (
+        (tmp_path / "nowhere", "source is no folder, no archive and no address"),
+        (tmp_path / "text", "source is a file, expected a zip or tar archive"),
+        (tmp_path / "short.tar.gz", "source cannot be unpacked: it is damaged, cut short"),
+        (f"{server}/missing", r"source cannot be fetched \(Not Found\)"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            archives.folder_of(source, tmp_path / "out")
+    assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".regkit-")]
+
+
+def test_lpba40_from_an_address_is_lpba40_from_its_folder(tmp_path, aligned, server):
+    add_lpba(tmp_path / "in", "S01")
+    Archives.files["lpba40.tar.gz"] = packed(tmp_path / "in", "gztar")
+    call_lpba(tmp_path / "in", tmp_path / "folder")
+    call_lpba(f"{server}/lpba40.tar.gz", tmp_path / "address")
+    a, b = (prepared.subjects(tmp_path / out, "t1")[0] for out in ("folder", "address"))
+    assert torch.equal(a.image, b.image) and torch.equal(a.labels, b.labels)
+
+
+# IXI --------------------------------------------------------------------------------------------
+
+IXI_SHAPE = (16, 20, 24)  # axes to L, I, A
+FILES = {"fixed": [ixi.ATLAS], "Train": [0, 4, 10], "Val": [2], "Test": [1, 3]}
+
+
+def ixi_person(seed):
+    """Image and labels: 30 structures about points where they roughly are, in the order L, I, A."""
+    random = np.random.default_rng(seed)
+    points = {14: (0, 0, 1), 15: (0, -6, -5), 16: (0, -2, -7), 24: (0, 4, 7)}  # to R, A, S
+    for k, (left, right) in enumerate(ixi.PAIRS.values()):
+        x, y, z = 2 + k % 5, k % 7 - 3, k % 4 * 3 - 4
+        if right in (50, 51):
+            y, z = 7, 2
+        if right == 47:
+            x, y, z = 3, -7, -5
+        if right == 49:
+            y, z = -2, 3
+        points[left], points[right] = (-x, y, z), (x, y, z)
+    i, j, k = np.indices(IXI_SHAPE)
+    mm = np.stack([7.5 - i, k - 11.5, 9.5 - j], axis=-1)
+    away = np.stack([np.linalg.norm(mm - np.array(p), axis=-1) for p in points.values()])
+    brain = (mm**2 / np.array([7, 11, 9]) ** 2).sum(axis=-1) < 1
+    labels = np.where(brain, np.array(list(points))[away.argmin(axis=0)], 0)
+    labels[away.min(axis=0) > 6] = 0
+    return (brain * random.uniform(0.2, 1, IXI_SHAPE)).astype(np.float32), labels.astype(np.int16)
+
+
+def add_ixi(top, protocol=4):
+    for seed, (part, names) in enumerate(FILES.items()):
+        for name in names:
+            path = top / "IXI_data" / part / f"subject_{name}.pkl"
+            if part == "fixed":
+                path = top / "IXI_data" / f"{name}.pkl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            person = ixi_person(seed * 100 + (0 if part == "fixed" else name))
+            path.write_bytes(pickle.dumps(person, protocol=protocol))
+    return top / "IXI_data"
+
+
+def call_ixi(source, out, **options):
+    ixi.main(source, out, **{"accept_terms": True, "spacing": 1, "sha256": None, **options})
+    return json.loads((out / "dataset.json").read_text())
+
+
+def test_ixi_has_30_structures_of_freesurfer():
+    """The numbers that stand in the file of labels that comes with TransMorph."""
+    assert len(ixi.STRUCTURES) == 30
+    for number, name in ((17, "left hippocampus"), (53, "right hippocampus"), (2, "left cerebral")):
+        assert ixi.STRUCTURES[number].startswith(name)
+    assert {3, 42, 4, 43, 8, 47, 24, 14, 15, 16, 31, 63} < set(ixi.STRUCTURES)
+    assert not {5, 26, 30, 44, 58, 62, 72, 77, 80, 85, 251} & set(ixi.STRUCTURES)
+
+
+@pytest.mark.real
+def test_the_structures_of_freesurfer_say_how_a_real_brain_lies(sample):
+    """On the scan that comes with VoxelMorph, of the same size, labels and axes as those of IXI."""
+    with np.load(sample("oasis_3d") / "vxm_subject.npz") as arrays:
+        labels = arrays["seg"].astype(np.int16)
+    found = layout.upright(labels[::2, ::2, ::2], (2, 2, 2), ixi.ENDS, "vxm_subject")
+    assert np.array_equal(found[:3, :3] / 2, samples.OASIS_AFFINE[:3, :3])
+    assert nibabel.aff2axcodes(found) == ("L", "I", "A")
+    assert set(ixi.STRUCTURES) < set(np.unique(labels).tolist())
+
+
+def test_ixi_from_an_address_on_the_command_line(tmp_path, server):
+    add_ixi(tmp_path / "in")
+    Archives.files["ixi"] = packed(tmp_path / "in", "zip")
+    command = [sys.executable, str(SCRIPTS / "ixi.py"), f"{server}/ixi", "--spacing", "2"]
+    command += ["--out", str(tmp_path / "out"), "--accept-terms"]
+    command += ["--sha256", hashlib.sha256(Archives.files["ixi"]).hexdigest()]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0 and "ShareAlike 3.0" in run.stderr
+    assert "The whole set has 403, 58 and 115." in run.stderr
+    assert "6 people: 3 for train, 1 for validation, 2 for test." in run.stdout
+    assert prepared.subjects(tmp_path / "out", "t1")[0].image.shape == (1, 8, 12, 10)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_volumes_of_ixi_keep_their_values_and_turn_upright(tmp_path, protocol):
+    out = tmp_path / "out"
+    description = call_ixi(add_ixi(tmp_path / "in", protocol), out)
+    assert description["complete"] and prepared.structures(out) == dict(
+        sorted(ixi.STRUCTURES.items())
+    )
+    everyone = prepared.subjects(out, "t1")
+    assert [s.name for s in everyone] == ["atlas", *(f"subject_{n}" for n in (0, 1, 2, 3, 4, 10))]
+    image, labels = ixi_person(110)  # of Train, number 10
+    found = everyone[-1]
+    assert found.image.shape == (1, 16, 24, 20) and (np.diag(found.affine) == 1).all()
+    for mine, theirs in ((found.image, image), (found.labels, labels)):
+        turned = theirs.transpose(0, 2, 1)[::-1, :, ::-1]
+        assert np.abs(mine[0].numpy() - turned).max() < 1e-6
+    parts = {p: prepared.subjects(out, "t1", p) for p in prepared.SPLITS}
+    assert [len(part) for part in parts.values()] == [1, 3, 1, 2]
+    item = RandomPairs(parts["train"], 3, fixed=parts["fixed"][0])[0]
+    assert item["moving"].shape == (1, 16, 24, 20) and item["name"].endswith("to atlas")
+
+
+def test_the_parts_of_ixi_are_its_folders(tmp_path, monkeypatch, capfd):
+    top = add_ixi(tmp_path / "in")
+    numbers = iter(range(5, 1000))
+    for part, count in (("Train", 403), ("Val", 58), ("Test", 115)):
+        while len(list((top / part).iterdir())) < count:
+            (top / part / f"subject_{next(n for n in numbers if n != 10)}.pkl").touch()
+    (top / "Train" / "._subject_0.pkl").touch()  # as macOS leaves behind
+    described = []
+    monkeypatch.setattr(layout, "build", lambda *args: described.append(args[1]))
+    ixi.main(top, tmp_path / "out", accept_terms=True)
+    assert [len(d["subjects"]) for d in described] == [577]
+    assert described[0]["subjects"][0] == {"name": "atlas", "split": "fixed", "labels": True}
+    said = capfd.readouterr()
+    assert "576 people: 403 for train, 58 for validation, 115 for test." in said.out
+    assert "The whole set" not in said.err
+
+
+class Harm:
+    """What a pickle of strangers may hold: a call that runs when it is opened."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def _stranger(path, person):
+    path.write_bytes(pickle.dumps((person[0], Harm(path.parent / "harmed"))))
+
+
+def _first_half(path, person):
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def _one_array(path, person):
+    path.write_bytes(pickle.dumps(person[0]))
+
+
+def _other_size(path, person):
+    path.write_bytes(pickle.dumps(tuple(x[:-1] for x in person)))
+
+
+def _in_bytes(path, person):
+    path.write_bytes(pickle.dumps((person[0] * 255, person[1])))
+
+
+def _not_a_number(path, person):
+    person[0][3, 3, 3] = np.nan
+    path.write_bytes(pickle.dumps(person))
+
+
+def _blurred(path, person):
+    path.write_bytes(pickle.dumps((person[0], person[1] / 2)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (_stranger, "subject_4 cannot be read as a pickle of two arrays"),
+        (_first_half, "subject_4 cannot be read as a pickle of two arrays"),
+        (_one_array, "subject_4 holds something else, expected two volumes of one shape"),
+        (_other_size, r"subject_4 has shape \(15, 20, 24\), expected the atlas' \(16, 20, 24\)"),
+        (_in_bytes, "subject_4 has intensities from 0 to 25"),
+        (_not_a_number, "subject_4 has intensities from nan to nan"),
+        (_blurred, "subject_4 has labels from 0 to 31.5, expected whole numbers"),
+    ],
+)
+def test_a_broken_person_of_ixi_is_named_and_nothing_is_run(tmp_path, damage, sentence):
+    top = add_ixi(tmp_path / "in")
+    damage(top / "Train" / "subject_4.pkl", ixi_person(7))
+    with pytest.raises(ValueError, match=sentence):
+        call_ixi(top, tmp_path / "out")
+    assert not list(top.rglob("harmed")) and not (tmp_path / "out" / "subject_4").exists()
+    assert (tmp_path / "out" / "subject_3").is_dir()
+
+
+def test_wrong_options_of_ixi_are_one_sentence(tmp_path):
+    top, out = add_ixi(tmp_path / "in"), tmp_path / "out"
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "IXI002-Guys-0828-T1.nii.gz").touch()
+    shutil.copytree(top, tmp_path / "alone" / "IXI_data")
+    for part in ("Train", "Val", "Test"):
+        shutil.rmtree(tmp_path / "alone" / "IXI_data" / part)
+    shutil.copytree(top, tmp_path / "headless")
+    (tmp_path / "headless" / "atlas.pkl").unlink()
+    shutil.copytree(top, tmp_path / "lying")
+    image, labels = ixi_person(0)
+    labels[labels == 16] = 0
+    (tmp_path / "lying" / "atlas.pkl").write_bytes(pickle.dumps((image, labels)))
+    shutil.copytree(top, tmp_path / "twice")
+    shutil.copy(top / "Test" / "subject_1.pkl", tmp_path / "twice" / "Train")
+    for source, options, sentence in (
+        ("http://127.0.0.1:1/ixi", {"accept_terms": False}, "terms above are not accepted"),
+        (top, {"spacing": 3}, "spacing is 3, expected 1, 2 or 4"),
+        (raw, {}, "scans as IXI publishes them, which have no label maps"),
+        (tmp_path / "headless", {}, "source has no file atlas.pkl in it"),
+        (tmp_path / "alone", {}, "source has no file Train/subject_0.pkl or alike"),
+        (tmp_path / "lying", {}, "atlas lacks label 16, which tells how its axes run"),
+        (tmp_path / "twice", {}, "subject_1 is there twice"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call_ixi(source, out, **options)
+    assert not out.exists()
