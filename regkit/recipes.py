@@ -379,12 +379,13 @@ _add(
 )
 _add(
     replace(_FCN_2D, name="fcn_3d", ndim=3, shape=(64, 80, 64), subjects=40, validation=3,
-            chest={"field": "right lung"}, warmup=100, batch=1, steps=400, validate_every=200),
-    smoke=_SMOKE_3D,
+            chest={"field": "right lung"}, warmup=100, batch=1, steps=400, validate_every=200,
+            precision="bf16"),
+    smoke=_SMOKE_3D | {"precision": "no"},
     gpu=_GPU_3D,
     paper={"shape": (128, 160, 128), "options": {"segment": 2, "save_memory": True},
            "subjects": 200, "steps": 150_000, "lr": 1e-4, "schedule": "constant",
-           "validate_every": 1000},
+           "validate_every": 1000, "precision": "no"},
 )  # fmt: skip
 
 # The survey's fundus run, as it says: photographs as they are, never aligned first. Its NCC is
