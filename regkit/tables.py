@@ -191,9 +191,10 @@ TABLES: dict[str, Table] = {
             Row("VoxelMorph-1", "vxm1", oasis=Printed(73.71), deviation=23.21),
             Row("VoxelMorph-2", "vxm2", oasis=Printed(76.13), deviation=21.34, default=True),
             Row("Dense U-Net, ECA", "dense_unet_eca", oasis=Printed(79.63), deviation=17.20),
-            Row("without dense skips", "dense_unet_eca", {"dense": False}, note=_OURS),
-            Row("without ECA", "dense_unet_eca", {"eca": False}, note=_OURS),
-            Row("without both", "dense_unet_eca", {"dense": False, "eca": False}, note=_OURS),
+            *(Row(f"without {what}", "dense_unet_eca", options, note=_OURS,
+                  against="Dense U-Net, ECA")
+              for what, options in (("dense skips", {"dense": False}), ("ECA", {"eca": False}),
+                                    ("both", {"dense": False, "eca": False}))),
             Row("VoxelMorph-2, 4 times the updates", "vxm2", updates=4, against="Dense U-Net, ECA",
                 note="About the time of the dense U-Net on a CPU."),
         ),

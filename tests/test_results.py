@@ -173,6 +173,8 @@ def test_a_figure_is_drawn_from_the_numbers_that_are_there(name):
         (0.00000012, "time", "0.12 µs"),
         (0.9996, "time", "1000 ms"),
         (123456789, "bytes", "123 MB"),
+        (0.0123, "points", "+1.2"),
+        ([-0.0068, 0.0049], "points", "\N{MINUS SIGN}0.7 to +0.5"),
         (1.5, ".2f", "1.50"),
         (None, "time", "–"),
         ([80, 96, 80], "", "80×96×80"),

@@ -18,8 +18,9 @@ It does three things:
       largest difference = {largest:power}
       :::
 
-A format is Python's, or `power` (3.2·10⁻⁵), `percent` (7.6 %), `time` (180 ms), `bytes` (12.3 MB);
-a list is written 80×96×80. What is not known (null) is shown as a dash.
+A format is Python's, or `power` (3.2·10⁻⁵), `percent` (7.6 %), `time` (180 ms), `bytes` (12.3 MB),
+`points` (+1.2, of an interval −0.7 to +0.5); any other list is written 80×96×80. What is not known
+(null) is shown as a dash.
 """
 
 import json
@@ -79,6 +80,9 @@ class Words(string.Formatter):
             return f"{mantissa}·10{str(int(exponent)).translate(self.superscript)}"
         if spec == "time":
             return _three_digits(value, {"s": 1, "ms": 1e-3, "µs": 1e-6})
+        if spec == "points":  # hundredths, and the two ends of an interval of them
+            ends = value if isinstance(value, list) else [value]
+            return " to ".join(f"{100 * end:+.1f}".replace("-", "\N{MINUS SIGN}") for end in ends)
         if spec == "bytes":
             return _three_digits(value, {"GB": 1e9, "MB": 1e6, "kB": 1e3})
         if isinstance(value, list):
