@@ -548,6 +548,7 @@ def compare(table: Table, rows: Sequence[Json], paper_set: str = "lpba40") -> li
     Returns:
         Each row with paper_set, paper_dice (in [0, 1]), paper_dice_sd_labels (where the paper
         prints it), paper_folding_percent, paper_seconds; and, where there is a default row,
+        against (the label of the row it is compared with: that one, or the one that the row names),
         difference and paper_difference (of the Dice, to that row), difference_interval (of
         `interval`; None with fewer than two pairs) and same_order: "yes" where both have one sign,
         else "no"; None where one of them is missing.
@@ -573,6 +574,7 @@ def compare(table: Table, rows: Sequence[Json], paper_set: str = "lpba40") -> li
     default = next((line for line in lines if line["default"]), {})
     for line, row in zip(lines, table.rows, strict=True):
         middle = next((other for other in lines if other["label"] == row.against), default)
+        line["against"] = None if line is middle else middle.get("label")
         for key, name in (("dice", "difference"), ("paper_dice", "paper_difference")):
             ours, theirs = line.get(key), middle.get(key)
             line[name] = None
