@@ -40,10 +40,12 @@ class RegistrationModel(nn.Module):
 
     A subclass implements `estimate`, which sees images padded to a multiple of `divisor`. Set by
     `regkit.models.create`: `name` and `options`; by `load`: `info`, what the file says of the
-    training (spacing, orientation, recipe, seed, ...).
+    training (spacing, orientation, recipe, seed, ...). `levels`: how many `stages` its answer has
+    that go from coarse to fine, each found on half as many voxels along each axis as the next.
     """
 
     divisor: int = 1
+    levels: int = 0
     name: str = ""
 
     def __init__(self, ndim: int):
