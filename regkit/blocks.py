@@ -290,7 +290,7 @@ class Transformer(nn.Module):
         return self.layers(x.movedim(1, -1)).movedim(-1, 1)
 
 
-# neighbours: every place of an image compares itself with those around it --------------------------
+# neighbours: every place of an image compares itself with those around it ------------------------
 
 
 def neighbours(ndim: int, radius: int = 1, dilation: int = 1) -> list[tuple[int, ...]]:
@@ -309,7 +309,7 @@ def _meeting(shape: Sequence[int], shift: Sequence[int]) -> tuple[tuple, tuple]:
 
 
 def _compare(a: Tensor, b: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
-    """result[:, k](x) = sum over channels of a(x) b(x + shift k). A channel at a time: no copies."""
+    """result[:, k](x) = sum over channels of a(x) b(x + shift k), one channel at a time."""
     result = a.new_zeros(len(a), len(shifts), *a.shape[2:])
     for k, shift in enumerate(shifts):
         here, there = _meeting(a.shape[2:], shift)
@@ -340,16 +340,19 @@ class _Compare(torch.autograd.Function):
     """Automatic differentiation would keep a product of all channels for each neighbour."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, shifts: Sequence[Sequence[int]], scale: float
+    ) -> Tensor:
         ctx.save_for_backward(a, b)
-        ctx.shifts = shifts
-        return _compare(a, b, shifts)
+        ctx.shifts, ctx.scale = shifts, scale
+        return _compare(a, b, shifts).mul_(scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
-        return _gather(grad, b, ctx.shifts), _scatter(grad, a, ctx.shifts), None
+        grad_a = _gather(grad, b, ctx.shifts).mul_(ctx.scale)
+        return grad_a, _scatter(grad, a, ctx.shifts).mul_(ctx.scale), None, None
 
 
 class _Gather(torch.autograd.Function):
@@ -372,7 +375,8 @@ def local_correlation(fixed: Tensor, moving: Tensor, radius: int = 1, dilation: 
 
     result[:, k](x) = mean over channels of fixed(x) moving(x + shift k), with the shifts of
     `neighbours`; 0 where x + shift lies outside. Dosovitskiy et al., "FlowNet", 2015, equation 1,
-    with patches of one voxel. Beyond its result it takes no memory, forwards or backwards.
+    with patches of one voxel. Beyond its result it takes no memory: one product of two channels is
+    added at a time.
 
     Args:
         fixed, moving: features, (B, C, *S).
@@ -396,7 +400,7 @@ def neighbour_attention(
     as zeros. The neighbours are met by shifts: nothing is unfolded into (2 radius + 1)^d copies.
     """
     shifts = neighbours(q.ndim - 2, radius, dilation)
-    scores = _Compare.apply(q, k, shifts) * q.shape[1] ** -0.5
+    scores = _Compare.apply(q, k, shifts, q.shape[1] ** -0.5)
     ones = q.new_ones(1, 1, *q.shape[2:])
     outside = _compare(ones, ones, shifts) == 0
     return _Gather.apply(scores.masked_fill(outside, -torch.inf).softmax(dim=1), v, shifts)

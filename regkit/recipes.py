@@ -102,7 +102,8 @@ class Recipe:
 _TMI = "Balakrishnan et al., IEEE TMI 2019; steps, rate and schedule are ours"
 _MEDIA = "Dalca et al., Medical Image Analysis 2019, without its variance; rates are ours"
 _DENSE = "The network of Zheng et al. 2023, trained as vxm is here"
-_PYRAMID = "The network of Hu et al. 2019 and Kang et al. 2022, trained as vxm is here, on all levels"
+_DILFORMER = "A reconstruction of the network of Peng et al. 2026; all settings are ours"
+_PYRAMID = "The network of Hu et al. 2019 and Kang et al. 2022; all settings are ours"
 
 # name -> the recipe at budget "cpu", and what other budgets change
 _RECIPES: dict[str, tuple[Recipe, dict[str, dict[str, Any]]]] = {}
@@ -177,7 +178,7 @@ _add(
 )  # fmt: skip
 
 # As vxm, but asked on every level, at 1/16, ..., 1: each counts half as much as the next.
-for _model, _source in (("dual_prnet", _PYRAMID),):
+for _model, _source in (("dual_prnet", _PYRAMID), ("dilformer", _DILFORMER)):
     _recipe = replace(
         _DENSE_2D, name=f"{_model}_2d", model=_model, source=_source,
         levels=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
@@ -189,6 +190,20 @@ for _model, _source in (("dual_prnet", _PYRAMID),):
         smoke=_SMOKE_3D | {"precision": "no"},
         gpu=_GPU_3D,
         paper=_PAPER_3D | {"options": {"save_memory": True}},
+    )  # fmt: skip
+
+# Of Peng et al. only the abstract is public: it names these sets, and no setting. IXI's parts are
+# TransMorph's, LPBA40's those of sun2025_lpba40; everyone goes to one fixed image. Prepared at 1 mm
+# for "paper", at 2 mm for "gpu" and "cpu", 4 for "smoke".
+for _data, _small, _counts in (("ixi", (40, 56, 48), (403, 58)), ("lpba40", (40, 48, 40), (30, 9))):
+    _add(
+        replace(_recipe, name=f"peng2026_{_data}", ndim=3, data=_data, atlas=True,
+                shape=tuple(2 * n for n in _small), subjects=_counts[0], validation=3, lr=1e-3,
+                warmup=100, batch=1, validate_every=200),
+        smoke=_SMOKE_3D | {"precision": "no", "shape": _small},
+        gpu=_GPU_3D | {"subjects": _counts[0]},
+        paper=_PAPER_3D | {"options": {"save_memory": True}, "subjects": _counts[0],
+                           "validation": _counts[1], "shape": tuple(4 * n for n in _small)},
     )  # fmt: skip
 
 # The protocol of the paper, sections 4.1 and 4.3: one fixed image, 416 people of OASIS split 4 to

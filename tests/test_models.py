@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from regkit import losses, models, spatial
-from regkit.models import base, cascade, resnet, unfolding, voxelmorph
+from regkit.models import base, cascade, dual_prnet, resnet, unfolding, voxelmorph
 
 CPU = torch.profiler.ProfilerActivity.CPU
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -40,6 +40,8 @@ SMALL = {
     "fcn": {"channels": [8, 8, 16, 16, 16]},
     "vtn": {"channels": 4},
     "rcn": {"cascades": 2, "channels": 4, "affine_channels": 4},
+    "dual_prnet": {"channels": [4, 8, 8]},
+    "dilformer": {"channels": [4, 12, 12], "layers": 1},
     "unfolding": {"channels": [8, 16, 16], "layers": 2, "mlp": 24, "width": 8, "depth": 3},
 }
 SIZES = {2: (37, 53), 3: (21, 34, 45)}
@@ -90,7 +92,7 @@ def with_visible_output(name, ndim, **options):
 def test_names():
     assert NAMES[:2] == ["rigid_resnet34", "affine_resnet34"]
     assert NAMES[2:7] == ["vxm1", "vxm2", "vxm", "vxm_diff", "dense_unet_eca"]
-    assert NAMES[-4:] == ["fcn", "vtn", "rcn", "unfolding"]
+    assert NAMES[-6:] == ["fcn", "vtn", "rcn", "dual_prnet", "dilformer", "unfolding"]
     assert {name for name, _ in PARAMETERS} <= set(NAMES)
 
 
@@ -183,6 +185,8 @@ def test_any_size_is_the_padded_size_cut_back(name, ndim):
         expected = crop(model(padded, spatial.pad_to_multiple(fixed, model.divisor)[0]).disp)
         assert torch.equal(model(moving, fixed).disp, expected)
         for shape in [(1, 40), (16, 3), (5, 1, 18)]:
+            if isinstance(model, dual_prnet.Pyramid):  # which names the smallest size it takes
+                shape = [max(n, model.divisor) for n in shape]
             if len(shape) == ndim:
                 result = model(*pair(shape))
                 assert result.disp.shape == (1, ndim, *shape)

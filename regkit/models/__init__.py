@@ -25,6 +25,8 @@ from safetensors.torch import save as to_bytes
 from regkit.models.base import Registration, RegistrationModel
 from regkit.models.cascade import Rcn, Vtn
 from regkit.models.dense_unet import DenseUNet
+from regkit.models.dilformer import Dilformer
+from regkit.models.dual_prnet import DualPRNet
 from regkit.models.fcn import Fcn
 from regkit.models.resnet import LinearResNet
 from regkit.models.unfolding import Unfolding
@@ -62,6 +64,8 @@ _MODELS: dict[str, Callable[..., RegistrationModel]] = {
     "fcn": Fcn,
     "vtn": Vtn,
     "rcn": _rcn,
+    "dual_prnet": DualPRNet,
+    "dilformer": Dilformer,
     "unfolding": Unfolding,
 }
 
