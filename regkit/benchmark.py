@@ -110,10 +110,13 @@ def recipe_of(
             "diffusion_u": smooth,
             "consistency": row.lambda3,
         }
+    options = {**own.options, **row.options}
+    leveled = models.create(row.method, protocol.ndim, **options).levels
     return replace(
         protocol,
         model=row.method,
-        options={**own.options, **row.options},
+        options=options,
+        levels=protocol.levels if leveled else None,
         weights=weights,
         lr=own.lr,
         warmup=own.warmup,
@@ -305,6 +308,7 @@ def run(
     lambda2: float | None = None,
     rows: Sequence[str] = (),
     test: str | os.PathLike | None = None,
+    amplitude: float | None = None,
     runs: str | os.PathLike = "runs",
     out: str | os.PathLike | None = None,
     device: str = "auto",
@@ -325,9 +329,10 @@ def run(
         pairs: how many test subjects; by default 9, or all of a prepared set.
         rows: labels, methods or numbers (from 1) of the rows to run; by default all.
         test: folder of another prepared set to test on; what is learned from stays as it is.
+        amplitude: of the embedded population to test on, the same way.
         runs: folder of the trainings.
-        out: the JSON file; by default results/<table>_<data>_<budget>.json, with _on_<test> behind
-            the data.
+        out: the JSON file; by default results/<table>_<data>_<budget>.json, with _on_<test> or
+            _at_<amplitude> behind the data.
         device, progress: as in `regkit.train.train`. command: what to say of how it was made.
 
     Returns:
@@ -360,6 +365,13 @@ def run(
     if test is not None:
         source, tested_on = test, replace(shared, data=prepared.description(test)["name"])
         kind += f"_on_{tested_on.data}"
+    if amplitude is not None:
+        if amplitude < 0 or source is not None:
+            raise ValueError(
+                f"amplitude is {amplitude}, expected 0 or more, and the embedded population."
+            )
+        tested_on = replace(shared, amplitude=amplitude)
+        kind += f"_at_{amplitude:g}"
     if source is None:
         pairs = pairs or (2 if budget == "smoke" else PAIRS)
     else:  # before hours of work
@@ -387,6 +399,7 @@ def run(
         "paper_set": table.atlas if shared.atlas else table.pairs,
         "data": shared.data,
         "tested_on": tested_on.data,
+        "amplitude": tested_on.amplitude,
         "split": table.split,
         "made": _made(command, chosen),
     }

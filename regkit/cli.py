@@ -417,6 +417,9 @@ def benchmark(
     test: Annotated[
         Path | None, typer.Option(readable=False, help="Another prepared set to test on.")
     ] = None,
+    amplitude: Annotated[
+        float | None, typer.Option(help="Another amplitude of the embedded population to test on.")
+    ] = None,
     runs: Annotated[
         Path, typer.Option(readable=False, help="Folder of the trainings, which go on from it.")
     ] = Path("runs"),
@@ -456,6 +459,7 @@ def benchmark(
             lambda2,
             row or (),
             test,
+            amplitude,
             runs,
             out,
             device,

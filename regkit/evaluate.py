@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -95,7 +96,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Mean over pairs of every number in the rows, and the standard deviation of a Dice.
 
     With a ceiling also `gap_closed`: how far, in percent, the mean Dice has come from where it was
-    before registration (0) to where the true displacement takes it (100).
+    before registration (0) to where the true displacement takes it (100); NaN where there is
+    nothing to gain.
     """
     if not rows:
         raise ValueError("rows is empty, expected at least one evaluated pair.")
@@ -105,7 +107,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         mean["dice_sd"] = float(np.std([row["dice"] for row in rows]))
     if "dice_ceiling" in mean:
         gained, possible = (mean[k] - mean["dice_before"] for k in ("dice", "dice_ceiling"))
-        mean["gap_closed"] = 100 * gained / possible
+        mean["gap_closed"] = 100 * gained / possible if possible else math.nan
     return mean
 
 

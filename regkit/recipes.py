@@ -192,6 +192,14 @@ for _model, _source in (("dual_prnet", _PYRAMID), ("dilformer", _DILFORMER)):
         paper=_PAPER_3D | {"options": {"save_memory": True}},
     )  # fmt: skip
 
+# What pyramids are good for: subjects who lie twice as far apart. Tables say which network learns.
+_add(
+    replace(_recipe, name="pyramids_2d", amplitude=2.0, steps=400),
+    smoke=_SMOKE_2D | {"precision": "no"},
+    gpu=_GPU_2D,
+    paper=_PAPER_2D,
+)
+
 # Of Peng et al. only the abstract is public: it names these sets, and no setting. IXI's parts are
 # TransMorph's, LPBA40's those of sun2025_lpba40; everyone goes to one fixed image. Prepared at 1 mm
 # for "paper", at 2 mm for "gpu" and "cpu", 4 for "smoke".

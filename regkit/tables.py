@@ -231,6 +231,24 @@ TABLES: dict[str, Table] = {
         recipes="cascades",
         alike=True,
     ),
+    "peng2026-pyramids": Table(
+        "Dual-stream pyramids on large deformations",
+        (
+            Row("VoxelMorph", "vxm", default=True),
+            Row("Dual-PRNet", "dual_prnet"),
+            Row("Dual-PRNet++", "dual_prnet", {"correlation": 1}, against="Dual-PRNet"),
+            Row("Dilformer", "dilformer", against="Dual-PRNet", note="A reconstruction."),
+            *(Row(f"without {what}", "dilformer", {switch: False}, against="Dilformer")
+              for what, switch in (("MSR", "msr"), ("Dilformer layers", "dilformer"),
+                                   ("SRF", "srf"), ("loss on every level", "multi_resolution"))),
+            Row("SyN (ANTs)", "syn"),
+        ),
+        note="Subjects lie twice as far apart as in other tables. Pyramids learn on every level, "
+        "VoxelMorph has one.",
+        paper="Peng et al. 2026",
+        recipes="pyramids",
+        alike=True,
+    ),
     "tan2023-supervised": Table(
         "What to learn from",
         (

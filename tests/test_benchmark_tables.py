@@ -70,7 +70,7 @@ def test_every_table_but_the_fourth_prints_the_same_for_the_default():
     }
     assert printed.pop("sun2025-table4") == 69.5
     assert set(printed.values()) == {70.1} and len(printed) == 5
-    assert [len(table.rows) for table in TABLES.values()] == [8, 4, 2, 7, 6, 3, 10, 8, 15, 3]
+    assert [len(table.rows) for table in TABLES.values()] == [8, 4, 2, 7, 6, 3, 10, 8, 15, 9, 3]
     for table in TABLES.values():
         assert len({row.label for row in table.rows}) == len(table.rows)
 
@@ -152,6 +152,39 @@ def test_every_cascade_is_compared_on_the_same_terms(budget):
     assert trainings["3 cascades, each applied 2 times"] == trainings["3 cascades"]
     assert trainings["1 cascade, applied 3 times"] == trainings["1 cascade"]
     assert len(set(trainings.values())) == 7
+
+
+def test_only_networks_with_levels_learn_on_every_level():
+    shared = recipes.get("pyramids_2d", "cpu")
+    rows = {row.label: row for row in TABLES["peng2026-pyramids"].rows}
+    plans = {
+        name: recipe_of(row, shared, "cpu", alike=True)
+        for name, row in rows.items()
+        if row.method in models.names()
+    }
+    single = {name for name, plan in plans.items() if plan.levels is None}
+    assert single == {"VoxelMorph", "without loss on every level"}
+    assert len({recipes.identity(plan) for plan in plans.values()}) == 8
+    for plan in plans.values():
+        assert replace(plan, model="", options={}, levels=None) == replace(
+            shared, model="", options={}, levels=None
+        )
+
+
+def test_a_table_may_be_measured_at_another_amplitude(tmp_path, monkeypatch):
+    """The training is the same; the test subjects lie elsewhere, and the file says so."""
+    settings = {**QUICK, "steps": 1, "rows": ("VoxelMorph",), "runs": tmp_path / "runs"}
+    monkeypatch.chdir(tmp_path)
+    near = benchmark.run("peng2026-pyramids", **settings, amplitude=0.0)
+    monkeypatch.setattr(benchmark, "train", fails)
+    far = benchmark.run("peng2026-pyramids", **settings, amplitude=3.0)
+    assert near.name == "peng2026-pyramids_2d_at_0_smoke.json"
+    assert far.name == "peng2026-pyramids_2d_at_3_smoke.json"
+    before = [rows_of(file)["VoxelMorph"]["dice_before"] for file in (near, far)]
+    assert before[0] == 1 and before[1] < 0.6
+    assert json.loads(far.read_text())["amplitude"] == 3
+    with pytest.raises(ValueError, match="amplitude is -1"):
+        benchmark.run("peng2026-pyramids", **settings, amplitude=-1.0)
 
 
 def test_an_option_at_test_needs_no_second_training(tmp_path, monkeypatch):

@@ -100,7 +100,7 @@ def test_tables_that_have_no_such_protocol_are_left_out(tmp_path):
     everything = list(TABLES)
     assert benchmark.tables_for("smoke") == everything
     others = [name for name in everything if name != "zheng2023-table1"]
-    flat = ("zhao2019-cascades", "tan2023-supervised")  # of 2D alone
+    flat = ("zhao2019-cascades", "peng2026-pyramids", "tan2023-supervised")  # of 2D alone
     assert benchmark.tables_for("gpu", 3) == [name for name in others if name not in flat]
     assert benchmark.tables_for("gpu", protocol="pairs") == others
     with pytest.raises(ValueError, match="ndim is 3 .*expected of this table 2 with 'atlas'"):
