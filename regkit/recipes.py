@@ -421,11 +421,11 @@ _add(
         name="tan2023_fundus", model="vxm", ndim=2, shape=(208, 208), source=_TAN, data="fire",
         contrast="moving", subjects=107, validation=27, window=9,
         weights={"similarity": 1.0, "diffusion": 1.0}, lr=1e-4, schedule="constant", batch=1,
-        steps=1070, validate_every=107,
+        steps=1070, validate_every=107, precision="bf16",
     ),
-    smoke={"shape": (64, 64), "steps": 4, "validate_every": 2},
-    gpu={"shape": (416, 416)},
-    paper={"shape": (416, 416)},
+    smoke={"shape": (64, 64), "steps": 4, "validate_every": 2, "precision": "no"},
+    gpu={"shape": (416, 416), "precision": "no"},
+    paper={"shape": (416, 416), "precision": "no"},
 )  # fmt: skip
 
 # Labels say what is right: the images have any contrast, each its own.

@@ -4,8 +4,10 @@ import json
 from dataclasses import replace
 
 import fundus
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from regkit.data import prepared
 from regkit.data.vessels import vessel_pair
@@ -46,6 +48,30 @@ def test_the_survey_s_dice_of_an_image_with_itself_is_not_one(pair):
     expected = float(image.square().sum() / image.sum())
     found = fundus.image_dice(fixed, fixed, fundus.nothing(fixed, fixed))
     assert found == pytest.approx(expected, rel=1e-4) and found < 0.5
+
+
+def test_a_window_of_three_colours_holds_three_times_the_values():
+    """One window, 9x9 with its border of zeros: counted right, it is numpy's correlation."""
+    a, b = torch.rand(2, 1, 3, 7, 7, dtype=torch.float64).unbind(0)
+    one, other = (F.pad(x, [1] * 4).flatten() for x in (a, b))
+    expected = np.corrcoef(one, other)[0, 1] ** 2
+    found = fundus.squared_correlation(a.float(), b.float(), 243)
+    assert float(found) == pytest.approx(expected, abs=1e-5)
+    # counted as one colour: with the sum s of the values and q of their squares, q - s^2 / 81
+    cross, va, vb = (
+        float((x * y).sum() - x.sum() * y.sum() / 81)
+        for x, y in ((one, other), (one, one), (other, other))
+    )
+    assert va < 0 and vb < 0  # no variance is
+    wrong = fundus.squared_correlation(a.float(), b.float(), 81)
+    assert float(wrong) == pytest.approx(cross**2 / (va * vb), rel=1e-3)
+
+
+def test_only_the_window_that_is_counted_wrong_loses_the_image():
+    pairs = [vessel_pair(f"{c}{k:02d}", 64) for c in "SPA" for k in range(1, 9)]
+    lost, kept = (fundus.colours(count, pairs, 5)[-1] for count in (81, 243))
+    assert lost["brightness"] < 0.01 > lost["image_dice"]
+    assert kept["brightness"] > 0.15 and kept["image_dice"] > 0.35
 
 
 def test_affine_and_refined_come_near_and_the_truth_is_best(pair):
@@ -113,10 +139,11 @@ def test_rows_resume_and_wrong_options_are_one_sentence(tmp_path, monkeypatch):
     assert json.loads(json.dumps(table)) == json.loads(out.read_text())
     assert table["rows"][: len(first)] == first  # not measured again
     methods = [row["method"] for row in table["rows"]]
-    assert methods[len(first) :] == [*fundus.WORKING, *fundus.SURVEY]
+    assert methods[len(first) :] == [*fundus.SURVEY, *fundus.WORKING]
     assert all(row["pairs"] == 3 and row["set"] == "synthetic" for row in table["rows"])
+    assert [(row["divided_by"], row["epoch"]) for row in table["colours"]] == [(81, 1), (243, 1)]
     again = fundus.run(None, out, **options)
-    assert again["rows"] == table["rows"]
+    assert again["rows"] == table["rows"] and again["colours"] == table["colours"]
 
     folder = next((tmp_path / "runs").glob("vessels-5-64-*[0-9]"))
     assert len(prepared.pairs(folder, "train")) == 12
