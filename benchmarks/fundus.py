@@ -332,7 +332,7 @@ def run(
     sets: dict[str, list[Pair]] = {name: test}
     if real:
         try:
-            sets["real pair"] = [real_pair()]
+            sets["fundus_pair"] = [real_pair()]
         except FileNotFoundError as error:
             typer.echo(f"The real pair is left out. {error}", err=True)
     said = made(torch.get_num_threads(), command)
