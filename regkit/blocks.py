@@ -308,13 +308,20 @@ def _meeting(shape: Sequence[int], shift: Sequence[int]) -> tuple[tuple, tuple]:
     return (..., *here), (..., *there)
 
 
-def _compare(a: Tensor, b: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
-    """result[:, k](x) = sum over channels of a(x) b(x + shift k), one channel at a time."""
+def _compare(a: Tensor, b: Tensor, shifts: Sequence[Sequence[int]], singly: bool = False) -> Tensor:
+    """result[:, k](x) = sum over channels of a(x) b(x + shift k).
+
+    singly: one channel after the other, slower and without a product of all of them in memory.
+    """
     result = a.new_zeros(len(a), len(shifts), *a.shape[2:])
     for k, shift in enumerate(shifts):
         here, there = _meeting(a.shape[2:], shift)
-        for c in range(a.shape[1]):
-            result[:, k][here].addcmul_(a[:, c][here], b[:, c][there])
+        x, y, found = a[here], b[there], result[:, k][here]
+        if singly:
+            for x_c, y_c in zip(x.unbind(1), y.unbind(1)):
+                found.addcmul_(x_c, y_c)
+        else:
+            found.copy_((x * y).sum(dim=1))
     return result
 
 
@@ -341,18 +348,23 @@ class _Compare(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, a: Tensor, b: Tensor, shifts: Sequence[Sequence[int]], scale: float
+        ctx: Any,
+        a: Tensor,
+        b: Tensor,
+        shifts: Sequence[Sequence[int]],
+        scale: float,
+        singly: bool = False,
     ) -> Tensor:
         ctx.save_for_backward(a, b)
         ctx.shifts, ctx.scale = shifts, scale
-        return _compare(a, b, shifts).mul_(scale)
+        return _compare(a, b, shifts, singly).mul_(scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
         grad_a = _gather(grad, b, ctx.shifts).mul_(ctx.scale)
-        return grad_a, _scatter(grad, a, ctx.shifts).mul_(ctx.scale), None, None
+        return grad_a, _scatter(grad, a, ctx.shifts).mul_(ctx.scale), None, None, None
 
 
 class _Gather(torch.autograd.Function):
@@ -386,7 +398,7 @@ def local_correlation(fixed: Tensor, moving: Tensor, radius: int = 1, dilation: 
         (B, (2 radius + 1)^d, *S), float32 at least.
     """
     shifts = neighbours(fixed.ndim - 2, radius, dilation)
-    return _Compare.apply(fixed, moving, shifts, 1 / fixed.shape[1])
+    return _Compare.apply(fixed, moving, shifts, 1 / fixed.shape[1], True)
 
 
 @full_precision

@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regkit.blocks import CONV, ConvBlock, DispHead, neighbour_attention, recompute
-from regkit.models.dual_prnet import Pyramid, check_channels
+from regkit.models.dual_prnet import Pyramid, check_channels, first_weights
 from regkit.spatial import resize
 
 
@@ -229,5 +229,6 @@ class Dilformer(Pyramid):
             Head(ndim, c, above, layers if dilformer and k < 2 else 0, srf, dilations)
             for k, (above, c) in enumerate(pairwise((0, *coarse)))
         )
+        self.apply(first_weights)
         if save_memory:
             self.apply(recompute)

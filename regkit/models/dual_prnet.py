@@ -19,18 +19,19 @@ Parameters, 3D / 2D: dual_prnet 510,367 / 169,586; with correlation=1 586,183 / 
 How we read the papers, and what differs from the published code (kangmiao15/Dual-Stream-PRNet-Plus,
 which carries no licence; we worked from its description):
 
-- Grids. There, the encoder's voxel i lies on voxel 2i of the finer level, while fields are enlarged
-  as if the corners of both grids met; at 1/16 of 80 voxels the two are 15 voxels apart at the far
-  end. Here an image gets one voxel more along each axis: a grid of 16 m + 1 voxels halves to
-  8 m + 1, ..., m + 1, and on those grids both are true at once, to the voxel.
+- Grids. There, sampling grids run from corner to corner, and are enlarged and read as if they ran
+  from edge to edge (`align_corners`). Here an image gets one voxel more along each axis: 16 m + 1
+  voxels halve to 8 m + 1, ..., m + 1. Voxel i of a level then lies on voxel 2i of the next, for
+  the strided convolutions as for `resize_disp`, and a shift doubles exactly.
 - The first displacement is found at 1/16, on the encoder's own features, in place of a second one
   at full size: the published code has levels at 1/8, 1/4, 1/2, 1 and 1. At full size features have
   8 channels; there 16, then 8.
 - Gradients also run through the warp of the features, to the displacements that warp them. There
   they are cut off.
-- Correlations reach r = 1 by default in "++" as there: 3^d products, also at the fine levels.
-- The identity at the start: the heads begin near 0. Displacements are in voxels of a level, there
-  in a scale that runs from -1 to 1.
+- Correlations. With correlation=1 3^d products, as many as there; there with places 2 voxels away,
+  here with the nearest ones. No CUDA operator.
+- The identity at the start: the heads begin at 0, other layers as in He et al. 2015.
+- Displacements are in voxels of a level; there on a scale from -1 to 1.
 - The loss is the recipe's. Published: local correlation at full size, and the squared slopes of the
   step of every level. The recipes here ask every level for likeness and for a smooth displacement.
 - The 2D form is ours.
@@ -193,8 +194,21 @@ class DualPRNet(Pyramid):
         super().__init__(ndim, len(channels), correlation)
         self.describe = EncoderDecoder(ndim, channels)
         self.heads = nn.ModuleList(Head(ndim, c, correlation) for c in reversed(channels))
+        self.apply(first_weights)
         if save_memory:
             self.apply(recompute)
+
+
+def first_weights(module: nn.Module) -> None:
+    """Of heads 0: the identity. Of convolutions those of He et al. 2015: a signal stays as strong.
+
+    With PyTorch's own it loses most of itself in each layer before ReLU, and learning starts late.
+    """
+    if isinstance(module, DispHead):
+        nn.init.zeros_(module.conv.weight)
+    elif isinstance(module, ConvBlock):
+        nn.init.kaiming_normal_(module.conv.weight, a=module.activation.negative_slope)
+        nn.init.zeros_(module.conv.bias)  # type: ignore[arg-type]
 
 
 def check_channels(channels: Sequence[int]) -> None:
