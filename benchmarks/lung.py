@@ -182,8 +182,8 @@ def _found_dice(pair: Lung, logits: Tensor) -> float:
     return float(metrics.dice(logits.argmax(dim=1, keepdim=True), known, [1]))
 
 
-def ants(pair: Lung) -> Row:
-    """ANTs' affine registration and SyN, on the voxels of the fixed scan.
+def ants(pair: Lung, metric: str = "correlation") -> Row:
+    """ANTs' affine registration and SyN, on the voxels of the fixed scan; metric: of SyN.
 
     Raises:
         ImportError: antspyx is not installed.
@@ -192,7 +192,7 @@ def ants(pair: Lung) -> Row:
     moving, fixed = (io.Image(_image(scan), scan.affine) for scan in (pair.moving, pair.fixed))
     matrix = classical.ants.align(moving, fixed, "affine")
     placed = replace(moving, affine=np.linalg.inv(matrix) @ moving.affine)
-    whole = classical.ants.syn(placed, fixed)
+    whole = classical.ants.syn(placed, fixed, metric)
     seconds = time.perf_counter() - start
     return {**measured(pair, whole, pair.fixed.affine), "seconds": seconds}
 
@@ -287,6 +287,7 @@ def run(
             **key,
         )
     if syn:
+        add("ANTs affine and SyN, mutual information", lambda: ants(pair, "mutual_information"))
         add("ANTs affine and SyN", lambda: ants(pair))
     table = {"made": said, "rows": list(rows.values())}
     _write(table, out)
