@@ -251,6 +251,8 @@ def solutions(name: str) -> list:
         *solutions("01_images_grids_warps.md"),
         *solutions("02_rigid.md"),
         *solutions("03_voxelmorph.md"),
+        *solutions("04_dense_unet.md"),
+        *solutions("05_cascades.md"),
         *solutions("08_deep_unfolding.md"),
     ],
 )
