@@ -253,6 +253,7 @@ def solutions(name: str) -> list:
         *solutions("03_voxelmorph.md"),
         *solutions("04_dense_unet.md"),
         *solutions("05_cascades.md"),
+        *solutions("06_dual_stream_pyramids.md"),
         *solutions("08_deep_unfolding.md"),
     ],
 )
