@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tarfile
 import zipfile
 import zlib
@@ -104,10 +105,9 @@ def _unpack(archive: Path, folder: Path) -> None:
                     for name in held.namelist():
                         if not (inside / name).resolve().is_relative_to(inside):
                             raise zipfile.BadZipFile
-                    held.extractall(temporary)
+                shutil.unpack_archive(archive, temporary, "zip")
             elif tarfile.is_tarfile(archive):
-                with tarfile.open(archive) as held_tar:
-                    held_tar.extractall(temporary, filter="data")
+                shutil.unpack_archive(archive, temporary, "tar", filter="data")
             else:
                 raise ValueError("source is a file, expected a zip or tar archive.")
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error):
