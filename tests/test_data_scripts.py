@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -880,15 +879,19 @@ def ixi_person(seed):
     return (brain * random.uniform(0.2, 1, IXI_SHAPE)).astype(np.float32), labels.astype(np.int16)
 
 
-def add_ixi(top, protocol=4):
+def save_ixi(path, image, labels):
+    np.savez(path, image=image, labels=labels)
+
+
+def add_ixi(top):
     for seed, (part, names) in enumerate(FILES.items()):
         for name in names:
-            path = top / "IXI_data" / part / f"subject_{name}.pkl"
+            path = top / "IXI_data" / part / f"subject_{name}.npz"
             if part == "fixed":
-                path = top / "IXI_data" / f"{name}.pkl"
+                path = top / "IXI_data" / f"{name}.npz"
             path.parent.mkdir(parents=True, exist_ok=True)
             person = ixi_person(seed * 100 + (0 if part == "fixed" else name))
-            path.write_bytes(pickle.dumps(person, protocol=protocol))
+            save_ixi(path, *person)
     return top / "IXI_data"
 
 
@@ -930,10 +933,9 @@ def test_ixi_from_an_address_on_the_command_line(tmp_path, server):
     assert prepared.subjects(tmp_path / "out", "t1")[0].image.shape == (1, 8, 12, 10)
 
 
-@pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_volumes_of_ixi_keep_their_values_and_turn_upright(tmp_path, protocol):
+def test_volumes_of_ixi_keep_their_values_and_turn_upright(tmp_path):
     out = tmp_path / "out"
-    description = call_ixi(add_ixi(tmp_path / "in", protocol), out)
+    description = call_ixi(add_ixi(tmp_path / "in"), out)
     assert description["complete"] and prepared.structures(out) == dict(
         sorted(ixi.STRUCTURES.items())
     )
@@ -956,8 +958,8 @@ def test_the_parts_of_ixi_are_its_folders(tmp_path, monkeypatch, capfd):
     numbers = iter(range(5, 1000))
     for part, count in (("Train", 403), ("Val", 58), ("Test", 115)):
         while len(list((top / part).iterdir())) < count:
-            (top / part / f"subject_{next(n for n in numbers if n != 10)}.pkl").touch()
-    (top / "Train" / "._subject_0.pkl").touch()  # as macOS leaves behind
+            (top / part / f"subject_{next(n for n in numbers if n != 10)}.npz").touch()
+    (top / "Train" / "._subject_0.npz").touch()  # as macOS leaves behind
     described = []
     monkeypatch.setattr(layout, "build", lambda *args: described.append(args[1]))
     ixi.main(top, tmp_path / "out", accept_terms=True)
@@ -969,7 +971,7 @@ def test_the_parts_of_ixi_are_its_folders(tmp_path, monkeypatch, capfd):
 
 
 class Harm:
-    """What a pickle of strangers may hold: a call that runs when it is opened."""
+    """What a file of strangers may hold: a call that runs when it is opened."""
 
     def __init__(self, path):
         self.path = path
@@ -979,40 +981,40 @@ class Harm:
 
 
 def _stranger(path, person):
-    path.write_bytes(pickle.dumps((person[0], Harm(path.parent / "harmed"))))
+    save_ixi(path, person[0], np.array([Harm(path.parent / "harmed")], dtype=object))
 
 
 def _first_half(path, person):
     path.write_bytes(path.read_bytes()[:5000])
 
 
-def _one_array(path, person):
-    path.write_bytes(pickle.dumps(person[0]))
+def _flat(path, person):
+    save_ixi(path, person[0][0], person[1][0])
 
 
 def _other_size(path, person):
-    path.write_bytes(pickle.dumps(tuple(x[:-1] for x in person)))
+    save_ixi(path, *(x[:-1] for x in person))
 
 
 def _in_bytes(path, person):
-    path.write_bytes(pickle.dumps((person[0] * 255, person[1])))
+    save_ixi(path, person[0] * 255, person[1])
 
 
 def _not_a_number(path, person):
     person[0][3, 3, 3] = np.nan
-    path.write_bytes(pickle.dumps(person))
+    save_ixi(path, *person)
 
 
 def _blurred(path, person):
-    path.write_bytes(pickle.dumps((person[0], person[1] / 2)))
+    save_ixi(path, person[0], person[1] / 2)
 
 
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (_stranger, "subject_4 cannot be read as a pickle of two arrays"),
-        (_first_half, "subject_4 cannot be read as a pickle of two arrays"),
-        (_one_array, "subject_4 holds something else, expected two volumes of one shape"),
+        (_stranger, "subject_4 cannot be read as arrays 'image' and 'labels'"),
+        (_first_half, "subject_4 cannot be read as arrays 'image' and 'labels'"),
+        (_flat, "subject_4 holds something else, expected two volumes of one shape"),
         (_other_size, r"subject_4 has shape \(15, 20, 24\), expected the atlas' \(16, 20, 24\)"),
         (_in_bytes, "subject_4 has intensities from 0 to 25"),
         (_not_a_number, "subject_4 has intensities from nan to nan"),
@@ -1021,7 +1023,7 @@ def _blurred(path, person):
 )
 def test_a_broken_person_of_ixi_is_named_and_nothing_is_run(tmp_path, damage, sentence):
     top = add_ixi(tmp_path / "in")
-    damage(top / "Train" / "subject_4.pkl", ixi_person(7))
+    damage(top / "Train" / "subject_4.npz", ixi_person(7))
     with pytest.raises(ValueError, match=sentence):
         call_ixi(top, tmp_path / "out")
     assert not list(top.rglob("harmed")) and not (tmp_path / "out" / "subject_4").exists()
@@ -1037,19 +1039,19 @@ def test_wrong_options_of_ixi_are_one_sentence(tmp_path):
     for part in ("Train", "Val", "Test"):
         shutil.rmtree(tmp_path / "alone" / "IXI_data" / part)
     shutil.copytree(top, tmp_path / "headless")
-    (tmp_path / "headless" / "atlas.pkl").unlink()
+    (tmp_path / "headless" / "atlas.npz").unlink()
     shutil.copytree(top, tmp_path / "lying")
     image, labels = ixi_person(0)
     labels[labels == 16] = 0
-    (tmp_path / "lying" / "atlas.pkl").write_bytes(pickle.dumps((image, labels)))
+    save_ixi(tmp_path / "lying" / "atlas.npz", image, labels)
     shutil.copytree(top, tmp_path / "twice")
-    shutil.copy(top / "Test" / "subject_1.pkl", tmp_path / "twice" / "Train")
+    shutil.copy(top / "Test" / "subject_1.npz", tmp_path / "twice" / "Train")
     for source, options, sentence in (
         ("http://127.0.0.1:1/ixi", {"accept_terms": False}, "terms above are not accepted"),
         (top, {"spacing": 3}, "spacing is 3, expected 1, 2 or 4"),
         (raw, {}, "scans as IXI publishes them, which have no label maps"),
-        (tmp_path / "headless", {}, "source has no file atlas.pkl in it"),
-        (tmp_path / "alone", {}, "source has no file Train/subject_0.pkl or alike"),
+        (tmp_path / "headless", {}, "source has no file atlas.npz in it"),
+        (tmp_path / "alone", {}, "source has no file Train/subject_0.npz or alike"),
         (tmp_path / "lying", {}, "atlas lacks label 16, which tells how its axes run"),
         (tmp_path / "twice", {}, "subject_1 is there twice"),
     ):
