@@ -15,7 +15,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 # The first of these that works makes .venv: make PYTHON=... chooses another.
 PYTHON ?= python3.11 python3.12 python3.13 python3
-EXTRAS := book,baselines,compare,dev
+EXTRAS := book,baselines,compare,data,dev
 NBVAL := --nbval-lax --nbval-current-env --nbval-sanitize-with=tests/nbval.ini
 
 BENCH := -m pytest benchmarks/bench.py --disable-warnings --quiet -p no:cacheprovider \

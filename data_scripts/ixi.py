@@ -2,9 +2,8 @@
 
     python data_scripts/ixi.py SOURCE --out FOLDER --accept-terms
 
-The set is published as pickles, which may run code when they are opened; this script opens none.
-It takes the same folders with each pickle saved as .npz, arrays `image` and `labels`. What is taken
-from the set and what is ours: see README.md beside this file.
+The set is published as pickles, which may run code when they are opened; this script opens none
+(arrays.py). What is taken from the set and what is ours: see README.md beside this file.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import archives
+import arrays
 import layout
 import numpy as np
 import torch
@@ -67,11 +67,11 @@ The terms on the pages of IXI and of TransMorph come before this summary of ours
 def people(source: Path) -> dict[str, tuple[Path, str]]:
     """name -> file and part of the split: the atlas, then subject_0, subject_1 and so on."""
     found: dict[str, tuple[Path, str]] = {}
-    for path in sorted(source.rglob("*.npz")):
+    for path in sorted(source.rglob("*.pkl")):
         part = PARTS.get(path.parent.name)
-        if path.name == f"{ATLAS}.npz":
+        if path.name == f"{ATLAS}.pkl":
             part = "fixed"
-        elif part is None or re.fullmatch(r"subject_\d+\.npz", path.name) is None:
+        elif part is None or re.fullmatch(r"subject_\d+\.pkl", path.name) is None:
             continue
         if found.setdefault(path.stem, (path, part)) != (path, part):
             raise ValueError(f"{path.stem} is there twice, expected each person once.")
@@ -81,10 +81,10 @@ def people(source: Path) -> dict[str, tuple[Path, str]]:
             "that TransMorph prepared from them."
         )
     if ATLAS not in found:
-        raise ValueError(f"source has no file {ATLAS}.npz in it, expected IXI of TransMorph.")
+        raise ValueError(f"source has no file {ATLAS}.pkl in it, expected IXI of TransMorph.")
     if len(found) == 1:
         raise ValueError(
-            "source has no file Train/subject_0.npz or alike in it, expected IXI of TransMorph."
+            "source has no file Train/subject_0.pkl or alike in it, expected IXI of TransMorph."
         )
     names = sorted(found, key=lambda name: (name != ATLAS, len(name), name))
     return {name: found[name] for name in names}
@@ -93,17 +93,16 @@ def people(source: Path) -> dict[str, tuple[Path, str]]:
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Brain, float32 in [0, 1], and labels, int16, of a person."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            held = (file["image"], file["labels"])
-    except FileNotFoundError:
-        raise
-    except Exception:  # a damaged archive raises whatever comes
+        held = arrays.arrays(path)
+    except ValueError:
         raise ValueError(
-            f"{path.stem} cannot be read as arrays 'image' and 'labels': it is damaged, cut short, "
-            "or holds something else."
+            f"{path.stem} cannot be read as a pickle of two arrays: it is damaged, cut short, or "
+            "holds something else."
         ) from None
     if not (
-        all(a.dtype.kind in "buif" and a.ndim == 3 for a in held) and held[0].shape == held[1].shape
+        len(held) == 2
+        and all(a.dtype.kind in "buif" and a.ndim == 3 for a in held)
+        and held[0].shape == held[1].shape
     ):
         raise ValueError(f"{path.stem} holds something else, expected two volumes of one shape.")
     image, labels = held

@@ -29,8 +29,8 @@ def run(command: Callable[..., None]) -> None:
     """Run a script's function as command line; wrong input ends in one sentence and exit code 2."""
     try:
         typer.run(command)
-    except (ValueError, OSError) as error:
-        typer.echo(str(error) if isinstance(error, ValueError) else _reason(error), err=True)
+    except (ValueError, OSError, ImportError) as error:
+        typer.echo(_reason(error) if isinstance(error, OSError) else str(error), err=True)
         raise SystemExit(2) from None
 
 

@@ -157,7 +157,7 @@ def trained(
             with _peak(device) as memory:
                 train(recipe, folder, True, progress, str(device), data=data)
             seconds = (time.perf_counter() - before) * recipe.steps / (recipe.steps - done)
-            _write(held, {"seconds": round(seconds, 1), "memory_gb": round(memory[0], 3)})
+            _write(held, {"seconds": round(seconds, 3), "memory_gb": round(memory[0], 3)})
         spent = json.loads(held.read_text()) if held.is_file() else {}
         return Run(
             models.load(folder / "last.safetensors", **at_test or {}),

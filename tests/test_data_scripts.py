@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from regkit.models import Registration
 SCRIPTS = Path(__file__).parents[1] / "data_scripts"
 sys.path.insert(0, str(SCRIPTS))
 import archives  # noqa: E402
+import arrays  # noqa: E402
 import brats  # noqa: E402
 import ixi  # noqa: E402
 import layout  # noqa: E402
@@ -879,25 +881,61 @@ def ixi_person(seed):
     return (brain * random.uniform(0.2, 1, IXI_SHAPE)).astype(np.float32), labels.astype(np.int16)
 
 
-def save_ixi(path, image, labels):
-    np.savez(path, image=image, labels=labels)
+def save_ixi(path, *volumes, protocol=4):
+    """As TransMorph's set comes: image and labels in a tuple."""
+    path.write_bytes(pickle.dumps(volumes, protocol=protocol))
 
 
-def add_ixi(top):
+def add_ixi(top, protocol=4):
     for seed, (part, names) in enumerate(FILES.items()):
         for name in names:
-            path = top / "IXI_data" / part / f"subject_{name}.npz"
+            path = top / "IXI_data" / part / f"subject_{name}.pkl"
             if part == "fixed":
-                path = top / "IXI_data" / f"{name}.npz"
+                path = top / "IXI_data" / f"{name}.pkl"
             path.parent.mkdir(parents=True, exist_ok=True)
             person = ixi_person(seed * 100 + (0 if part == "fixed" else name))
-            save_ixi(path, *person)
+            save_ixi(path, *person, protocol=protocol)
     return top / "IXI_data"
 
 
 def call_ixi(source, out, **options):
     ixi.main(source, out, **{"accept_terms": True, "spacing": 1, "sha256": None, **options})
     return json.loads((out / "dataset.json").read_text())
+
+
+VOLUME = np.random.default_rng(0).normal(size=(3, 4, 5))
+
+
+@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize(
+    "made",
+    [
+        (VOLUME.astype(np.float32), (VOLUME * 100).astype(np.int16)),
+        [np.asfortranarray(VOLUME), VOLUME.astype(">f4"), VOLUME.T],  # the last is columns first
+        (VOLUME > 0, VOLUME.astype(np.uint8), np.arange(3)),
+        (VOLUME, VOLUME),  # one thing twice
+    ],
+)
+def test_arrays_of_a_pickle_are_those_that_numpy_wrote(tmp_path, made, protocol):
+    (tmp_path / "file.pkl").write_bytes(pickle.dumps(made, protocol))
+    found = arrays.arrays(tmp_path / "file.pkl")
+    assert len(found) == len(made)
+    for mine, theirs in zip(found, made):
+        assert mine.dtype == theirs.dtype and np.array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("made", [{"image": VOLUME}, VOLUME, "text", (VOLUME, 1.0), (VOLUME, b"1")])
+def test_what_is_no_tuple_of_arrays_is_refused(tmp_path, made):
+    (tmp_path / "file.pkl").write_bytes(pickle.dumps(made, 4))
+    with pytest.raises(ValueError, match="something other than arrays of numbers"):
+        arrays.arrays(tmp_path / "file.pkl")
+
+
+def test_without_fickling_one_sentence_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fickling.fickle", None)
+    (tmp_path / "file.pkl").touch()
+    with pytest.raises(ImportError, match="fickling is not installed, expected"):
+        arrays.arrays(tmp_path / "file.pkl")
 
 
 def test_ixi_has_30_structures_of_freesurfer():
@@ -933,9 +971,10 @@ def test_ixi_from_an_address_on_the_command_line(tmp_path, server):
     assert prepared.subjects(tmp_path / "out", "t1")[0].image.shape == (1, 8, 12, 10)
 
 
-def test_volumes_of_ixi_keep_their_values_and_turn_upright(tmp_path):
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_volumes_of_ixi_keep_their_values_and_turn_upright(tmp_path, protocol):
     out = tmp_path / "out"
-    description = call_ixi(add_ixi(tmp_path / "in"), out)
+    description = call_ixi(add_ixi(tmp_path / "in", protocol), out)
     assert description["complete"] and prepared.structures(out) == dict(
         sorted(ixi.STRUCTURES.items())
     )
@@ -958,8 +997,8 @@ def test_the_parts_of_ixi_are_its_folders(tmp_path, monkeypatch, capfd):
     numbers = iter(range(5, 1000))
     for part, count in (("Train", 403), ("Val", 58), ("Test", 115)):
         while len(list((top / part).iterdir())) < count:
-            (top / part / f"subject_{next(n for n in numbers if n != 10)}.npz").touch()
-    (top / "Train" / "._subject_0.npz").touch()  # as macOS leaves behind
+            (top / part / f"subject_{next(n for n in numbers if n != 10)}.pkl").touch()
+    (top / "Train" / "._subject_0.pkl").touch()  # as macOS leaves behind
     described = []
     monkeypatch.setattr(layout, "build", lambda *args: described.append(args[1]))
     ixi.main(top, tmp_path / "out", accept_terms=True)
@@ -981,11 +1020,19 @@ class Harm:
 
 
 def _stranger(path, person):
+    save_ixi(path, person[0], Harm(path.parent / "harmed"))
+
+
+def _stranger_inside(path, person):
     save_ixi(path, person[0], np.array([Harm(path.parent / "harmed")], dtype=object))
 
 
 def _first_half(path, person):
     path.write_bytes(path.read_bytes()[:5000])
+
+
+def _one_array(path, person):
+    save_ixi(path, person[0])
 
 
 def _flat(path, person):
@@ -1012,8 +1059,10 @@ def _blurred(path, person):
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (_stranger, "subject_4 cannot be read as arrays 'image' and 'labels'"),
-        (_first_half, "subject_4 cannot be read as arrays 'image' and 'labels'"),
+        (_stranger, "subject_4 cannot be read as a pickle of two arrays"),
+        (_stranger_inside, "subject_4 cannot be read as a pickle of two arrays"),
+        (_first_half, "subject_4 cannot be read as a pickle of two arrays"),
+        (_one_array, "subject_4 holds something else, expected two volumes of one shape"),
         (_flat, "subject_4 holds something else, expected two volumes of one shape"),
         (_other_size, r"subject_4 has shape \(15, 20, 24\), expected the atlas' \(16, 20, 24\)"),
         (_in_bytes, "subject_4 has intensities from 0 to 25"),
@@ -1023,7 +1072,7 @@ def _blurred(path, person):
 )
 def test_a_broken_person_of_ixi_is_named_and_nothing_is_run(tmp_path, damage, sentence):
     top = add_ixi(tmp_path / "in")
-    damage(top / "Train" / "subject_4.npz", ixi_person(7))
+    damage(top / "Train" / "subject_4.pkl", ixi_person(7))
     with pytest.raises(ValueError, match=sentence):
         call_ixi(top, tmp_path / "out")
     assert not list(top.rglob("harmed")) and not (tmp_path / "out" / "subject_4").exists()
@@ -1039,19 +1088,19 @@ def test_wrong_options_of_ixi_are_one_sentence(tmp_path):
     for part in ("Train", "Val", "Test"):
         shutil.rmtree(tmp_path / "alone" / "IXI_data" / part)
     shutil.copytree(top, tmp_path / "headless")
-    (tmp_path / "headless" / "atlas.npz").unlink()
+    (tmp_path / "headless" / "atlas.pkl").unlink()
     shutil.copytree(top, tmp_path / "lying")
     image, labels = ixi_person(0)
     labels[labels == 16] = 0
-    save_ixi(tmp_path / "lying" / "atlas.npz", image, labels)
+    save_ixi(tmp_path / "lying" / "atlas.pkl", image, labels)
     shutil.copytree(top, tmp_path / "twice")
-    shutil.copy(top / "Test" / "subject_1.npz", tmp_path / "twice" / "Train")
+    shutil.copy(top / "Test" / "subject_1.pkl", tmp_path / "twice" / "Train")
     for source, options, sentence in (
         ("http://127.0.0.1:1/ixi", {"accept_terms": False}, "terms above are not accepted"),
         (top, {"spacing": 3}, "spacing is 3, expected 1, 2 or 4"),
         (raw, {}, "scans as IXI publishes them, which have no label maps"),
-        (tmp_path / "headless", {}, "source has no file atlas.npz in it"),
-        (tmp_path / "alone", {}, "source has no file Train/subject_0.npz or alike"),
+        (tmp_path / "headless", {}, "source has no file atlas.pkl in it"),
+        (tmp_path / "alone", {}, "source has no file Train/subject_0.pkl or alike"),
         (tmp_path / "lying", {}, "atlas lacks label 16, which tells how its axes run"),
         (tmp_path / "twice", {}, "subject_1 is there twice"),
     ):
