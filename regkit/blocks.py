@@ -77,6 +77,19 @@ class DispHead(nn.Module):
         return x.float() if x.dtype.itemsize < 4 else x
 
 
+def first_weights(module: nn.Module) -> None:
+    """For `model.apply`: heads start at 0, the identity, convolutions as in He et al. 2015.
+
+    So a signal stays as strong. With PyTorch's own start it loses most of itself in each layer before
+    ReLU, and learning starts late.
+    """
+    if isinstance(module, DispHead):
+        nn.init.zeros_(module.conv.weight)
+    elif isinstance(module, ConvBlock):
+        nn.init.kaiming_normal_(module.conv.weight, a=module.activation.negative_slope)
+        nn.init.zeros_(module.conv.bias)  # type: ignore[arg-type]
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """Normalisation over groups of 8 channels of each image: independent of the batch."""
     return nn.GroupNorm(max(1, channels // 8), channels)

@@ -42,8 +42,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regkit.blocks import CONV, ConvBlock, DispHead, neighbour_attention, recompute
-from regkit.models.dual_prnet import Pyramid, check_channels, first_weights
+from regkit.blocks import CONV, ConvBlock, DispHead, first_weights, neighbour_attention, recompute
+from regkit.models.dual_prnet import Pyramid, check_channels
 from regkit.spatial import resize
 
 

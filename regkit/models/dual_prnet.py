@@ -47,7 +47,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regkit.blocks import ConvBlock, DispHead, local_correlation, neighbours, recompute
+from regkit.blocks import (
+    ConvBlock,
+    DispHead,
+    first_weights,
+    local_correlation,
+    neighbours,
+    recompute,
+)
 from regkit.models.base import RegistrationModel
 from regkit.spatial import compose, resize, resize_disp, warp
 
@@ -197,18 +204,6 @@ class DualPRNet(Pyramid):
         self.apply(first_weights)
         if save_memory:
             self.apply(recompute)
-
-
-def first_weights(module: nn.Module) -> None:
-    """Of heads 0: the identity. Of convolutions those of He et al. 2015: a signal stays as strong.
-
-    With PyTorch's own it loses most of itself in each layer before ReLU, and learning starts late.
-    """
-    if isinstance(module, DispHead):
-        nn.init.zeros_(module.conv.weight)
-    elif isinstance(module, ConvBlock):
-        nn.init.kaiming_normal_(module.conv.weight, a=module.activation.negative_slope)
-        nn.init.zeros_(module.conv.bias)  # type: ignore[arg-type]
 
 
 def check_channels(channels: Sequence[int]) -> None:
