@@ -80,8 +80,8 @@ class DispHead(nn.Module):
 def first_weights(module: nn.Module) -> None:
     """For `model.apply`: heads start at 0, the identity, convolutions as in He et al. 2015.
 
-    So a signal stays as strong. With PyTorch's own start it loses most of itself in each layer before
-    ReLU, and learning starts late.
+    So a signal stays as strong. With PyTorch's own start it loses most of itself in each layer
+    before ReLU, and learning starts late.
     """
     if isinstance(module, DispHead):
         nn.init.zeros_(module.conv.weight)

@@ -25,10 +25,10 @@ block, each from a published relative:
   they meet in the loss alone. The term "dice" of `regkit.train` is that loss, with known labels.)
 - Channels, two convolutions a level, LeakyReLU and no normalisation: as in `vxm`, ours.
 
-The displacement's last layers begin at 0: the identity, exactly; the convolutions before them keep a
-signal's strength (`regkit.blocks.first_weights`). With PyTorch's own start neither branch learned in
-400 steps. Parameters, 3D / 2D: 505,001 /
-167,174; with segment=2 they are 997,791 / 331,932.
+The displacement's last layers begin at 0: the identity, exactly. The convolutions before them keep
+a signal's strength (`regkit.blocks.first_weights`); with PyTorch's own start neither branch learned
+anything in 400 steps. Parameters, 3D / 2D: 505,001 / 167,174; with segment=2 they are 997,791 /
+331,932.
 """
 
 from __future__ import annotations
