@@ -276,9 +276,11 @@ def run(
     add("affine, refined", lambda: after_affine(pair, None, steps), steps=steps)
     for name in networks:
         recipe = plan(pair, BRANCHES[name], train_steps, subjects)
-        folder = runs / f"lung-{'two-branches' if BRANCHES[name] else 'one-branch'}"
+        of = recipes.identity(recipe)
+        folder = runs / f"lung-{'two-branches' if BRANCHES[name] else 'one-branch'}-{of}"
         model = learned(pair, recipe, folder)
-        key = {"trained": train_steps, "sha256": fingerprint(str(folder / "last.safetensors"))}
+        weights = fingerprint(str(folder / "last.safetensors"))
+        key = {"trained": train_steps, "recipe": of, "sha256": weights}
         add(f"affine, {name}", lambda m=model: after_affine(pair, m), **key)
         add(
             f"affine, {name}, refined",

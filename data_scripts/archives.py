@@ -6,6 +6,7 @@ No address stands here: whoever uses a set takes it from its owner's page.
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import shutil
 import tarfile
@@ -110,7 +111,11 @@ def _unpack(archive: Path, folder: Path) -> None:
                 shutil.unpack_archive(archive, temporary, "tar", filter="data")
             else:
                 raise ValueError("source is a file, expected a zip or tar archive.")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error):
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError):
         raise ValueError(
             "source cannot be unpacked: it is damaged, cut short, or leads out of its folder."
+        ) from None
+    except (RuntimeError, NotImplementedError):  # what zipfile says of them
+        raise ValueError(
+            "source is encrypted or packed in a rare way, expected a plain zip or tar archive."
         ) from None

@@ -27,6 +27,25 @@ def _finite_mean(values: Tensor) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
+def labels_of(*subjects: Subject) -> list[int]:
+    """The labels that any of the subjects has, without the background, 0."""
+    return sorted({int(n) for one in subjects for n in one.labels.unique()} - {0})
+
+
+def check_labels(labels: Sequence[int] | None, *subjects: Subject) -> None:
+    """Refuse labels of which the subjects have none: every Dice would be NaN."""
+    if not labels or not set(labels).isdisjoint(there := labels_of(*subjects)):
+        return
+    raise ValueError(
+        f"labels is {_some(labels)}, of which {subjects[-1].name!r} has none, expected some of "
+        f"{_some(there) or 'its labels, and it has no'}."
+    )
+
+
+def _some(labels: Sequence[int]) -> str:
+    return ", ".join(map(str, labels[:6])) + (" ..." if len(labels) > 6 else "")
+
+
 @torch.no_grad()
 def evaluate(
     method: Method,
@@ -46,6 +65,9 @@ def evaluate(
         ceiling: also the Dice that the true displacement reaches: embedded population only.
         device: where the model is.
 
+    Raises:
+        ValueError: a pair has none of `labels`.
+
     Returns:
         Per pair: moving, fixed (names), dice_before, dice, folding_percent, sd_log_jacobian, lncc
         (local correlation, in [0, 1]), seconds, dice_per_label; with `distances` hd95 and
@@ -63,10 +85,8 @@ def evaluate(
         disp = result.disp.cpu()
         from_labels, to_labels = moving.labels[None], fixed.labels[None]
         warped = warp(from_labels, disp, mode="nearest")
-        chosen = labels
-        if chosen is None:
-            chosen = sorted(set(from_labels.unique().tolist()) | set(to_labels.unique().tolist()))
-            chosen = [label for label in chosen if label != 0]
+        chosen = labels_of(moving, fixed) if labels is None else labels
+        check_labels(labels, moving, fixed)
         per_label = metrics.dice(warped, to_labels, chosen)[0]
         row = {
             "moving": moving.name,

@@ -268,7 +268,8 @@ def as_image(source: Any, name: str = "image", labels: bool = False) -> Image:
     """An `Image` from a path, a nibabel image, an array or a tensor.
 
     An array has the shape S of two or three axes; leading axes of size 1 (batch, channel) may stand
-    before them and are dropped, so (1, 160, 192) is a 2D image. It lies on a grid of 1 mm.
+    before them and are dropped, so (1, 160, 192) is a 2D image. It lies on a grid of 1 mm. Three or
+    four values beside two longer axes are the colours of a picture, and refused.
     """
     if isinstance(source, Image):
         return source
@@ -286,6 +287,12 @@ def as_image(source: Any, name: str = "image", labels: bool = False) -> Image:
         source = source[0]
     if source.ndim not in (2, 3) or 0 in shape:
         raise ValueError(f"{name} has shape {shape}, expected a 2D or 3D image.")
+    small, *others = sorted(source.shape)
+    if len(others) == 2 and small in (3, 4) and others[0] >= 16:
+        raise ValueError(
+            f"{name} has shape {shape}, which looks like a colour picture, expected one value a "
+            "pixel, such as its green channel alone."
+        )
     return Image(check_values(source, name, labels)[None, None], np.eye(4), physical=False)
 
 

@@ -56,8 +56,8 @@ class Recipe:
         of the last stage; with "_all" behind the name the mean over all stages.
     levels: None, or weights of the levels of a model whose `stages` go from coarse to fine, such as
         dual_prnet, one a level, the finest last: "similarity", "diffusion" and "bending" are then
-        sums over the levels, each term as of a level's own images, on half as many voxels along
-        each axis as those of the next, and of the displacement there, in their voxels.
+        sums over the levels, each term of images drawn with half as many voxels along each axis as
+        those of the next, and of the displacement on that grid, in its voxels.
     bidirectional: the fixed image is also warped to the moving one, by the inverse map; each
         direction counts half.
     lr, schedule, warmup: of Adam; "constant", or "cosine" down to zero; the first `warmup` steps

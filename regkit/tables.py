@@ -209,7 +209,7 @@ TABLES: dict[str, Table] = {
         "Cascades on large deformations",
         (
             Row("Affine only", "affine", note="The affine map of each pair, by descent."),
-            Row("VTN alone", "vtn", weights=_PLAIN),
+            Row("VTN alone", "vtn", {"channels": _VTN["channels"]}, weights=_PLAIN),
             Row("1 cascade", "rcn", _VTN | {"cascades": 1}, lambda2=0.1, default=True,
                 note="The affine stem, then one VTN, as in all rows of cascades."),
             Row("2 cascades", "rcn", _VTN | {"cascades": 2}, lambda2=0.2),

@@ -51,7 +51,7 @@ from regkit.data.population import Subject, population
 from regkit.data.prepared import Scan
 from regkit.data.rigid import moved_heads
 from regkit.device import choose_device, enough_memory
-from regkit.evaluate import evaluate, landmark_errors, motion_errors, summary
+from regkit.evaluate import check_labels, evaluate, landmark_errors, motion_errors, summary
 from regkit.metrics import endpoint_error
 from regkit.models import Registration, RegistrationModel
 from regkit.recipes import Recipe, get
@@ -65,6 +65,7 @@ SIMILARITIES = {
 }
 SEEDS = {"train": 0, "validation": 1, "test": 2, "fixed": 3}  # of the embedded population
 SETS_OF_PAIRS = ("fire",)  # prepared ones
+OTHER_BREATHS = 1_000_000  # the seed of those to validate with, which nobody takes to learn from
 MEMORY = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -117,6 +118,7 @@ def _two_subjects(recipe: Recipe, data: str | os.PathLike | None, progress: bool
     learn = subjects(recipe, "train", recipe.subjects, data, progress)
     fixed = subjects(recipe, "fixed", 1, data)[0] if recipe.atlas else None
     pairs, labels = held_out(recipe, "validation", recipe.validation, data, progress)
+    check_labels(labels, *pairs[0])
 
     def validate(model: RegistrationModel, device: torch.device) -> dict[str, float]:
         scores = summary(evaluate(model, pairs, labels, device=device))
@@ -271,7 +273,7 @@ def chest_task(recipe: Recipe, volumes: Sequence[Scan] = ()) -> Task:
     options, d = recipe.chest or {}, recipe.ndim
     learn, others = chests(recipe.subjects, d, 0), chests(recipe.validation, d, 1)
     length = recipe.steps * recipe.batch
-    tested = ChestPairs(others, recipe.shape, recipe.validation, seed=1, **options)
+    tested = ChestPairs(others, recipe.shape, recipe.validation, seed=OTHER_BREATHS, **options)
     held_out = [tested.subjects(i) for i in range(recipe.validation)]
 
     def validate(model: RegistrationModel, device: torch.device) -> dict[str, float]:
@@ -400,7 +402,10 @@ def _levels(
 ) -> list[tuple[float, Tensor, Tensor, Tensor]]:
     """(weight, moved, fixed, disp) of each level, the finest first, each on its own grid.
 
-    An image is smoothed before every second voxel of it is taken: the mean of 3^d.
+    An image is smoothed, by the mean of 3^d, before it is drawn with half as many voxels along each
+    axis, (n + 1) / 2. Where n is odd, these are its every second voxel, and the grid is that on
+    which a pyramid has found the level; where n is even, they lie a little further apart, and the
+    displacement is interpolated.
     """
     check_levels(recipe, len(stages))
     levels: list[tuple[float, Tensor, Tensor, Tensor]] = []
@@ -463,6 +468,13 @@ def _segmentation_loss(result: Registration, batch: dict[str, Any]) -> Tensor:
         )
     if "moving_labels" not in batch:
         raise ValueError("weights names 'segmentation', expected pairs with labels.")
+    count = result.logits[0].shape[1] - 1
+    there = torch.cat([batch["moving_labels"].unique(), batch["fixed_labels"].unique()])
+    if not ((there > 0) & (there <= count)).any():
+        raise ValueError(
+            f"weights names 'segmentation' of the labels 1 to {count}, expected pairs that have "
+            f"them: these have {', '.join(map(str, there.unique().tolist()[:6]))}."
+        )
     terms = []
     for logits, side in zip(result.logits, ("moving", "fixed"), strict=True):
         labels = batch[f"{side}_labels"]  # (B, 1, *S)
@@ -549,6 +561,8 @@ def train(
     # nothing is left behind by settings that do not fit
     if task is None and (data is not None or recipe.data != "population"):
         subjects(recipe, "train", 1, data)
+    if folder is not None and not (folder / "recipe.json").is_file():
+        _rehearse(network.to(accelerator.device), recipe, accelerator)
     if folder is not None and accelerator.is_main_process:
         _prepare(folder, plan, resume)
 
@@ -569,15 +583,10 @@ def train(
     tested = [entry for entry in history if _validates(recipe, int(entry["step"]))]
     best = max(map(task.score, tested), default=-math.inf)
 
-    memory = (
-        f"shape is {recipe.shape} and batch {recipe.batch}, expected a step that fits into the "
-        "memory of the GPU: set save_memory=True in options (where the model has it), "
-        "precision to 'bf16' or 'fp16', or make batch or shape smaller."
-    )
     bar = tqdm(loader, total=recipe.steps, initial=done, disable=quiet, desc=recipe.name)
     model.train()
     for step, batch in enumerate(bar, start=done + 1):
-        with enough_memory(memory):
+        with enough_memory(_memory(recipe)):
             with accelerator.autocast():
                 result = model(batch["moving"], batch["fixed"])
             terms = objective(result, batch, recipe)
@@ -629,6 +638,35 @@ def _check(recipe: Recipe, folder: Path | None, resume: bool, device: torch.devi
         raise ValueError("precision is 'fp16' on the CPU, expected 'no' or 'bf16' there.")
     if resume and folder is None:
         raise ValueError("resume is on and out is not given, expected the folder of the run.")
+
+
+@torch.no_grad()
+def _rehearse(network: RegistrationModel, recipe: Recipe, accelerator: Accelerator) -> None:
+    """The objective of one pair of zeros, so that terms and sizes which do not fit are seen."""
+    shape = (1, 1, *recipe.shape)
+    image = torch.zeros(shape, device=accelerator.device)
+    labels = torch.ones(shape, dtype=torch.int16, device=accelerator.device)
+    batch = {
+        "moving": image,
+        "fixed": image,
+        "moving_labels": labels,
+        "fixed_labels": labels,
+        "disp": image.expand(1, recipe.ndim, *recipe.shape),
+    }
+    network.eval()  # draws no random numbers
+    with enough_memory(_memory(recipe)):
+        with accelerator.autocast():
+            result = network(image, image)
+        objective(result, batch, recipe)
+    network.train()
+
+
+def _memory(recipe: Recipe) -> str:
+    return (
+        f"shape is {recipe.shape} and batch {recipe.batch}, expected a step that fits into the "
+        "memory of the GPU: set save_memory=True in options (where the model has it), "
+        "precision to 'bf16' or 'fp16', or make batch or shape smaller."
+    )
 
 
 def _network(recipe: Recipe, start: str | os.PathLike | None) -> RegistrationModel:

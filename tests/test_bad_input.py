@@ -110,6 +110,8 @@ ARRAYS = {
     "batch of two": (lambda f: np.ones((2, 1, 20, 22)), r"shape \(2, 1, 20, 22\), expected"),
     "NaN in a tensor": (lambda f: torch.full((20, 22), torch.nan), "440 NaN or infinite values"),
     "complex": (lambda f: np.ones((20, 22), complex), "complex128 values, expected real"),
+    "colour array": (lambda f: np.ones((20, 22, 3), "u1"), "looks like a colour picture, expected"),
+    "colours first": (lambda f: torch.ones(1, 3, 20, 22), "looks like a colour picture, expected"),
     "3D with 2D": (
         lambda f: np.ones((20, 22, 24)),
         r"moving is 3D \(20, 22, 24\) and fixed 2D \(20, 22\), expected the same number of axes",

@@ -833,7 +833,20 @@ def test_what_leads_out_of_the_folder_is_not_unpacked(tmp_path):
 def test_what_is_no_archive_is_one_sentence(small, server, tmp_path):
     (tmp_path / "short.tar.gz").write_bytes(packed(small, "gztar")[:50_000])
     (tmp_path / "text").write_text("no archive")
+    (small / "numbers").write_text(" ".join(map(str, range(50_000))))  # this packs well
+    torn = bytearray(packed(small, "xztar"))
+    torn[-5_000] ^= 255
+    (tmp_path / "torn.tar.xz").write_bytes(torn)
+    secret = bytearray(packed(small, "zip"))
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # of a file, and of its entry
+        place = secret.find(mark)
+        while place >= 0:
+            secret[place + flags] |= 1  # "encrypted"
+            place = secret.find(mark, place + 1)
+    (tmp_path / "secret.zip").write_bytes(secret)
     for source, sentence in (
+        (tmp_path / "torn.tar.xz", "source cannot be unpacked: it is damaged, cut short"),
+        (tmp_path / "secret.zip", "source is encrypted or packed in a rare way, expected a plain"),
         (tmp_path / "nowhere", "source is no folder, no archive and no address"),
         (tmp_path / "text", "source is a file, expected a zip or tar archive"),
         (tmp_path / "short.tar.gz", "source cannot be unpacked: it is damaged, cut short"),

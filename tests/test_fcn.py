@@ -201,6 +201,23 @@ def test_the_segmentation_term_says_what_it_needs():
         objective(models.Registration(nothing, torch.zeros(1, 2, 4, 4)), batch, recipe)
     with pytest.raises(ValueError, match="'segmentation', expected pairs with labels"):
         objective(answer(torch.zeros(1, 2, 4, 4)), batch, recipe)
+    others = torch.full((1, 1, 4, 4), 17, dtype=torch.int16)
+    batch |= {"moving_labels": others, "fixed_labels": others}
+    sentence = "of the labels 1 to 1, expected pairs that have them: these have 17"
+    with pytest.raises(ValueError, match=sentence):
+        objective(answer(torch.zeros(1, 2, 4, 4)), batch, recipe)
+
+
+def test_both_branches_start_with_signals_of_one_strength():
+    """What arrives at the coarsest level varies about as much as the image, not a thousandth."""
+    torch.manual_seed(0)
+    model = models.create("fcn", 2, segment=2)
+    for branch, channels in ((model.registration, 4), (model.segmentation, 1)):
+        x = torch.randn(1, channels, 64, 64)
+        for i, level in enumerate(branch.levels):
+            x = level(branch.pool(x) if i else x)
+        assert 0.3 < x.std() < 5
+        assert all((head.conv.weight == 0).all() for head in model.registration.heads)
 
 
 def test_the_branch_learns_what_is_bright():

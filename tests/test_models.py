@@ -184,7 +184,7 @@ def test_any_size_is_the_padded_size_cut_back(name, ndim):
     with torch.no_grad():
         expected = crop(model(padded, spatial.pad_to_multiple(fixed, model.divisor)[0]).disp)
         assert torch.equal(model(moving, fixed).disp, expected)
-        for shape in [(1, 40), (16, 3), (5, 1, 18)]:
+        for shape in [(1, 40), (16, 3), (63, 65), (5, 1, 18)]:
             if isinstance(model, dual_prnet.Pyramid):  # which names the smallest size it takes
                 shape = [max(n, model.divisor) for n in shape]
             if len(shape) == ndim:
@@ -467,7 +467,7 @@ def bad_pairs():
 
         yield swap(torch.rand(1, 1, 4, 4, 4)), [name, "(1, 1, 4, 4, 4)", "(B, 1, H, W)", "2D model"]
         yield swap(torch.rand(16, 16)), [name, "(16, 16)", "expected (B, 1, H, W)"]
-        yield swap(torch.rand(1, 3, 16, 16)), [name, "(1, 3, 16, 16)", "expected (B, 1, H, W)"]
+        yield swap(torch.rand(1, 3, 16, 16)), [name, "(1, 3, 16, 16)", "of a colour picture one"]
         yield swap(good.to(torch.uint8)), [name, "uint8", "expected a floating point"]
         yield swap(good / 0 * 0), [name, "NaN"]
         yield swap(good.clone().index_fill(2, torch.tensor(3), math.inf)), [name, "infinity"]

@@ -73,6 +73,52 @@ def test_the_readme_quotes_the_real_scans():
             assert digest.startswith(rows[method]["sha256"])
 
 
+# ---------------------------------------------------------------- what chapters 04 to 06 reach
+
+
+def rows_of(name: str) -> dict[str, dict]:
+    rows = json.loads((ROOT / "results" / f"{name}.json").read_text())["rows"]
+    return {row.get("label") or row["method"]: row for row in rows}
+
+
+def test_three_cascades_beat_one_and_further_looks_do_no_harm():
+    rows = rows_of("zhao2019-cascades_2d_cpu")
+    gain = rows["3 cascades"]
+    assert gain["difference"] >= 0.01 and gain["difference_interval"][0] > 0
+    assert len(gain["seeds"]) == 3
+    for label in ("3 cascades, each applied 2 times", "3 cascades, each applied 3 times"):
+        assert rows[label]["dice"] > gain["dice"] - 0.001
+
+
+def test_pyramids_beat_voxelmorph_on_large_deformations_and_hardly_fold():
+    rows = rows_of("peng2026-pyramids_2d_cpu")
+    two_streams = rows["Dual-PRNet"]
+    assert two_streams["difference"] >= 0.02 and two_streams["difference_interval"][0] > 0.02
+    assert rows["Dilformer"]["dice"] > rows["VoxelMorph"]["dice"] + 0.02
+    for label in ("Dual-PRNet", "Dilformer"):
+        assert rows[label]["folding_percent"] < 0.1 and len(rows[label]["seeds"]) == 3
+
+
+def test_dilformer_takes_at_most_twice_the_time_of_vxm():
+    """At 160x192x160, each setting of precision and layout beside its own."""
+    ours, theirs = (
+        json.loads((ROOT / "results" / f"{name}_cost.json").read_text())
+        for name in ("dilformer", "vxm")
+    )
+    assert ours["shape"] == theirs["shape"] == [160, 192, 160]
+    for a, b in zip(ours["rows"], theirs["rows"], strict=True):
+        assert (a["bf16"], a["channels_last"]) == (b["bf16"], b["channels_last"])
+        assert a["seconds"] <= 2 * b["seconds"]
+
+
+def test_the_lung_ends_within_two_millimetres_and_not_above_ants():
+    rows = rows_of("lung")
+    ants = rows["ANTs affine and SyN, mutual information"]
+    assert rows["affine, refined"]["tre"] <= 2.0
+    assert rows["affine, refined"]["tre"] <= ants["tre"]
+    assert rows["unregistered"]["tre"] > 30  # what it was
+
+
 # ------------------------------------------------------------------------------- accuracy.json
 
 

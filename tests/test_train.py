@@ -323,7 +323,15 @@ def test_settings_that_do_not_fit(changes, sentence):
 
 
 def test_settings_that_do_not_fit_leave_no_folder(tmp_path):
-    for wrong in ({"steps": 0}, {"model": "vxm_dif"}, {"schedule": "step"}):
+    for wrong in (
+        {"steps": 0},
+        {"model": "vxm_dif"},
+        {"schedule": "step"},
+        {"weights": {"simlarity": 1.0}},
+        {"weights": {"similarity": 1.0, "segmentation": 1.0}},  # of a model that does not segment
+        {"weights": {"determinant": 1.0}},
+        {"model": "dual_prnet", "options": {"correlation": 9}},  # more than its coarsest level
+    ):
         with pytest.raises(ValueError):
             train.train(small(**wrong), tmp_path / "run", progress=False)
     with pytest.raises(ValueError):
@@ -653,3 +661,21 @@ def test_evaluation_of_the_truth_and_of_doing_nothing():
     assert none["folding_percent"] == none["sd_log_jacobian"] == 0
     with pytest.raises(ValueError, match="rows is empty"):
         summary([])
+
+
+def test_labels_that_nobody_has_are_refused_not_averaged(monkeypatch, tmp_path):
+    """Where label maps hold other ids than the list of structures says."""
+    pairs = chain(population(2, (80, 96), seed=2))
+
+    def nothing(moving, fixed):
+        return Registration(moving, torch.zeros(1, 2, 80, 96))
+
+    own = int(pairs[0][1].labels.max())
+    rows = evaluate(nothing, pairs, labels=[own, 1001])
+    assert list(rows[0]["dice_per_label"]) == [own, 1001] and rows[0]["dice"] > 0
+    sentence = r"labels is 1001, 1002, of which 'population-2-0001' has none, expected some of \d"
+    with pytest.raises(ValueError, match=sentence):
+        evaluate(nothing, pairs, labels=[1001, 1002])
+    monkeypatch.setattr(train, "held_out", lambda *args: (pairs, [1001]))
+    with pytest.raises(ValueError, match="labels is 1001, of which"):
+        train.train(small(), progress=False, device="cpu")

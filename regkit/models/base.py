@@ -86,9 +86,11 @@ class RegistrationModel(nn.Module):
         expected = "(B, 1, H, W)" if self.ndim == 2 else "(B, 1, D, H, W)"
         for name, image in (("moving", moving), ("fixed", fixed)):
             if image.ndim != self.ndim + 2 or image.shape[1] != 1:
+                colour = image.ndim == self.ndim + 2 and image.shape[1] in (3, 4)
                 raise ValueError(
                     f"{name} has shape {tuple(image.shape)}, expected {expected} "
-                    f"for this {self.ndim}D model."
+                    f"for this {self.ndim}D model"
+                    + (": of a colour picture one channel." if colour else ".")
                 )
             if not image.is_floating_point():
                 raise ValueError(f"{name} is {image.dtype}, expected a floating point image.")

@@ -33,6 +33,8 @@ What differs from the published code:
   image alike through A and through t; published: voxels.
 - A displacement is held constant beyond its border, also that of the stem; the published code goes
   on with the affine map there.
+- A convolution of stride 2 pads both sides alike; TensorFlow pads an even size at its end alone, so
+  that each map of the encoder lies half of its input's voxels further on.
 - Losses are means over a batch, not sums. The 2D forms are ours.
 - The second published base is `vxm2` with a LeakyReLU of slope 0.1; ours keep their own slope.
 """
