@@ -9,25 +9,32 @@ network's the paper's. Block by block: what the abstract says, the nearest publi
 what we took from which.
 
 - Two streams and a pyramid ("dual-stream pyramid feature extraction"): the loop of `dual_prnet`.
+  The features of each level come from the way down alone, where `dual_prnet` has a decoder.
 - MSR ("multi-scale residual learning block", in the feature extraction). Relatives: Li et al.,
   "Multi-scale residual network", ECCV 2018: branches of kernel 3 and 5, joined by a kernel of 1,
   beside a shortcut; Gao et al., "Res2Net", 2021: a branch that takes up the answer of the one
   before, so that two kernels of 3 see 5. We took the form of the first and the branches of the
   second. `msr=False`: the strided convolutions alone.
-- Dilformer ("heterogeneous receptive field interaction using multi-rate dilated convolutions", for
-  "global modelling at low-resolution scales"). Relatives: Jiao et al., "DilateFormer", 2023: the
-  heads of one attention look at neighbours 1, 2 and 3 voxels apart; Guo et al., "SegNeXt", 2022: a
-  feed-forward part with a depthwise convolution. We took both, gave the convolution the rates of
-  the heads, and put two such layers on each of the two coarsest levels. A convolution with one
-  filter a channel tells a token where it is (Chu et al. 2021), as in DilateFormer.
-  `dilformer=False`: none.
+- Dilformer ("heterogeneous receptive field interaction mechanism using multi-rate dilated
+  convolutions", for "global modeling capacity at low-resolution scales"). Relatives: Jiao et al.,
+  "DilateFormer", 2023: the heads of one attention look at neighbours 1, 2 and 3 voxels apart; Guo
+  et al., "SegNeXt", 2022: a feed-forward part with a depthwise convolution. We took both, gave the
+  convolution the rates of the heads, and put two such layers on each of the two coarsest levels. A
+  convolution with one filter a channel tells a token where it is (Chu et al. 2021), as in
+  DilateFormer. `dilformer=False`: none.
 - SRF ("separable residual fusion block", before the displacement). Relatives: Yang et al.,
   "Asymmetric 3D convolutional neural networks for action recognition", 2019, reference 19 of the
   paper: a kernel of 3 x 3 x 3 as one of 3 along each axis in turn; He et al. 2016: the shortcut. It
   joins what this level found in both images and what the coarser level hands on. `srf=False`: one
   convolution of kernel 3.
-- Multi-resolution loss: `levels` of a `Recipe`. `multi_resolution=False`: the result shows no
-  stages, and a recipe asks the last displacement alone.
+- Multi-resolution loss ("across multiple scales"): `levels` of a `Recipe`. Relative, by its title:
+  Shen, Wei, Yan et al., "Large-deformation 3D medical image registration based on multi-scale
+  constraints", Chinese Journal of Lasers 51(21), 2024, reference 2 of the paper, not read.
+  `multi_resolution=False`: the result shows no stages, and a recipe asks the last displacement
+  alone.
+- Ours in a head: a kernel of 1 joins the features of both images before the Dilformer layers; they
+  normalise each place over its channels; GELU works on twice the channels; leaky ReLU has the slope
+  0.2. Steps start at 0, convolution blocks as in He et al. 2015.
 
 Parameters, 3D / 2D: dilformer 846,015 / 484,010.
 """

@@ -16,9 +16,15 @@ added: a step starts where the displacement before it has ended.
 
 Parameters, 3D / 2D: dual_prnet 510,367 / 169,586; with correlation=1 586,183 / 178,010.
 
-How we read the papers, and what differs from the published code (kangmiao15/Dual-Stream-PRNet-Plus,
-which carries no licence; we worked from its description):
+How we read the papers, and what differs from the published code (kangmiao15/Dual-Stream-PRNet-Plus;
+we worked from a description of it, and copied nothing):
 
+- Version. The encoder is that of the code, of the paper of 2022: 8, 16, 16, 32 and 32 channels,
+  stride 2 from the second on, ReLU, no normalisation. The one of 2019, by a comment there, had
+  residual blocks of 8, 16, 32 and 32 channels, 32 on every level of its pyramid, and answered at
+  half the size. The code's decoder has five convolutions, ours four, since our first level is the
+  encoder's own. Parameters in 3D: there 613,855, of which the encoder-decoder has 174,944 and the
+  heads, with their correlations, 438,911; here with correlation=1 147,272 and 438,911.
 - Grids. There, sampling grids run from corner to corner, and are enlarged and read as if they ran
   from edge to edge (`align_corners`). Here an image gets one voxel more along each axis: 16 m + 1
   voxels halve to 8 m + 1, ..., m + 1. Voxel i of a level then lies on voxel 2i of the next, for
@@ -64,7 +70,7 @@ class Pyramid(RegistrationModel):
 
     `stages` of the result holds the displacement so far after each level, the coarsest first, the
     last one being `disp`: each (B, d, *S), voxels, brought to the grid of the image. On level k of
-    n it was found on a grid of 1/2^(n-k) of the size, where `resize_disp` takes it back to.
+    n it was found on every 2^(n-k)-th voxel of it: `stage[..., ::step, ::step] / step`.
 
     A subclass sets `describe`, (B, 1, *S) -> the features of each level, the coarsest first, each
     with twice as many voxels less one along each axis as the one before, and `heads`, one a level:
