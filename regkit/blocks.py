@@ -421,7 +421,7 @@ def neighbour_attention(
     """Each place looks at its neighbours on the grid: (B, C, *S) three times -> (B, C, *S).
 
     The softmax over `neighbours` of q(x) k(x + shift) / sqrt(C) weighs v(x + shift); places outside
-    the image take no part. Jiao et al., "DilateFormer", 2023, equation 2, where those outside count
+    the image take no part. Jiao et al., "DilateFormer", 2023, where those outside count
     as zeros. The neighbours are met by shifts: nothing is unfolded into (2 radius + 1)^d copies.
     """
     shifts = neighbours(q.ndim - 2, radius, dilation)

@@ -224,6 +224,8 @@ TABLES: dict[str, Table] = {
             Row("stem, then 3 VoxelMorph", "rcn", {"cascades": 3, "base": "vxm"}, lambda2=0.3,
                 against="stem, then VoxelMorph"),
             Row("SyN (ANTs)", "syn"),
+            Row("1 cascade, 3 times the updates", "rcn", _VTN | {"cascades": 1}, lambda2=0.1,
+                updates=3, against="3 cascades", note="About as long as three cascades learn."),
         ),
         note="Subjects lie twice as far apart as in other tables. Equal steps have an n-th of the "
         "squared slopes of their sum, so n cascades pay n times for smoothness.",

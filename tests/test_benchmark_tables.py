@@ -136,22 +136,26 @@ def test_every_cascade_is_compared_on_the_same_terms(budget):
     """Smoothness costs n times as much for n cascades; what happens after training needs none."""
     shared = recipes.get("cascades_2d", budget)
     assert shared.amplitude == 2
-    smooth, trainings = {}, {}
+    smooth, trainings, widths = {}, {}, set()
     for row in TABLES["zhao2019-cascades"].rows:
         if row.method not in models.names():
             continue
         plan = recipe_of(row, shared, budget, alike=True)
-        assert replace(plan, model="", options={}, weights={}) == replace(
-            shared, model="", options={}, weights={}
+        assert replace(plan, model="", options={}, weights={}, steps=0) == replace(
+            shared, model="", options={}, weights={}, steps=0
         )
-        models.create(plan.model, 2, **plan.options)
+        assert plan.steps == shared.steps * (3 if "3 times the updates" in row.label else 1)
+        network = models.create(plan.model, 2, **plan.options)
+        if row.label in ("VTN alone", "1 cascade"):  # the same VTN at every budget
+            vtn = network if row.method == "vtn" else network.networks[0]
+            widths.add(models.parameter_count(vtn))
         smooth[row.label] = plan.weights["diffusion"]
         trainings[row.label] = recipes.identity(plan)
     assert smooth["1 cascade"] == smooth["VTN alone"] == smooth["VoxelMorph alone"] == 0.1
     assert smooth["2 cascades"] == 0.2 and smooth["3 cascades"] == 0.3
     assert trainings["3 cascades, each applied 2 times"] == trainings["3 cascades"]
     assert trainings["1 cascade, applied 3 times"] == trainings["1 cascade"]
-    assert len(set(trainings.values())) == 7
+    assert len(set(trainings.values())) == 8 and len(widths) == 1
 
 
 def test_only_networks_with_levels_learn_on_every_level():

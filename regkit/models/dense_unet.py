@@ -153,7 +153,8 @@ class DenseUNet(RegistrationModel):
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
         x = torch.cat([moving, fixed], dim=1)  # (B, 2, *S)
-        rows: list[list[Tensor]] = []  # row i: X(i, 0), X(i, 1), ..., (B, channels[i], *S / 2^i)
+        # row i: X(i, 0), X(i, 1), ..., each (B, channels[i], *S / 2^i)
+        rows: list[list[Tensor]] = []
         for conv in self.encoder:
             x = conv(self.pool(x) if rows else x)
             rows.append([x])
