@@ -408,10 +408,16 @@ def _levels(
     displacement is interpolated.
     """
     check_levels(recipe, len(stages))
+    shape = tuple(fixed.shape[2:])
+    if recipe.levels and min(shape) <= (coarsest := 2 ** (len(stages) - 1)):
+        raise ValueError(
+            f"shape is {shape}, expected at least {coarsest + 1} voxels along each axis, so that "
+            f"images can be compared on {len(stages)} levels."
+        )
     levels: list[tuple[float, Tensor, Tensor, Tensor]] = []
     for weight, disp in zip(reversed(recipe.levels or ()), reversed(stages)):
         if levels:
-            shape = [(n + 1) // 2 for n in fixed.shape[2:]]
+            shape = tuple((n + 1) // 2 for n in shape)
             mean = AVERAGE_POOL[recipe.ndim](3, stride=1, padding=1, count_include_pad=False)
             moving, fixed = (resize(mean(image), shape) for image in (moving, fixed))
             disp = resize_disp(disp, shape)

@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 import torch
 
-from regkit import classical, io
+from regkit import classical, io, recipes
 from regkit.data import RandomPairs, RigidPairs, chain, population, prepared, samples
 from regkit.evaluate import evaluate
 from regkit.models import Registration
+from regkit.train import held_out, train
 
 SCRIPTS = Path(__file__).parents[1] / "data_scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -1003,6 +1004,31 @@ def test_volumes_of_ixi_keep_their_values_and_turn_upright(tmp_path, protocol):
     assert [len(part) for part in parts.values()] == [1, 3, 1, 2]
     item = RandomPairs(parts["train"], 3, fixed=parts["fixed"][0])[0]
     assert item["moving"].shape == (1, 16, 24, 20) and item["name"].endswith("to atlas")
+
+
+@pytest.mark.parametrize("name", ["ixi", "lpba40"])
+def test_dilformer_learns_from_what_the_scripts_prepare(tmp_path, aligned, name):
+    """The recipes for the sets of Peng et al. (2026): from files, over a step, to Dice and HD95."""
+    if name == "ixi":
+        call_ixi(add_ixi(tmp_path / "in"), tmp_path / "out")
+        changes = {
+            "shape": (16, 24, 20),
+            "options": {"channels": (6, 6, 12, 12)},
+            "levels": (0.125, 0.25, 0.5, 1.0),
+        }
+    else:
+        for k in range(3):
+            add_lpba(tmp_path / "in", f"S0{k + 1}", k)
+        call_lpba(tmp_path / "in", tmp_path / "out")
+        changes = {}
+    recipe = recipes.get(f"peng2026_{name}", "smoke", steps=2, validate_every=2, **changes)
+    run = train(recipe, progress=False, device="cpu", data=tmp_path / "out")
+    assert run.model.name == "dilformer" and len(run.history) == 2
+    last = run.history[-1]
+    assert np.isfinite([last["loss"], last["folding_percent"]]).all() and 0 < last["dice"] <= 1
+    pairs, labels = held_out(recipe, "validation", 1, tmp_path / "out")
+    rows = evaluate(run.model, pairs, labels, distances=True)
+    assert len(labels) == (30 if name == "ixi" else 54) and rows[0]["hd95"] > 0
 
 
 def test_the_parts_of_ixi_are_its_folders(tmp_path, monkeypatch, capfd):

@@ -393,6 +393,16 @@ def test_the_objective_on_every_level_against_a_computation_by_hand():
     assert by_hand > 0 and float(terms["diffusion"]) == pytest.approx(by_hand, rel=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(16, 40), (20, 16, 24)])
+def test_images_too_small_to_be_compared_on_every_level_are_one_sentence(shape, tmp_path):
+    """The network takes 16 voxels; the last image but one of its objective has two, and no mean."""
+    sentence = "expected at least 17 voxels along each axis, so that images can be compared on 5"
+    recipe = recipes.get(f"dual_prnet_{len(shape)}d", "smoke", shape=shape)
+    with pytest.raises(ValueError, match=sentence):
+        train(recipe, tmp_path / "run", progress=False, device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_of_levels_count_each_its_own():
     model = create("dual_prnet")
     with torch.no_grad():
