@@ -234,7 +234,7 @@ def run(
     pair: Lung,
     out: Path = OUT,
     runs: Path = ROOT / "runs",
-    train_steps: int = 400,
+    train_steps: int = 4000,
     subjects: int = 40,
     steps: int = 60,
     networks: Sequence[str] = tuple(BRANCHES),
@@ -303,7 +303,7 @@ def _write(table: Row, out: Path) -> None:
 
 def main(
     factor: Annotated[float, typer.Option(help="Width of a voxel, in those of the scan.")] = 2.0,
-    train_steps: Annotated[int, typer.Option(help="Updates of each network.")] = 400,
+    train_steps: Annotated[int, typer.Option(help="Updates of each network.")] = 4000,
     subjects: Annotated[int, typer.Option(help="Synthetic chests to learn from.")] = 40,
     steps: Annotated[int, typer.Option(help="Of the refinement, on each of its grids.")] = 60,
     network: Annotated[
