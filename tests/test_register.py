@@ -622,13 +622,18 @@ def test_two_heads_that_are_not_aligned(sample):
 @pytest.mark.real
 def test_structures_of_two_heads_that_are_not_aligned(sample):
     """SimpleITK and ours alike come to 0.57 with mutual information and to 0.59 with correlation;
-    the window of lncc was chosen on the embedded population."""
+    the window of lncc was chosen on the embedded population.
+
+    Where descent on lncc stops depends on the last bits of a sum, and so on the processor and the
+    threads: from 400,000 voxels up the Dice was 0.5985 to 0.6046 here, 0.6005 in the mean. So this
+    stands close to its bound, and takes finer voxels than the default, whose 0.5996 and 0.6003
+    (one thread, two) lie on both sides of it."""
     from regkit.data import samples
 
     sample("oasis_3d")
     moving, fixed = samples.load_oasis_pair()[0], samples.load_oasis_heads()[0]
     a, b = (io.Image(x.image[None], x.affine) for x in (moving, fixed))
-    matrix = classical.align(a, b, "affine", similarity="lncc")
+    matrix = classical.align(a, b, "affine", similarity="lncc", largest=800_000)
     disp = io.map_to_disp(io.voxel_map(b.affine, a.affine, 3, matrix), b.shape)
     labels = samples.merge_structures(moving.labels)[None].int()
     moved = warp(labels, disp, mode="nearest")
