@@ -16,19 +16,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
-from regkit.io import (
-    Image,
-    map_to_disp,
-    map_to_theta,
-    resample_to,
-    spacing_of,
-    theta_to_world,
-    voxel_map,
-    working_grid,
-)
+from regkit.io import Image
 from regkit.losses import lncc, mutual_information, ncc
 from regkit.spatial import (
     affine_to_disp,
@@ -39,6 +29,7 @@ from regkit.spatial import (
     rigid_theta,
     warp,
 )
+from regkit.transform import Grid, blur, check_one_plane, resample
 
 KINDS = ("rigid", "affine")
 
@@ -259,10 +250,7 @@ def _smaller(image: Tensor, shape: Sequence[int]) -> Tensor:
     """Blurred by what is lost, then resampled: (1, 1, *M) to (1, 1, *shape)."""
     if tuple(image.shape[2:]) == tuple(shape):
         return image
-    steps = [n / m for n, m in zip(image.shape[2:], shape)]
-    sigmas = [0.0, 0.0, *(0.4 * max(step**2 - 1, 0.0) ** 0.5 for step in steps)]
-    blurred = ndimage.gaussian_filter(image.numpy(), sigmas, mode="nearest")
-    return resize(torch.from_numpy(blurred), shape)
+    return resize(blur(image, [n / m for n, m in zip(image.shape[2:], shape)]), shape)
 
 
 def align(
@@ -290,27 +278,24 @@ def align(
     """
     if moving.ndim != fixed.ndim:
         raise ValueError(f"moving is {moving.ndim}D and fixed {fixed.ndim}D, expected the same.")
-    d = fixed.ndim
-    small_moving, moving_affine = cubic(moving, largest)
-    small_fixed, fixed_affine = cubic(fixed, largest)
-    shape = small_fixed.shape[2:]
-    start = map_to_theta(voxel_map(fixed_affine, moving_affine, d), shape).float()
-    size = spacing_of(fixed_affine, d)
-    theta = fit(small_moving, small_fixed, kind, similarity, start, size, progress=progress)
-    return theta_to_world(theta, shape, fixed_affine, moving_affine)
+    check_one_plane(moving.grid, fixed.grid)
+    small_moving, moving_grid = cubic(moving, largest)
+    small_fixed, grid = cubic(fixed, largest)
+    start = grid.theta_to(moving_grid).float()
+    theta = fit(small_moving, small_fixed, kind, similarity, start, grid.spacing, progress=progress)
+    return grid.matrix_of(theta, moving_grid)
 
 
 def affine(moving: Image, fixed: Image) -> Tensor:
     """The map of `align` as displacement on the fixed grid, voxels: (1, d, *S)."""
-    matrix = align(moving, fixed)
-    return map_to_disp(voxel_map(fixed.affine, moving.affine, fixed.ndim, matrix), fixed.shape)
+    return fixed.grid.disp_to(moving.grid, align(moving, fixed))
 
 
-def cubic(image: Image, largest: int = LARGEST) -> tuple[Tensor, np.ndarray]:
-    """An image on cubic voxels, at most about `largest` of them, in [0, 1]; and their affine."""
+def cubic(image: Image, largest: int = LARGEST) -> tuple[Tensor, Grid]:
+    """An image on cubic voxels, at most about `largest` of them, in [0, 1]; and their grid."""
     volume = float(np.prod([n * s for n, s in zip(image.shape, image.spacing, strict=True)]))
     size = max(min(image.spacing), (volume / largest) ** (1 / image.ndim))
-    shape, affine = working_grid(image.shape, image.affine, [size] * image.ndim)
-    values = resample_to(image.data, image.affine, shape, affine)
+    grid = image.grid.covering([size] * image.ndim)
+    values = resample(image.data, image.grid, grid)
     low, high = values.min(), values.max()
-    return (values - low) / (high - low).clamp_min(1e-12), affine
+    return (values - low) / (high - low).clamp_min(1e-12), grid

@@ -182,3 +182,16 @@ def load(path_or_name: str | os.PathLike, **options: Any) -> RegistrationModel:
         ) from None
     model.info = info
     return model.eval()
+
+
+def describe(path_or_name: str | os.PathLike) -> dict[str, Any]:
+    """What a weights file says of itself: name, ndim, options and info, without its weights.
+
+    Arguments and errors as of `load`.
+    """
+    path = Path(path_or_name)
+    if str(path_or_name) in pretrained():
+        path = Path(str(resources.files("regkit") / "weights" / f"{path_or_name}.safetensors"))
+    with safetensors.safe_open(path, framework="pt") as file:
+        said: dict[str, Any] = json.loads((file.metadata() or {})["regkit"])
+    return said
