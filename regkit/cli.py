@@ -185,9 +185,12 @@ def register(
 
 @app.command()
 def apply(
-    image: Annotated[Path, typer.Argument(readable=False, help="Image on the grid of moving.")],
+    image: Annotated[
+        Path, typer.Argument(readable=False, help="Image in the space of moving; or a series.")
+    ],
     disp: Annotated[
-        Path, typer.Argument(readable=False, help="disp.nii.gz of regkit, ITK or ANTs.")
+        Path,
+        typer.Argument(readable=False, help="disp.nii.gz, or a transform of ITK or ANTs."),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", readable=False, help="File to write, .nii or .nii.gz.")
@@ -195,23 +198,32 @@ def apply(
     labels: Annotated[
         bool, typer.Option("--labels", help="A label map: take the nearest voxel, keep integers.")
     ] = False,
+    like: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="The fixed image, for an affine transform (.mat)."),
+    ] = None,
 ) -> None:
-    """Warp IMAGE with the displacement DISP onto the fixed grid."""
-    from regkit import io
+    """Warp IMAGE with the displacement DISP onto the fixed grid.
+
+    IMAGE lies in the space of the moving image, on its grid or another. DISP is disp.nii.gz, a
+    displacement field as ITK and ANTs write it (NIfTI, MHA, NRRD), or an affine transform.
+    """
+    from regkit import checks, io
 
     if not out.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"out ends in {out.suffix!r}, expected a file name with .nii or .nii.gz.")
     if out.is_dir():
         raise ValueError("out is a folder, expected a file name with .nii or .nii.gz.")
     io.check_writable(out.parent)
-    source = io.read(image, "image", labels)
-    field, affine = io.read_displacement(disp, source.affine)
-    if field.shape[1] != source.ndim:
-        raise ValueError(
-            f"image is {source.ndim}D {source.shape} and disp {field.shape[1]}D, "
-            "expected the same number of axes."
-        )
-    io.write_image(io.pull(source.data, field, "nearest" if labels else "linear"), affine, out)
+    source = io.read(image, "image", labels, series=True)
+    fixed = None if like is None else io.read(like, "like").grid
+    transform = io.read_transform(disp, source.grid, fixed)
+    if checks.coverage(transform.voxels(), source.shape) == 0:
+        raise ValueError("disp leads nowhere into image, expected one that belongs to its space.")
+    for sentence in (*source.notes, *io.header_notes(disp)):
+        typer.echo(f"warning: {sentence}", err=True)
+    moved = transform.moved(source, "nearest" if labels else "linear")
+    io.write_image(moved, transform.fixed.affine, out, transform.fixed.across)
 
 
 @app.command()

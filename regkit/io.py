@@ -42,7 +42,7 @@ VECTOR_INTENT, DISPVECT_INTENT = 1007, 1006
 class Image:
     """One image and where it lies.
 
-    data: (1, 1, *S), S of 2 or 3 axes; float32, or int32 for a label map.
+    data: (1, 1, *S), S of 2 or 3 axes; float32, or int32 for a label map. Of a series (1, T, *S).
     affine: (4, 4) float64, voxel index -> mm, RAS. Also 4x4 in 2D: the slice is a plane in space.
     physical: False for a bare array, whose affine is the identity for want of a better one.
     notes: one sentence for each thing in the header that a user should hear about.
@@ -79,7 +79,9 @@ class Image:
 # reading ----------------------------------------------------------------------------------------
 
 
-def read(path: str | os.PathLike, name: str = "image", labels: bool = False) -> Image:
+def read(
+    path: str | os.PathLike, name: str = "image", labels: bool = False, series: bool = False
+) -> Image:
     """Read a 2D or 3D image.
 
     Args:
@@ -90,6 +92,7 @@ def read(path: str | os.PathLike, name: str = "image", labels: bool = False) -> 
         name: what the image is called in error messages, for example "moving". The path is never
             repeated there: a file name may hold a patient's name, and messages end up in logs.
         labels: read a label map: whole numbers, int32.
+        series: a fourth axis of NIfTI, of time or direction, is let through as channels.
 
     Returns:
         An `Image`. One axis of size 1 makes a 2D image, wherever it stands: (160, 192, 1), an axial
@@ -117,7 +120,7 @@ def read(path: str | os.PathLike, name: str = "image", labels: bool = False) -> 
 
         with _readable(name, _KINDS.get(lower.rsplit(".", 1)[1], "NIfTI")):
             loaded = nibabel.load(path)
-        return from_nibabel(loaded, name, labels, path)
+        return from_nibabel(loaded, name, labels, path, series)
     if lower.endswith(ITK_SUFFIXES):
         return _from_itk(path, name, labels)
     known = ", ".join(NIBABEL_SUFFIXES + ITK_SUFFIXES)
@@ -139,7 +142,11 @@ def _readable(name: str, kind: str) -> Iterator[None]:
 
 
 def from_nibabel(
-    image: Any, name: str = "image", labels: bool = False, file: Path | None = None
+    image: Any,
+    name: str = "image",
+    labels: bool = False,
+    file: Path | None = None,
+    series: bool = False,
 ) -> Image:
     """An `Image` from a nibabel image in memory. Arguments and errors as in `read`.
 
@@ -152,9 +159,13 @@ def from_nibabel(
         raise ValueError(
             f"{name} has a header whose matrix cannot be inverted, expected a valid one."
         )
-    flat, plane, across = _flat(values, affine, name)
     notes += _elsewhere(image, file, affine, name)
-    return Image(check_values(flat, name, labels)[None, None], plane, True, notes, across)
+    if not (series and values.ndim == 4):
+        flat, plane, across = _flat(values, affine, name)
+        return Image(check_values(flat, name, labels)[None, None], plane, True, notes, across)
+    volumes = [_flat(values[..., k], affine, name) for k in range(values.shape[3])]
+    data = torch.stack([check_values(flat, name, labels) for flat, _, _ in volumes])[None]
+    return Image(data, volumes[0][1], True, notes, volumes[0][2])
 
 
 def _nibabel_affine(image: Any, name: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -274,6 +285,17 @@ def _itk_affine(file: Path) -> np.ndarray | None:
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(loud)
     return _affine_of_itk(reader)
+
+
+def header_notes(path: str | os.PathLike, name: str = "disp") -> tuple[str, ...]:
+    """What a user should hear about the header of a NIfTI file that is read already."""
+    import nibabel
+
+    if not str(path).lower().endswith(NIBABEL_SUFFIXES):
+        return ()
+    loaded: Any = nibabel.load(path)
+    affine, notes = _nibabel_affine(loaded, name)
+    return notes if affine is None else notes + _elsewhere(loaded, Path(path), affine, name)
 
 
 def _affine_of_itk(image: Any) -> np.ndarray:
@@ -461,7 +483,7 @@ def check_writable(folder: str | os.PathLike, name: str = "out") -> None:
 def write_image(
     data: Tensor, affine: np.ndarray, path: str | os.PathLike, across: int | None = 2
 ) -> None:
-    """Write (1, 1, *S) as NIfTI, with `affine` (4, 4), voxel -> mm, RAS.
+    """Write (1, 1, *S), or a series (1, T, *S), as NIfTI; `affine` (4, 4) is voxel -> mm, RAS.
 
     A 2D image becomes a volume of one slice, with that slice along axis `across`, or, for None, a
     file of two axes. Labels of 64 bits are written with 32, half precision as float32. The header
@@ -470,16 +492,16 @@ def write_image(
     Raises:
         ValueError: labels beyond 2^31; a file that cannot be written.
     """
-    values = data[0, 0].detach().cpu()
+    values = data[0].detach().cpu()
     if values.dtype in (torch.float16, torch.bfloat16):
         values = values.float()
     array = values.numpy()
     if array.dtype.kind in "biu" and array.dtype.itemsize > 4:
         array = check_values(array, "data", labels=True).numpy()
-    array = array.astype(np.uint8) if array.dtype == bool else array
-    if array.ndim == 2:
+    array = np.moveaxis(array.astype(np.uint8) if array.dtype == bool else array, 0, -1)
+    if array.ndim == 3:
         array, affine = _unflat(array, affine, across)
-    _save_nifti(array, affine, path)
+    _save_nifti(array[..., 0] if array.shape[-1] == 1 else array, affine, path)
 
 
 def _unflat(
@@ -534,10 +556,11 @@ def write_transform(transform: Transform, path: str | os.PathLike) -> None:
     and LPS, leads from a point of the fixed image to its counterpart in the moving image; ITK
     resamples the moving image onto the fixed grid with it.
 
-    A slice of a volume has a field of one slice. An image whose file has two axes has a 2D field,
-    (X, Y, 1, 1, 2), if both images lie in the plane of x and y. Otherwise it is (X, Y, 1, 1, 3),
-    which `read_transform` understands and ITK's 2D reader does not: ITK has no 2D images in other
-    planes.
+    A slice of a volume has a field of two equal slices, itself and the next: one alone would be
+    read by ITK as a 2D field, which does not fit a volume. An image whose file has two axes has a
+    2D field, (X, Y, 1, 1, 2), if both images lie in the plane of x and y. Otherwise it is
+    (X, Y, 1, 1, 3), which `read_transform` understands and ITK's 2D reader does not: ITK has no 2D
+    images in other planes.
 
     Args:
         transform: of 2 or 3 axes.
@@ -553,6 +576,7 @@ def write_transform(transform: Transform, path: str | os.PathLike) -> None:
     affine = fixed.affine
     if d == 2 and across is not None:
         vectors, affine = _unflat(vectors, affine, across)
+        vectors = np.repeat(vectors, 2, axis=across)
     elif d == 2:
         vectors = vectors[:, :, None]
         if _is_axial(fixed.affine) and _is_axial(moving.affine):
@@ -594,6 +618,10 @@ def read_transform(
             )
         return Transform.affine(fixed, moving, _itk_matrix(path, name))
     vectors, affine = _field(path, name)
+    for axis in range(3):  # of a slice, see `write_transform`
+        if moving.ndim == 2 and vectors.shape[axis] == 2:
+            first, second = np.split(vectors, 2, axis=axis)
+            vectors = first if np.array_equal(first, second) else vectors
     flat, affine, across = _flat(np.zeros(vectors.shape[:-1]), affine, name)
     if vectors.shape[-1] == 2:  # a 2D field: its file has two axes
         across = None

@@ -251,10 +251,7 @@ def _check_settings(method: Any, affine: Any, refine: Any) -> None:
     if affine not in ("auto", "rigid", "affine", False):
         raise ValueError(f"affine is {affine!r}, expected 'auto', 'rigid', 'affine' or False.")
     if method in CLASSICAL and affine not in ("auto", method):
-        raise ValueError(
-            f"affine is {affine!r} and method {method!r}, expected affine='auto' or {method!r}: "
-            "the method is that registration."
-        )
+        raise ValueError(f"affine is {affine!r} and method {method!r}, expected one of them alone.")
     if not isinstance(refine, int) or refine < 0:
         raise ValueError(f"refine is {refine!r}, expected a number of steps, 0 or more.")
     if _is_file(method):

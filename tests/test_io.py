@@ -137,9 +137,10 @@ def test_scale_and_slope_of_the_header_are_applied(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shape", "expected"), [((5, 6, 1), (5, 6)), ((5, 6, 7, 1), (5, 6, 7)), ((5, 1, 6), (5, 1, 6))]
+    ("shape", "expected"),
+    [((5, 6, 1), (5, 6)), ((5, 6, 7, 1), (5, 6, 7)), ((5, 1, 6), (5, 6)), ((1, 5, 6), (5, 6))],
 )
-def test_trailing_axes_of_size_one_are_dropped(shape, expected):
+def test_an_axis_of_size_one_is_dropped(shape, expected):
     image = nibabel.Nifti1Image(np.ones(shape, np.float32), np.eye(4))
     assert io.from_nibabel(image).shape == expected
 

@@ -290,9 +290,10 @@ def test_refinement_improves_what_it_minimises_and_comes_closer_to_the_truth(sha
     assert torch.equal(classical.refine(image, fixed, start, 0), start)
 
 
-def test_refinement_is_part_of_register():
+def test_refinement_is_part_of_register(network):
     a, b = blobs((40, 44)), np.roll(blobs((40, 44)), 3, axis=0)
-    plain, refined = (regkit.register(a, b, "rigid", affine=False, refine=n) for n in (0, 30))
+    network([0.0, 0.0])
+    plain, refined = (regkit.register(a, b, "constant.safetensors", refine=n) for n in (0, 30))
     assert refined.metrics["lncc"]["after"] > plain.metrics["lncc"]["after"] + 0.1
     assert refined.metrics["refine"] == 30
 
