@@ -6,14 +6,13 @@ the convention of NIfTI and nibabel). ITK, ANTs, SimpleITK and 3D Slicer point t
 the other way (LPS). The two meet in this module and nowhere else.
 
 Reading refuses what cannot be registered, with one sentence. Writing never leaves half a file
-behind: see `staged`.
+behind: see `regkit.files`.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +24,23 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from regkit import files
+from regkit.files import check_writable as check_writable
+from regkit.files import staged
 from regkit.spatial import affine_to_disp, check_disp, identity_grid, warp
 
 # what SimpleITK reads for us; NIfTI and FreeSurfer's MGH go through nibabel
-ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+ITK_SUFFIXES = {
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+    ".nrrd": "NrrdImageIO",
+    ".nhdr": "NrrdImageIO",
+    ".png": "PNGImageIO",
+    ".jpg": "JPEGImageIO",
+    ".jpeg": "JPEGImageIO",
+    ".tif": "TIFFImageIO",
+    ".tiff": "TIFFImageIO",
+}
 NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS, its own inverse
 VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR: what ITK and ANTs give a displacement field
@@ -104,14 +116,11 @@ def read(path: str | os.PathLike, name: str = "image", labels: bool = False) -> 
         raise ValueError(f"{name}: the file may not be read; check its permissions.") from None
     lower = path.name.lower()
     if lower.endswith(NIBABEL_SUFFIXES):
-        import nibabel
-
-        with _readable(name, "MGH" if "mg" in lower[-3:] else "NIfTI"):
-            loaded = nibabel.load(path)
+        loaded = _load(path, name, "MGH" if "mg" in lower[-3:] else "NIfTI")
         return from_nibabel(loaded, name, labels)
-    if lower.endswith(ITK_SUFFIXES):
+    if lower.endswith(tuple(ITK_SUFFIXES)):
         return _from_itk(path, name, labels)
-    known = ", ".join(NIBABEL_SUFFIXES + ITK_SUFFIXES)
+    known = ", ".join([*NIBABEL_SUFFIXES, *ITK_SUFFIXES])
     raise ValueError(f"{name} is a file of an unknown type, expected one of {known}.")
 
 
@@ -120,10 +129,31 @@ def _readable(name: str, kind: str) -> Iterator[None]:
     """Turn whatever a reader throws at a broken file into one sentence."""
     try:
         yield
+    except MemoryError:
+        raise
+    except files.Elsewhere:
+        raise ValueError(
+            f"{name} is a header that names its data by a path, a list, a pattern or a link, "
+            "expected data in the file itself or in a file of a plain name beside it."
+        ) from None
     except Exception:  # readers raise OSError, EOFError, zlib.error, ValueError, RuntimeError, ...
         raise ValueError(
             f"{name} cannot be read as {kind}: the file is cut short, damaged or of another type."
         ) from None
+
+
+def _load(path: Path, name: str, kind: str) -> Any:
+    """A nibabel image whose voxels are all there, and undamaged as far as a checksum knows."""
+    import nibabel
+
+    with _readable(name, kind):
+        loaded: Any = nibabel.load(path)
+        claimed = math.prod(loaded.shape) * loaded.get_data_dtype().itemsize
+        start = int(loaded.dataobj.offset)
+        if start < 0 or min(loaded.shape, default=0) < 0:
+            raise ValueError
+        files.check_payload(files.packed_by_name(path), start + claimed)
+    return loaded
 
 
 def from_nibabel(image: Any, name: str = "image", labels: bool = False) -> Image:
@@ -195,8 +225,29 @@ def _from_itk(path: Path, name: str, labels: bool) -> Image:
     """Read through SimpleITK, and turn LPS into RAS."""
     import SimpleITK as sitk
 
-    with _readable(name, path.suffix[1:].upper()):
-        loaded = sitk.ReadImage(str(path))
+    suffix = path.suffix.lower()
+    kind = ITK_SUFFIXES[suffix]
+    with _readable(name, suffix[1:].upper()):
+        if kind == "MetaImageIO":
+            payload = files.metaimage_payload(path)
+        elif kind == "NrrdImageIO":
+            payload = files.nrrd_payload(path)
+        else:
+            payload = files.Payload(path, packed="other")
+        if kind == "PNGImageIO":
+            from PIL import Image as Picture
+
+            with Picture.open(path) as opened:
+                opened.verify()  # the checksums
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO(kind)  # the suffix decides, not what the content looks like
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        pixel = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+        files.check_payload(
+            payload, math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * pixel
+        )
+        loaded = reader.Execute()
     d, channels = loaded.GetDimension(), loaded.GetNumberOfComponentsPerPixel()
     values = sitk.GetArrayFromImage(loaded)
     if channels > 1:
@@ -472,56 +523,6 @@ def working_grid(
 # writing ----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def staged(folder: str | os.PathLike, name: str = "out") -> Iterator[Path]:
-    """A temporary folder to write into; what it holds goes to `folder` when the block succeeds.
-
-    After an error nothing is left behind: no half-written file, and no new folder. A new folder
-    appears in one step; into an existing one each file is moved in one step.
-
-    Raises:
-        ValueError: `folder` is a file, or cannot be written.
-    """
-    folder = Path(folder)
-    check_writable(folder, name)
-    parent = folder
-    while not parent.is_dir():
-        parent = parent.parent
-    made: Path | None = None
-    try:
-        made = Path(tempfile.mkdtemp(prefix=".regkit-", dir=parent))
-        yield made
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.is_dir():
-            for file in sorted(made.iterdir()):
-                os.replace(file, folder / file.name)
-        else:
-            made.chmod(0o777 & ~_umask())
-            os.replace(made, folder)
-    except PermissionError:
-        raise ValueError(f"{name}: the folder cannot be written; check its permissions.") from None
-    finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def check_writable(folder: str | os.PathLike, name: str = "out") -> None:
-    """Raise, before hours of work, if `folder` could not be written. Errors as in `staged`."""
-    parent = Path(folder)
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise ValueError(f"{name} is a file or lies below one, expected a folder.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ValueError(f"{name}: the folder cannot be written; check its permissions.")
-
-
 def write_image(data: Tensor, affine: np.ndarray, path: str | os.PathLike) -> None:
     """Write (1, 1, *S) as NIfTI. A 2D image becomes a volume of one slice: its plane is kept.
 
@@ -607,15 +608,13 @@ def read_displacement(
     Raises:
         FileNotFoundError, ValueError: as in `read`, or it is no displacement.
     """
-    import nibabel
-
     path = Path(path)
     if not path.is_file():
         if path.exists():
             raise ValueError(f"{name} is a folder, expected one displacement file.")
         raise FileNotFoundError(f"{name}: there is no such file.")
+    loaded = _load(path, name, "NIfTI")
     with _readable(name, "NIfTI"):
-        loaded: Any = nibabel.load(path)
         values = np.asarray(loaded.dataobj, dtype=np.float64)
         affine, _ = _nifti_affine(loaded, name)
     shape = tuple(values.shape)

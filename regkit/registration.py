@@ -40,6 +40,8 @@ APART = 12.0  # mm; the embedded population has up to 9, brains aligned to a tem
 CLASSICAL = ("rigid", "affine")  # methods without a network
 SYN = "syn"  # and the deformable one among them
 PREFERRED = "vxm_diff"  # what "auto" takes among the shipped weights
+# what `Result.save` may write; the last one says that the rest are there
+FILES = ("moved.nii.gz", "disp.nii.gz", "moved_labels.nii.gz", "report.png", "metrics.json")
 Progress = Callable[[str, float], None]
 
 
@@ -80,7 +82,7 @@ class Result:
         Raises:
             ValueError: `folder` is a file, or cannot be written.
         """
-        with io.staged(folder) as temporary:
+        with io.staged(folder, together=FILES) as temporary:
             io.write_image(self.moved, self.affine, temporary / "moved.nii.gz")
             io.write_displacement(
                 self.disp, self.affine, self.moving_affine, temporary / "disp.nii.gz"
