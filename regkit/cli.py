@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,19 +26,79 @@ NOTICE = "For research and teaching. Not a medical device."
 
 
 class _Sentences(TyperGroup):
-    """Wrong input ends a command with one sentence on stderr and exit code 2, not a traceback."""
+    """What ends a command early is one sentence on stderr, not a traceback.
+
+    Exit code 2 for wrong input and for what the machine cannot do, 1 for a fault of regkit's own,
+    130 after Ctrl-C, 143 when the system asks the process to end; in all cases what was to be
+    written is removed first. REGKIT_DEBUG=1 shows the traceback.
+    """
 
     def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # `regkit data list | head`: typer ends quietly
-            raise
-        except (ValueError, OSError) as error:
-            sentence = str(error)
-            if isinstance(error, OSError) and error.strerror:  # of the system: it has a path in it
-                sentence = f"Reading or writing failed: {error.strerror}."
+        with _stopped_by_signals():
+            try:
+                return super().invoke(ctx)
+            except BrokenPipeError:  # `regkit data list | head`: typer ends quietly
+                raise
+            except KeyboardInterrupt:
+                code, sentence = 130, "stopped."
+            except Exception as error:
+                if isinstance(error, typer.Abort) or hasattr(error, "exit_code"):
+                    raise  # typer's own: a wrong option, the end of --help
+                if os.environ.get("REGKIT_DEBUG") == "1":
+                    raise
+                code, sentence = _sentence(error)
             typer.echo(f"regkit: {sentence}", err=True)
-            raise typer.Exit(2) from None
+            raise typer.Exit(code)
+
+
+def _sentence(error: Exception) -> tuple[int, str]:
+    """The exit code for an error, and what to say of it."""
+    if isinstance(error, OSError) and error.strerror:  # of the system: it has a path in it
+        return 2, f"Reading or writing failed: {error.strerror}."
+    text = str(error)
+    ours = text.endswith(".") and "\n" not in text  # as regkit's own errors are written
+    if isinstance(error, ValueError | OSError | ImportError) and ours:
+        return 2, text
+    if isinstance(error, OSError):
+        return 2, f"Reading or writing failed ({type(error).__name__})."
+    if isinstance(error, ModuleNotFoundError):
+        return 2, f"The package {error.name} is not installed, expected it for this command."
+    out_of_memory = isinstance(error, MemoryError)
+    if not out_of_memory and "torch" in sys.modules:
+        from regkit.device import is_out_of_memory
+
+        out_of_memory = is_out_of_memory(error)
+    if out_of_memory:
+        return 2, (
+            "The memory is too small for this input, expected smaller images, fewer of them at "
+            "once, or a larger machine."
+        )
+    return 1, (
+        f"{type(error).__name__}: this is a fault of regkit's, please report it with what "
+        "REGKIT_DEBUG=1 in the environment then shows."
+    )
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """A scheduler that ends the process, or a closed terminal, lets it clean up first."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # Python hands signals to the main thread alone
+    before = {}
+    for number in numbers:
+        # one that is ignored, as by nohup, stays so
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 app = typer.Typer(

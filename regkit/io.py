@@ -6,13 +6,13 @@ with it ANTs, SimpleITK and 3D Slicer, whose first two axes point the other way 
 in this module and nowhere else. Where ITK puts a file elsewhere, `Image.notes` says so.
 
 Reading refuses what cannot be registered, with one sentence. Writing never leaves half a file
-behind: see `staged`.
+behind: see `regkit.files`.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,11 +24,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regkit import files
+from regkit.files import check_writable as check_writable
+from regkit.files import staged
 from regkit.transform import Grid, Transform, corners_apart, usable
 
 # what SimpleITK reads for us; NIfTI, Analyze and FreeSurfer's MGH go through nibabel
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr", *PICTURES)
+PICTURES = {
+    ".png": "PNGImageIO",
+    ".jpg": "JPEGImageIO",
+    ".jpeg": "JPEGImageIO",
+    ".tif": "TIFFImageIO",
+    ".tiff": "TIFFImageIO",
+}
+ITK_SUFFIXES = {
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+    ".nrrd": "NrrdImageIO",
+    ".nhdr": "NrrdImageIO",
+    **PICTURES,
+}
 NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh", ".img", ".hdr")
 MATRIX_SUFFIXES = (".mat", ".tfm", ".txt", ".h5", ".hdf5")  # of ITK's transforms
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS, its own inverse
@@ -116,14 +131,11 @@ def read(
         raise ValueError(f"{name}: the file may not be read; check its permissions.") from None
     lower = path.name.lower()
     if lower.endswith(NIBABEL_SUFFIXES):
-        import nibabel
-
-        with _readable(name, _KINDS.get(lower.rsplit(".", 1)[1], "NIfTI")):
-            loaded = nibabel.load(path)
+        loaded = _load(path, name, _KINDS.get(lower.rsplit(".", 1)[1], "NIfTI"))
         return from_nibabel(loaded, name, labels, path, series)
-    if lower.endswith(ITK_SUFFIXES):
+    if lower.endswith(tuple(ITK_SUFFIXES)):
         return _from_itk(path, name, labels)
-    known = ", ".join(NIBABEL_SUFFIXES + ITK_SUFFIXES)
+    known = ", ".join([*NIBABEL_SUFFIXES, *ITK_SUFFIXES])
     raise ValueError(f"{name} is a file of an unknown type, expected one of {known}.")
 
 
@@ -135,10 +147,32 @@ def _readable(name: str, kind: str) -> Iterator[None]:
     """Turn whatever a reader throws at a broken file into one sentence."""
     try:
         yield
+    except MemoryError:
+        raise
+    except files.Elsewhere:
+        raise ValueError(
+            f"{name} is a header that names its data by a path, a list, a pattern or a link, "
+            "expected data in the file itself or in a file of a plain name beside it."
+        ) from None
     except Exception:  # readers raise OSError, EOFError, zlib.error, ValueError, RuntimeError, ...
         raise ValueError(
             f"{name} cannot be read as {kind}: the file is cut short, damaged or of another type."
         ) from None
+
+
+def _load(path: Path, name: str, kind: str) -> Any:
+    """A nibabel image whose voxels are all there, and undamaged as far as a checksum knows."""
+    import nibabel
+
+    with _readable(name, kind):
+        loaded: Any = nibabel.load(path)
+        claimed = math.prod(loaded.shape) * loaded.get_data_dtype().itemsize
+        start = int(loaded.dataobj.offset)
+        if start < 0 or min(loaded.shape, default=0) < 0:
+            raise ValueError
+        voxels = Path(loaded.file_map["image"].filename)  # of Analyze another file than its header
+        files.check_payload(files.packed_by_name(voxels), start + claimed)
+    return loaded
 
 
 def from_nibabel(
@@ -311,8 +345,7 @@ def _from_itk(path: Path, name: str, labels: bool) -> Image:
     """Read through SimpleITK, and turn LPS into RAS."""
     import SimpleITK as sitk
 
-    with _readable(name, path.suffix[1:].upper()):
-        loaded = sitk.ReadImage(str(path))
+    loaded = _itk_image(path, name)
     channels = loaded.GetNumberOfComponentsPerPixel()
     values = sitk.GetArrayFromImage(loaded)
     if channels > 1:
@@ -325,7 +358,8 @@ def _from_itk(path: Path, name: str, labels: bool) -> Image:
             )
         values = values[..., 0]
     values = values.T  # ITK's arrays are (z, y, x)
-    affine, notes = _affine_of_itk(loaded), ()
+    affine = _affine_of_itk(loaded)
+    notes: tuple[str, ...] = ()
     if path.suffix.lower() in PICTURES:
         theirs, affine = affine, LPS.copy()
         notes = _apart_sentence(theirs, affine, values.shape, name, "the resolution for printing")
@@ -335,6 +369,36 @@ def _from_itk(path: Path, name: str, labels: bool) -> Image:
         )
     flat, plane, across = _flat(values, affine, name)
     return Image(check_values(flat, name, labels)[None, None], plane, True, notes, across)
+
+
+def _itk_image(path: Path, name: str) -> Any:
+    """An image as SimpleITK reads it, once its voxels are all known to be in its own file or one
+    beside it."""
+    import SimpleITK as sitk
+
+    suffix = path.suffix.lower()
+    kind = ITK_SUFFIXES[suffix]
+    with _readable(name, suffix[1:].upper()):
+        if kind == "MetaImageIO":
+            payload = files.metaimage_payload(path)
+        elif kind == "NrrdImageIO":
+            payload = files.nrrd_payload(path)
+        else:
+            payload = files.Payload(path, packed="other")
+        if kind == "PNGImageIO":
+            from PIL import Image as Picture
+
+            with Picture.open(path) as opened:
+                opened.verify()  # the checksums
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO(kind)  # the suffix decides, not what the content looks like
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        pixel = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+        files.check_payload(
+            payload, math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * pixel
+        )
+        return reader.Execute()
 
 
 def _flat(
@@ -428,56 +492,6 @@ def as_image(source: Any, name: str = "image", labels: bool = False) -> Image:
 
 
 # writing ----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def staged(folder: str | os.PathLike, name: str = "out") -> Iterator[Path]:
-    """A temporary folder to write into; what it holds goes to `folder` when the block succeeds.
-
-    After an error nothing is left behind: no half-written file, and no new folder. A new folder
-    appears in one step; into an existing one each file is moved in one step.
-
-    Raises:
-        ValueError: `folder` is a file, or cannot be written.
-    """
-    folder = Path(folder)
-    check_writable(folder, name)
-    parent = folder
-    while not parent.is_dir():
-        parent = parent.parent
-    made: Path | None = None
-    try:
-        made = Path(tempfile.mkdtemp(prefix=".regkit-", dir=parent))
-        yield made
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.is_dir():
-            for file in sorted(made.iterdir()):
-                os.replace(file, folder / file.name)
-        else:
-            made.chmod(0o777 & ~_umask())
-            os.replace(made, folder)
-    except PermissionError:
-        raise ValueError(f"{name}: the folder cannot be written; check its permissions.") from None
-    finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def check_writable(folder: str | os.PathLike, name: str = "out") -> None:
-    """Raise, before hours of work, if `folder` could not be written. Errors as in `staged`."""
-    parent = Path(folder)
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise ValueError(f"{name} is a file or lies below one, expected a folder.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ValueError(f"{name}: the folder cannot be written; check its permissions.")
 
 
 def write_image(
@@ -640,41 +654,45 @@ def read_transform(
 
 def _field(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """(X, Y, Z, 2 or 3) float64 vectors, mm, RAS, and the affine of their grid."""
-    import nibabel
-
-    if path.name.lower().endswith(ITK_SUFFIXES):
-        import SimpleITK as sitk
-
-        with _readable(name, path.suffix[1:].upper()):
-            held = sitk.ReadImage(str(path), sitk.sitkVectorFloat64)
-        affine, d = _affine_of_itk(held), held.GetDimension()
-        values = np.moveaxis(sitk.GetArrayFromImage(held), -1, 0).T  # (x, y, z, component)
-        shape = values.shape
-        values, wrong = values.reshape(*shape[:d], *[1] * (3 - d), shape[-1]), d != shape[-1]
-    else:
-        with _readable(name, "NIfTI"):
-            loaded: Any = nibabel.load(path)
-            values = np.asarray(loaded.dataobj, dtype=np.float64)
-            found, _ = _nibabel_affine(loaded, name)
-        shape = tuple(values.shape)
-        wrong = len(shape) != 5 or shape[3] != 1 or shape[4] not in (2, 3)
-        wrong = wrong or shape[4] == 2 and shape[2] != 1
-        if wrong:
-            raise ValueError(
-                f"{name} has shape {shape}, expected (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2)."
-            )
-        if found is None:
-            raise ValueError(
-                f"{name} has a header whose matrix cannot be inverted, expected a valid one."
-            )
-        affine, values = found, values[:, :, :, 0]
-        if loaded.header.get_intent("code")[0] == DISPVECT_INTENT:
-            values = values * np.diag(LPS)[: values.shape[-1]]
-    if wrong:
-        raise ValueError(f"{name} has shape {shape}, expected one vector per voxel.")
+    by_itk = path.name.lower().endswith(tuple(ITK_SUFFIXES))
+    values, affine = (_itk_field if by_itk else _nifti_field)(path, name)
     if not np.isfinite(values).all():
         raise ValueError(f"{name} holds NaN or infinite values, expected finite numbers.")
     return values * np.diag(LPS)[: values.shape[-1]], affine
+
+
+def _itk_field(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(X, Y, Z, 2 or 3) vectors, LPS, and the affine of their grid, RAS."""
+    import SimpleITK as sitk
+
+    held = _itk_image(path, name)
+    size, d = held.GetSize(), held.GetDimension()
+    if d > 3 or held.GetNumberOfComponentsPerPixel() != d:
+        raise ValueError(
+            f"{name} has shape {size} and {held.GetNumberOfComponentsPerPixel()} values per voxel, "
+            "expected one vector per voxel."
+        )
+    values = np.moveaxis(sitk.GetArrayFromImage(held), -1, 0).T  # (x, y, z, component)
+    return values.reshape(*size, *[1] * (3 - d), d).astype(np.float64), _affine_of_itk(held)
+
+
+def _nifti_field(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """As `_itk_field`, whatever the intent of the file says of its vectors."""
+    loaded = _load(path, name, "NIfTI")
+    with _readable(name, "NIfTI"):
+        values = np.asarray(loaded.dataobj, dtype=np.float64)
+        affine, _ = _nibabel_affine(loaded, name)
+    shape = tuple(values.shape)
+    if len(shape) != 5 or shape[3] != 1 or not (shape[4] == 3 or shape[4] == 2 and shape[2] == 1):
+        raise ValueError(f"{name} has shape {shape}, expected (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2).")
+    if affine is None:
+        raise ValueError(
+            f"{name} has a header whose matrix cannot be inverted, expected a valid one."
+        )
+    values = values[:, :, :, 0]
+    if loaded.header.get_intent("code")[0] == DISPVECT_INTENT:
+        values = values * np.diag(LPS)[: shape[4]]
+    return values, affine
 
 
 def _itk_matrix(path: Path, name: str) -> np.ndarray:

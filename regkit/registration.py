@@ -39,6 +39,8 @@ APART = 12.0  # mm; the embedded population has up to 9, brains aligned to a tem
 CLASSICAL = ("rigid", "affine")  # methods without a network
 SYN = "syn"  # and the deformable one among them
 PREFERRED = "vxm_diff"  # what "auto" takes among the shipped weights
+# what `Result.save` may write; the last one says that the rest are there
+FILES = ("moved.nii.gz", "disp.nii.gz", "moved_labels.nii.gz", "report.png", "metrics.json")
 Progress = Callable[[str, float], None]
 
 
@@ -86,7 +88,7 @@ class Result:
             ValueError: `folder` is a file, or cannot be written.
         """
         grid = self.transform.fixed
-        with io.staged(folder) as temporary:
+        with io.staged(folder, together=FILES) as temporary:
             io.write_image(self.moved, grid.affine, temporary / "moved.nii.gz", grid.across)
             io.write_transform(self.transform, temporary / "disp.nii.gz")
             if self.moved_labels is not None:
@@ -280,10 +282,10 @@ def _method(method: str | os.PathLike, d: int) -> tuple[str, RegistrationModel |
         if model.ndim != d:
             raise ValueError(f"method {name!r} is a {model.ndim}D network and the images are {d}D.")
         return name, model
-    shipped = {name: models.describe(name) for name in models.pretrained()}
-    fitting = [name for name, said in shipped.items() if said["ndim"] == d]
+    shipped = {name: models.about(name) for name in models.pretrained()}
+    fitting = [name for name, said in shipped.items() if said.ndim == d]
     if method != "auto":
-        fitting = [name for name in fitting if shipped[name]["name"] == method]
+        fitting = [name for name in fitting if shipped[name].name == method]
     elif not fitting:
         raise ValueError(f"method is 'auto', and no weights for {d}D images are shipped.")
     if not fitting:
@@ -291,7 +293,7 @@ def _method(method: str | os.PathLike, d: int) -> tuple[str, RegistrationModel |
             f"method is {method!r}, for which no {d}D weights are shipped, expected a weights file "
             f"(`regkit train` makes one) or one of {', '.join(shipped) or 'rigid, affine'}."
         )
-    name = min(fitting, key=lambda name: (shipped[name]["name"] != PREFERRED, name))
+    name = min(fitting, key=lambda name: (shipped[name].name != PREFERRED, name))
     return name, models.load(name)
 
 

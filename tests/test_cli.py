@@ -165,8 +165,8 @@ def small_weights(monkeypatch, tmp_path):
     load = models.load
     monkeypatch.setattr(models, "pretrained", lambda: ["w2", "w3"])
     monkeypatch.setattr(models, "load", lambda name: load(tmp_path / f"{name}.safetensors"))
-    describe = models.describe
-    monkeypatch.setattr(models, "describe", lambda name: describe(tmp_path / f"{name}.safetensors"))
+    about = models.about
+    monkeypatch.setattr(models, "about", lambda name: about(tmp_path / f"{name}.safetensors"))
 
 
 def test_demo_runs_without_files_and_without_network(monkeypatch, tmp_path, small_weights):
