@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from regkit.frozen import frozen
+
 # Weight of the smoothness of u (unfolding) or of the displacement (all others), where neither row
 # nor call says one. The paper's 1 belongs to sums or units that it does not name.
 LAMBDA2 = {"unfolding": 0.1, "vxm": 0.1}
@@ -52,6 +54,11 @@ class Row:
     at_test: Mapping[str, Any] = field(default_factory=dict)
     default: bool = False
     against: str = ""
+
+    def __post_init__(self) -> None:
+        # rows hold copies, so that none of them shares a dictionary with another
+        for name in ("options", "weights", "at_test"):
+            object.__setattr__(self, name, frozen(getattr(self, name)))
 
 
 @dataclass(frozen=True)

@@ -482,15 +482,24 @@ def test_the_subjects_of_a_prepared_set_are_those_of_its_splits(prepared_set):
     ("changes", "sentence"),
     [
         ({"data": "lpba40"}, "data holds the set 'oasis_2d', expected 'lpba40'"),
-        ({"atlas": True}, "data holds no one for 'fixed', expected at least one"),
         ({"shape": (80, 96)}, r"data holds images of shape \(40, 48\), expected \(80, 96\)"),
         ({"data": "population"}, "expected a recipe of a prepared set"),
     ],
 )
-def test_a_recipe_that_does_not_fit_the_set(prepared_set, changes, sentence):
+def test_a_protocol_asks_for_its_own_set_and_size(prepared_set, changes, sentence):
+    """A table compares with a published one, so that another set or size is refused."""
     recipe = recipes.get("sun2025_oasis_2d", "smoke", **changes)
     with pytest.raises(ValueError, match=sentence):
-        train.train(recipe, progress=False, device="cpu", data=prepared_set)
+        held_out(recipe, "test", None, prepared_set)
+
+
+def test_where_nobody_is_called_fixed_the_first_to_learn_from_is(prepared_set):
+    recipe = recipes.get("zheng2023_oasis", "smoke")
+    names = [f"population-5-{i:04}" for i in range(9)]
+    assert [s.name for s in train.subjects(recipe, "fixed", 1, prepared_set)] == names[:1]
+    assert [s.name for s in train.subjects(recipe, "train", None, prepared_set)] == names[1:5]
+    pairs, _ = held_out(recipe, "test", None, prepared_set)
+    assert [(a.name, b.name) for a, b in pairs] == [(names[i], names[0]) for i in (7, 8)]
 
 
 def test_a_set_without_anyone_to_validate_with_lends_those_to_learn_from(prepared_set, tmp_path):
