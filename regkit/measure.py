@@ -108,9 +108,9 @@ def measure(
     if prepared.of_pairs(held):
         return _on_given_pairs(model, data, split, pairs, distances, device, names)
     if recipe.motion is not None:
-        count = pairs or sum(entry["split"] == split for entry in held["subjects"])
-        moved = moved_once(recipe, split, count, count, data=data)
-        return _on_motions(model, [moved.pair(i) for i in range(count)], distances, device, names)
+        moved = moved_once(recipe, split, pairs, data=data)
+        known = [moved.pair(i) for i in range(len(moved))]
+        return _on_motions(model, known, distances, device, names)
     fixed = any(entry["split"] == "fixed" for entry in held["subjects"])
     recipe = replace(recipe, atlas=recipe.atlas or fixed)
     tested, labels = held_out(recipe, split, pairs, data)

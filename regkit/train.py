@@ -343,8 +343,8 @@ def held_out(
 def moved_once(
     recipe: Recipe,
     split: str,
-    count: int,
-    length: int,
+    count: int | None = None,
+    length: int | None = None,
     draw: int = 0,
     data: str | os.PathLike | None = None,
     progress: bool = False,
@@ -353,20 +353,20 @@ def moved_once(
 
     Args:
         recipe, split, data, progress: as of `subjects`.
-        count: how many heads of the population, at most how many of a prepared set.
-        length: how many pairs. draw: the seed of the motions.
+        count: how many heads of the population, at most how many of a prepared set, by default
+            all. length: how many pairs, by default as many. draw: the seed of the motions.
     """
     motion: dict[str, Any] = {"gamma": recipe.gamma, **(recipe.motion or {})}
     if data is None:
-        return moved_heads(
-            count, recipe.shape, SEEDS[split], length, draw, progress=progress, **motion
-        )
+        count = count or 1
+        seed, length = SEEDS[split], length or count
+        return moved_heads(count, recipe.shape, seed, length, draw, progress=progress, **motion)
     motion.pop("scalp", None)
     groups = [
         subjects(replace(recipe, contrast=contrast), split, count, data)
         for contrast in motion.pop("contrasts", ("t1",))
     ]
-    return RigidPairs(groups, length, draw, **motion)
+    return RigidPairs(groups, length or len(groups[0]), draw, **motion)
 
 
 def _one_head_moved(recipe: Recipe, data: str | os.PathLike | None, progress: bool) -> Task:
