@@ -541,12 +541,21 @@ def tables_for(
     protocol: str | None = None,
     data: str | os.PathLike | None = None,
 ) -> list[str]:
-    """The tables that have a protocol for these settings, which are those of `run`."""
-    found = []
+    """The tables that have a protocol for these settings, which are those of `run`.
+
+    Raises:
+        ValueError: there is no such table, or one of the settings is none that exists.
+    """
+    found: list[str] = []
     for name, table in TABLES.items():
         with suppress(_NoProtocol):
             _protocol(table, budget or recipes.budget(), ndim, protocol, data)
             found.append(name)
+    if not found:
+        what = "these settings" if data is None else repr(prepared.description(data)["name"])
+        raise ValueError(
+            f"table is 'all' and none has a protocol for {what}, expected one that has."
+        )
     return found
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from regkit.data import population
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
+import brats  # noqa: E402, F401
 import ixi  # noqa: E402
 import lpba40  # noqa: E402
 import oasis  # noqa: E402

@@ -218,6 +218,29 @@ def test_names_and_new_fields_do_not_change_what_a_training_is():
     assert recipes.complete(older) == recipes.plan(recipe)
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("*-*_cpu.json")), ids=str)
+def test_what_was_measured_is_still_what_a_row_asks_for(file):
+    """Else `regkit benchmark` would train all of it again: rows are known by hashes of recipes."""
+    held = json.loads(file.read_text())
+    rows = {row.label: row for row in TABLES.get(held.get("table"), TABLES["sun2025-table1"]).rows}
+    device = torch.device("cpu")
+    for line in held["rows"]:
+        if "recipe" not in line:
+            continue
+        plan = recipes.Recipe(**recipes.complete(line["recipe"]))
+        plans = [replace(plan, seed=seed) for seed in line["seeds"]]
+        on = {key: held[name] for key, name in (("data", "tested_on"), ("amplitude",) * 2)
+              if name in held}  # fmt: skip
+        pairs = {len(line["dice_pairs"]), None}  # all of a prepared set
+        keys = {
+            benchmark._key(
+                rows[line["label"]], plans, replace(plan, **on), held["split"], n, device
+            )
+            for n in pairs
+        }
+        assert line["key"] in keys, line["label"]
+
+
 # ------------------------------------------------------------------------------------ numbers
 
 

@@ -366,7 +366,8 @@ def test_one_person_to_test_on_makes_no_pair(slices, tmp_path):
          "set, one of fire"),
         (["benchmark", "zhao2019-cascades", "--data", "set"], "data holds the set 'my scans', "
          "expected none: this table runs on the embedded population alone"),
-        (["benchmark", "hu2024-multi", "--lambda2", "1"], "lambda2 is 1.0, expected None: a rigid"),
+        (["benchmark", "hu2024-multi", "--lambda2", "1"], "lambda2 is 1.0, expected None"),
+        (["benchmark", "all", "--data", "set"], "none has a protocol for 'my scans'"),
         (["benchmark", "peng2026-pyramids", "--data", "set"], "expected one of ixi, lpba40"),
         (["benchmark", "sun2025-table1", "--data", "set"], "expected one of lpba40, oasis_2d, oa"),
     ],

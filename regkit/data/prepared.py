@@ -280,6 +280,8 @@ def pairs(
     if not of_pairs(held):
         raise ValueError(f"folder holds the set {held['name']!r}, expected a set of pairs.")
     entries, known = _entries(held, split), {e["category"] for e in held["subjects"]}
+    if category is not None and not known:
+        raise ValueError("dataset.json lists no subjects, expected at least one.")
     if category not in (None, *known):
         listed = ", ".join(map(repr, sorted(known)))
         raise ValueError(f"category is {category!r}, expected one of {listed}, or None.")
