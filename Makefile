@@ -5,6 +5,7 @@
 # make notebooks   execute the notebooks at budget cpu and write them (NAMES="01 03" for some)
 # make bench       speed and memory beside other libraries, into results/ (under ten minutes)
 # make gpu-results all tables of Sun (2025) in 3D on a GPU, into results/; run again, it goes on
+#                  (DATA=folder: the tables of a prepared set)
 # make lint        what CI says about style and types; make format repairs the style
 # make clean       remove what was built; .venv stays
 #
@@ -79,10 +80,13 @@ bench: $(READY)
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 	    $(BIN)/python $(BENCH) --device cuda --out results/bench-gpu.json; fi
 
-# What is in results/ and runs/ is not done again. BUDGET=paper is the published protocol.
+# What is in results/ and runs/ is not done again. BUDGET=paper is the published protocol;
+# DATA=folder is a prepared set, for all tables that have a protocol for it.
 BUDGET ?= gpu
+DATA ?=
 gpu-results: $(READY)
-	$(BIN)/regkit benchmark all --ndim 3 --budget $(BUDGET) --device cuda
+	$(BIN)/regkit benchmark all $(if $(DATA),--data "$(DATA)",--ndim 3) --budget $(BUDGET) \
+	    --device cuda
 
 format: $(READY)
 	$(BIN)/python book/tools/notebooks.py sync

@@ -90,9 +90,9 @@ def prepare(folder: Path, size: int) -> dict[str, Subject]:
     shape = volumes["t1"].shape[:2]
     if min(shape) < size:
         raise ValueError(f"{folder.name} has slices of {shape}, expected {size}x{size} or larger.")
-    labels = torch.zeros(1, *shape, dtype=torch.int16)
+    labels = torch.zeros(1, *shape, dtype=torch.int32)
     if "labels" in volumes:
-        labels = volumes["labels"].data[0, ..., k].short()
+        labels = volumes["labels"].data[0, ..., k]
     made = {}
     for contrast in CONTRASTS:
         image = layout.scaled(volumes[contrast].data[0, ..., k], f"{folder.name}, {contrast}")

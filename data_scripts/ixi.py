@@ -91,7 +91,7 @@ def people(source: Path) -> dict[str, tuple[Path, str]]:
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Brain, float32 in [0, 1], and labels, int16, of a person."""
+    """Brain, float32 in [0, 1], and labels, int32, of a person."""
     try:
         held = arrays.arrays(path)
     except ValueError:
@@ -110,7 +110,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not (-0.01 <= low and 0.1 < high <= 1.01):  # also where one is not a number
         raise ValueError(f"{path.stem} has intensities from {low:g} to {high:g}, expected 0 to 1.")
     with np.errstate(invalid="ignore"):
-        whole = labels.astype(np.int16)
+        whole = labels.astype(np.int32)
     if not ((whole == labels).all() and whole.min() >= 0 and whole.max() <= 255):
         raise ValueError(
             f"{path.stem} has labels from {labels.min():g} to {labels.max():g}, expected whole "

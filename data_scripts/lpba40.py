@@ -159,7 +159,7 @@ def prepare(folder: Path, person: str, target: io.Image, spacing: int) -> dict[s
             f"{person} lost the {STRUCTURES[lost[0]]} when it was aligned and cropped, expected "
             "a brain like the template's."
         )
-    return {"t1": io.Image(image, affine), "labels": io.Image(moved.short(), affine)}
+    return {"t1": io.Image(image, affine), "labels": io.Image(moved, affine)}
 
 
 def main(

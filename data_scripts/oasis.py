@@ -122,7 +122,7 @@ def prepare(
     shape, affine = layout.coarser(image.shape, image.affine, spacing)
     smaller = io.resample_to(image.data, image.affine, shape, affine)
     moved = io.resample_to(labels.data, labels.affine, shape, affine, "nearest")
-    return {"t1": io.Image(smaller, affine), "labels": io.Image(moved.short(), affine)}
+    return {"t1": io.Image(smaller, affine), "labels": io.Image(moved, affine)}
 
 
 def main(

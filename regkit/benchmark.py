@@ -49,15 +49,25 @@ from regkit import classical, io, metrics, models, recipes
 from regkit.book import cost
 from regkit.data import LABELS, Subject, prepared
 from regkit.device import choose_device
-from regkit.evaluate import evaluate, summary
+from regkit.evaluate import (
+    evaluate,
+    labels_of,
+    landmark_errors,
+    landmark_summary,
+    motion_rows,
+    motion_summary,
+    summary,
+)
 from regkit.models import Registration
 from regkit.names import unknown
 from regkit.recipes import Recipe
 from regkit.spatial import warp
 from regkit.tables import LAMBDA2, TABLES, Printed, Row, Table
-from regkit.train import SIMILARITIES, held_out, train
+from regkit.train import SIMILARITIES, adapted, held_out, moved_once, subjects, train
 
 PAIRS = 9  # to test on, of the embedded population: as many as LPBA40 has
+PAPER_SETS = ("lpba40", "oasis", "ixi")  # of which a `Row` knows what a paper prints
+MAIN = {"dice": "dice", "landmarks": "tre", "motion": "rotation_error"}  # number of each measure
 
 Json = dict[str, Any]
 
@@ -97,10 +107,13 @@ def recipe_of(
         own = recipes.get(name, budget)
     if alike:
         own = replace(protocol, options=own.options)
-    usual = protocol.weights["diffusion"] if alike else LAMBDA2.get(row.method, LAMBDA2["vxm"])
+    shared = protocol.weights if alike else {"similarity": 1.0}
+    usual = shared.get("diffusion", 0.0) if alike else LAMBDA2.get(row.method, LAMBDA2["vxm"])
     chosen = (row.lambda2, lambda2, usual)
     smooth = next(value for value in chosen if value is not None)
-    weights = {**(protocol.weights if alike else {"similarity": 1.0}), "diffusion": smooth}
+    weights = dict(shared)
+    if not alike or "diffusion" in shared:  # not where nothing can bend
+        weights["diffusion"] = smooth
     if row.weights is not None:
         weights = dict(row.weights)
     elif row.method == "unfolding" and not alike:
@@ -250,11 +263,70 @@ def _method(
     return method
 
 
+class Tests(NamedTuple):
+    """What a table is measured on.
+
+    pairs: (moving, fixed), or `RigidPair` where the measure is the motion. measure: of the table.
+    labels: which count, None for all. names: of labels. categories: of given pairs.
+    """
+
+    pairs: Sequence[Any]
+    measure: str = "dice"
+    labels: Sequence[int] | None = None
+    names: Mapping[int, str] = LABELS
+    categories: Sequence[str] = ()
+
+
+def _tests(
+    table: Table,
+    recipe: Recipe,
+    pairs: int | None,
+    source: str | os.PathLike | None,
+    progress: bool = False,
+) -> Tests:
+    """The first of a table's test pairs (all: None), as its recipe says."""
+    names = LABELS if source is None else prepared.structures(source) or LABELS
+    if table.measure == "motion":
+        moved = moved_once(recipe, table.split, pairs, data=source, progress=progress)
+        known = [moved.pair(i) for i in range(len(moved))]
+        return Tests(known, table.measure, None, names)
+    if table.measure == "landmarks":
+        subjects(recipe, table.split, 1, source)  # that it is the set, and the size
+        found = prepared.pairs(source or "", table.split)
+        categories: Sequence[str] = found.categories  # type: ignore[attr-defined]
+        return Tests(found[:pairs], table.measure, None, names, categories[:pairs])
+    people, labels = held_out(recipe, table.split, pairs, source, progress)
+    for one in dict.fromkeys(s.name for pair in people for s in pair if not labels_of(s)):
+        raise ValueError(f"data holds {one!r} without labels, expected labels: Dice needs them.")
+    return Tests(people, table.measure, labels, names)
+
+
+def _measured(
+    method: Callable[[Tensor, Tensor], Registration], tests: Tests, device: torch.device
+) -> Json:
+    """What a method reaches on the test pairs of a table, by the table's measure."""
+    if tests.measure == "dice":
+        return judge(method, tests.pairs, tests.labels, device, tests.names)
+    start = time.perf_counter()
+    with _peak(device) as memory:
+        if tests.measure == "motion":
+            rows = motion_rows(method, tests.pairs, device)
+            numbers: Json = motion_summary(rows)
+        else:
+            rows = landmark_errors(method, tests.pairs, device)
+            numbers = landmark_summary(rows, tests.categories)
+    main = MAIN[tests.measure]
+    return {
+        **numbers,
+        "seconds": (time.perf_counter() - start) / len(rows),
+        "memory_gb": memory[0],
+        f"{main}_pairs": [row[main] for row in rows],
+    }
+
+
 def _learned(
     plans: Sequence[Recipe],
-    pairs: Sequence[tuple[Subject, Subject]],
-    labels: Sequence[int] | None,
-    names: Mapping[int, str],
+    tests: Tests,
     device: torch.device,
     train_it: Callable[[Recipe], Run],
 ) -> Json:
@@ -263,14 +335,15 @@ def _learned(
     for plan in plans:
         run = train_it(plan)
         model = run.model.to(device)
-        found.append(judge(model, pairs, labels, device, names))
+        found.append(_measured(model, tests, device))
         costs.append((run.seconds, run.memory_gb))
     numbers = _average(found)
     times, sizes = zip(*costs, strict=True)
+    main = MAIN[tests.measure]
     return {
         **numbers,
-        "dice_seeds": [one["dice"] for one in found],
-        "dice_pairs_seeds": [one["dice_pairs"] for one in found],
+        f"{main}_seeds": [one[main] for one in found],
+        f"{main}_pairs_seeds": [one[f"{main}_pairs"] for one in found],
         "parameters": models.parameter_count(model),
         "training_seconds": None if None in times else sum(times) / len(times),
         "training_memory_gb": None if None in sizes else max(sizes),
@@ -356,12 +429,16 @@ def run(
     shared = replace(
         shared, steps=steps or shared.steps, similarity=similarity or shared.similarity
     )
+    if lambda2 is not None and table.measure == "motion":
+        raise ValueError(f"lambda2 is {lambda2}, expected None: nothing bends in a rigid motion.")
     if not seeds:
         raise ValueError("seeds is empty, expected at least one.")
     if pairs is not None and pairs < 2:
         raise ValueError(f"pairs is {pairs}, expected 2 or more.")
     source, tested_on = data, shared
-    kind = shared.name.removeprefix(f"{table.recipes}_")
+    kind = shared.name
+    for prefix in table.recipes:
+        kind = kind.removeprefix(f"{prefix}_")
     if test is not None:
         source, tested_on = test, replace(shared, data=prepared.description(test)["name"])
         kind += f"_on_{tested_on.data}"
@@ -374,8 +451,12 @@ def run(
         kind += f"_at_{amplitude:g}"
     if source is None:
         pairs = pairs or (2 if budget == "smoke" else PAIRS)
-    else:  # before hours of work
-        held_out(tested_on, table.split, 1, source)
+    for folder, plan, split in ((data, shared, "train"), (test, tested_on, table.split)):
+        if folder is not None:  # before hours of work, a look at everybody's headers
+            subjects(plan, split, 1, folder)
+            adapted(plan, folder)
+    if source is not None:
+        _tests(table, tested_on, 2, source)
     file = Path(out or Path("results") / f"{name}_{kind}_{budget}.json")
     io.check_writable(file.parent)
     if file.is_dir():
@@ -383,20 +464,20 @@ def run(
     # ANTs gets as many cores as PyTorch
     os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", str(torch.get_num_threads()))
 
-    known: list[Any] = []
+    known: list[Tests] = []
 
-    def tested() -> list[Any]:
+    def tested() -> Tests:
         if not known:
-            known.extend(held_out(tested_on, table.split, pairs, source, progress))
-        return known
+            known.append(_tests(table, tested_on, pairs, source, progress))
+        return known[0]
 
-    names = LABELS if source is None else prepared.structures(source) or LABELS
+    paper_set = next((one for one in PAPER_SETS if shared.data.startswith(one)), None)
     said = {
         "table": name,
         "title": table.title,
         "note": table.note,
         "paper": table.paper,
-        "paper_set": table.atlas if shared.atlas else table.pairs,
+        "paper_set": paper_set or (table.atlas if shared.atlas else table.pairs),
         "data": shared.data,
         "tested_on": tested_on.data,
         "amplitude": tested_on.amplitude,
@@ -421,13 +502,13 @@ def run(
         if not exists(row.method):
             found = {"state": "not yet"}
         else:
-            test_pairs, labels = tested()
+            tests = tested()
             try:
                 if plans:
-                    found |= _learned(plans, test_pairs, labels, names, chosen, train_it)
+                    found |= _learned(plans, tests, chosen, train_it)
                     found["seeds"] = list(seeds)
                 else:
-                    found |= _optimised(row.method, test_pairs, labels, names)
+                    found |= _optimised(row.method, tests)
             except (ValueError, ImportError) as error:
                 found = {"state": f"left out: {error}"}
         fresh = {"label": row.label, "key": key, **_made_now(chosen), **_rounded(found)}
@@ -460,12 +541,21 @@ def tables_for(
     protocol: str | None = None,
     data: str | os.PathLike | None = None,
 ) -> list[str]:
-    """The tables that have a protocol for these settings, which are those of `run`."""
-    found = []
+    """The tables that have a protocol for these settings, which are those of `run`.
+
+    Raises:
+        ValueError: there is no such table, or one of the settings is none that exists.
+    """
+    found: list[str] = []
     for name, table in TABLES.items():
         with suppress(_NoProtocol):
             _protocol(table, budget or recipes.budget(), ndim, protocol, data)
             found.append(name)
+    if not found:
+        what = "these settings" if data is None else repr(prepared.description(data)["name"])
+        raise ValueError(
+            f"table is 'all' and none has a protocol for {what}, expected one that has."
+        )
     return found
 
 
@@ -485,20 +575,30 @@ def _protocol(
         raise ValueError(f"protocol is {protocol!r}, expected 'atlas' or 'pairs'.")
     if ndim not in (None, 2, 3):
         raise ValueError(f"ndim is {ndim}, expected 2 or 3.")
-    known = (n for n in recipes.names() if n.startswith(f"{table.recipes}_"))
-    ours = [recipes.get(n, budget) for n in known]
+    prefixes = tuple(f"{prefix}_" for prefix in table.recipes)
+    ours = [recipes.get(n, budget) for n in recipes.names() if n.startswith(prefixes)]
+    sets: dict[str, Recipe] = {}
+    embedded: dict[tuple[int, str], Recipe] = {}
+    for recipe in ours:
+        if recipe.data != "population":
+            sets.setdefault(recipe.data, recipe)
+        else:
+            embedded[recipe.ndim, "atlas" if recipe.atlas else "pairs"] = recipe
+    listed = ", ".join(sorted(sets))
     if data is not None:
-        sets = {recipe.data: recipe for recipe in ours if recipe.data != "population"}
         held = prepared.description(data)["name"]
+        if not sets:
+            raise _NoProtocol(
+                f"data holds the set {held!r}, expected none: this table runs on the embedded "
+                "population alone."
+            )
         if held not in sets:
-            listed = ", ".join(sorted(sets))
             raise _NoProtocol(f"data holds the set {held!r}, expected one of {listed}.")
         return sets[held]
-    embedded = {
-        (recipe.ndim, "atlas" if recipe.atlas else "pairs"): recipe
-        for recipe in ours
-        if recipe.data == "population"
-    }
+    if not embedded:
+        raise _NoProtocol(
+            f"data is not given, expected the folder of a prepared set, one of {listed}."
+        )
     axes = {d for d, _ in embedded}
     ndim = ndim or (max(axes) if budget in ("gpu", "paper") else min(axes))
     asked = (ndim, protocol or ("atlas" if (ndim, "atlas") in embedded else "pairs"))
@@ -533,17 +633,12 @@ def _key(
     return hashlib.sha256(json.dumps([*what, *on]).encode()).hexdigest()[:12]
 
 
-def _optimised(
-    method: str,
-    pairs: Sequence[tuple[Subject, Subject]],
-    labels: Sequence[int] | None,
-    names: Mapping[int, str],
-) -> Json:
+def _optimised(method: str, tests: Tests) -> Json:
     """A row of a classical method, on the CPU."""
     function = _classical(method)
     assert function is not None
-    method_here = _method(function, pairs[0][1].affine)
-    numbers = judge(method_here, pairs, labels, torch.device("cpu"), names)
+    method_here = _method(function, tests.pairs[0][1].affine)
+    numbers = _measured(method_here, tests, torch.device("cpu"))
     return {**numbers, "threads": int(os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"])}
 
 
@@ -666,10 +761,23 @@ def orders(lines: Sequence[Json]) -> Json:
 
 def as_text(held: Json) -> str:
     """A results file as lines: row, paper, ours, which side of the default row; then the orders."""
-    columns = (
+    columns: tuple[tuple[str, str, str], ...] = (
         ("paper", "paper_dice", ".3f"), ("ours", "dice", ".4f"), ("sd", "dice_sd", ".4f"),
         ("labels", "dice_sd_labels", ".4f"), ("HD95", "hd95", ".2f"),
         ("% J<=0", "folding_percent", ".4f"), ("sd log J", "sd_log_jacobian", ".3f"),
+    )  # fmt: skip
+    measure = TABLES[held["table"]].measure if held["table"] in TABLES else "dice"
+    if measure == "landmarks":
+        columns = (
+            ("before", "tre_before", ".3f"), ("error", "tre", ".3f"), ("AUC", "success_auc", ".4f"),
+            ("% J<=0", "folding_percent", ".4f"),
+        )  # fmt: skip
+    elif measure == "motion":
+        columns = (
+            ("degrees", "rotation_error", ".4f"), ("voxels", "translation_error", ".4f"),
+            ("% good", "success", ".1f"),
+        )  # fmt: skip
+    columns += (
         ("s/pair", "seconds", ".2f"), ("train s", "training_seconds", ".0f"),
         ("weights", "parameters", "d"),
     )  # fmt: skip

@@ -362,8 +362,11 @@ def _demonstrate(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Option(help="A recipe; a wrong name lists them.")],
     out: Out,
+    name: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe; a wrong name lists them.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="The same, as an option.")] = None,
     budget: Annotated[
         str | None, typer.Option(help="smoke, cpu, gpu or paper; by default REGKIT_BUDGET.")
     ] = None,
@@ -376,83 +379,95 @@ def train(
     data: Data = None,
     device: Device = "auto",
 ) -> None:
-    """Train a model on the embedded population, or on a prepared set.
+    """Train a model as RECIPE says, on the embedded population or on a prepared set.
 
-    best.safetensors goes to `register --method`.
+    Any prepared set will do whose images fit the model. best.safetensors goes to
+    `register --method`.
     """
     from regkit import io, recipes
     from regkit.train import train as run
 
+    if (name is None) == (recipe is None):
+        given = "not given" if name is None else "given twice"
+        raise ValueError(f"RECIPE is {given}, expected one, such as `regkit train vxm_2d -o run`.")
     io.check_writable(out)
     changes = {k: v for k, v in (("steps", steps), ("seed", seed)) if v is not None}
-    plan = recipes.get(recipe, budget, **changes)
+    plan = recipes.get(name or recipe or "", budget, **changes)
     trained = run(plan, out, resume, device=device, start=start, data=data)
-    last = trained.history[-1]
+    plan, last = trained.recipe, trained.history[-1]
+    typer.echo(f"recipe {plan.name}, data {plan.data}, images of {plan.shape} voxels")
     rigid = ("rotation_error", "translation_error", "success")
-    for name in ("dice_before", "dice", *rigid, "tre_before", "tre"):
+    for name in ("dice_before", "dice", "lncc", *rigid, "tre_before", "tre"):
         if name in last:
             typer.echo(f"validation {name:<18}{last[name]:8.4f}")
-    typer.echo(f"wrote {out / 'best.safetensors'}; curves: tensorboard --logdir {out}")
+    made = [one for one in ("best", "last") if (out / f"{one}.safetensors").is_file()]
+    typer.echo(f"wrote {out / made[0]}.safetensors; curves: tensorboard --logdir {out}")
 
 
 @app.command()
 def evaluate(
     method: Annotated[str, typer.Argument(help="Shipped weights, or a weights file.")],
-    pairs: Annotated[int, typer.Option(help="How many pairs.", min=2)] = 8,
+    pairs: Annotated[
+        int | None, typer.Option(help="How many pairs; else 8, or all of a set.", min=1)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the population; 0 and 1 serve training.")] = 2,
-    distances: Annotated[bool, typer.Option("--distances", help="HD95 as well.")] = False,
+    distances: Annotated[
+        bool | None, typer.Option(help="HD95 as well; by default with --data.")
+    ] = None,
+    data: Data = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of the set in --data: test, validation or train.")
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option("--csv", readable=False, help="A CSV file, a line a pair and structure."),
+    ] = None,
     device: Device = "auto",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", readable=False, help="A JSON file with every number."),
     ] = None,
 ) -> None:
-    """Measure a trained model on pairs of the embedded population that it has not seen."""
-    import torch
-
+    """Measure a trained model on pairs that it has not seen: of the population, or of --data."""
     import regkit
-    from regkit import io, models
+    from regkit import io, models, recipes
     from regkit.benchmark import commit
     from regkit.book import cost
-    from regkit.data.pairs import chain
-    from regkit.data.population import population
-    from regkit.data.rigid import moved_heads
     from regkit.device import choose_device
-    from regkit.evaluate import evaluate as run
-    from regkit.evaluate import motion_errors, summary
-    from regkit.train import SEEDS
+    from regkit.measure import measure, write_csv
 
-    if out is not None:
-        if out.is_dir():
-            raise ValueError("out is a folder, expected the name of a JSON file.")
-        io.check_writable(out.parent)
+    for file, kind in ((out, "out"), (table, "csv")):
+        if file is not None:
+            if file.is_dir():
+                wanted = "a JSON file" if kind == "out" else "a CSV file"
+                raise ValueError(f"{kind} is a folder, expected the name of {wanted}.")
+            io.check_writable(file.parent)
+    if split is not None and data is None:
+        raise ValueError("split is given and data is not, expected the folder of a prepared set.")
     chosen = choose_device(device)
     model = models.load(method)
     if "recipe" not in model.info:
         raise ValueError("method is a weights file without a recipe, expected one of regkit train.")
-    plan = model.info["recipe"]
-    model = model.to(chosen)
-    errors: dict[str, float] = {}
-    if motion := plan.get("motion"):
-        heads = moved_heads(pairs, plan["shape"], seed, pairs, gamma=plan["gamma"], **motion)
-        known = [heads.pair(i) for i in range(pairs)]
-        errors = motion_errors(model, known, chosen)
-        tested = [(pair.moving, pair.fixed) for pair in known]
-    else:
-        looks = plan["amplitude"], plan["contrast"]
-        people = population(pairs, plan["shape"], seed, *looks, progress=True)
-        tested = chain(people)
-        if plan.get("atlas"):
-            (target,) = population(1, plan["shape"], SEEDS["fixed"], *looks)
-            tested = [(moving, target) for moving in people]
-    rows = run(model, tested, distances=distances, ceiling=not motion, device=chosen)
-    for name, value in (mean := summary(rows) | errors).items():
-        typer.echo(f"{name:<20}{value:10.4f}")
+    plan = recipes.restored(model.info["recipe"])
+    if data is None and pairs == 1 and plan.motion is None and not plan.atlas:
+        raise ValueError("pairs is 1, expected 2 or more: each subject goes to the next.")
+    far = data is not None if distances is None else distances
+    found = measure(
+        model.to(chosen), plan, data, split or "test", pairs, seed, far, chosen, progress=True
+    )
+    for name, value in found.summary.items():
+        typer.echo(f"{name:<22}{value:10.4f}")
+    if data is not None:
+        _tell_structures(found.per_structure())
+    if table is not None:
+        write_csv(found, table)
+        typer.echo(f"wrote {table}")
     if out is not None:
+        import torch
+
         with io.staged(out.parent) as folder:
             made = {
-                "command": f"regkit evaluate {Path(method).name} --pairs {pairs} --seed {seed}"
-                + " --distances" * distances,
+                "command": _typed(),
                 "device": chosen.type,
                 "threads": torch.get_num_threads(),
                 "memory_gb": round(cost()[1], 2),
@@ -460,8 +475,19 @@ def evaluate(
                 "versions": {"regkit": regkit.__version__, "torch": torch.__version__},
                 "training": model.info,
             }
-            text = json.dumps({"made": made, "summary": mean, "pairs": rows}, indent=1)
-            (folder / out.name).write_text(text + "\n")
+            held = {"made": made, "summary": found.summary, "pairs": found.rows}
+            if data is not None:
+                held["structures"] = found.per_structure()
+            (folder / out.name).write_text(json.dumps(held, indent=1) + "\n")
+
+
+def _tell_structures(found: dict[str, dict[str, float]]) -> None:
+    """A line a structure."""
+    if found:
+        typer.echo(f"{'structure':<36}{'Dice':>8}{'HD95':>10}")
+    for name, numbers in found.items():
+        far = f"{numbers['hd95']:10.3f}" if "hd95" in numbers else ""
+        typer.echo(f"{name:<36}{numbers['dice']:8.4f}{far}")
 
 
 @app.command()

@@ -70,9 +70,10 @@ def evaluate(
 
     Returns:
         Per pair: moving, fixed (names), dice_before, dice, folding_percent, sd_log_jacobian, lncc
-        (local correlation, in [0, 1]), seconds, dice_per_label; with `distances` hd95 and
-        hd95_infinite (how many labels were lost and left out of the mean); with `ceiling`
-        dice_ceiling and endpoint_error (voxels, inside the head).
+        (local correlation, in [0, 1]), seconds, dice_per_label; with `distances` hd95,
+        hd95_per_label and hd95_infinite (how many labels were lost and left out of the mean); with
+        `ceiling` dice_ceiling and endpoint_error (voxels, inside the head). A pair without labels
+        has none of the numbers that labels give.
     """
     rows = []
     for moving, fixed in pairs:
@@ -99,10 +100,13 @@ def evaluate(
             "seconds": seconds,
             "dice_per_label": dict(zip(map(int, chosen), per_label.tolist(), strict=True)),
         }
-        if distances:
-            apart = metrics.hd95(warped, to_labels, chosen, spacing=fixed.spacing)
+        if not chosen:
+            row = {key: value for key, value in row.items() if not key.startswith("dice")}
+        if distances and chosen:
+            apart = metrics.hd95(warped, to_labels, chosen, spacing=fixed.spacing)[0]
             row["hd95"] = _finite_mean(apart)
             row["hd95_infinite"] = int(torch.isinf(apart).sum())
+            row["hd95_per_label"] = dict(zip(map(int, chosen), apart.tolist(), strict=True))
         if ceiling:
             truth = true_displacement(moving, fixed)
             best = warp(from_labels, truth, mode="nearest")
@@ -115,16 +119,22 @@ def evaluate(
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Mean over pairs of every number in the rows, and the standard deviation of a Dice.
 
+    A number that only some pairs have is the mean over those.
+
     With a ceiling also `gap_closed`: how far, in percent, the mean Dice has come from where it was
     before registration (0) to where the true displacement takes it (100); NaN where there is
     nothing to gain.
     """
     if not rows:
         raise ValueError("rows is empty, expected at least one evaluated pair.")
-    keys = [key for key, value in rows[0].items() if isinstance(value, (int, float))]
-    mean = {key: float(np.mean([row[key] for row in rows])) for key in keys}
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if isinstance(value, (int, float)):
+                columns.setdefault(key, []).append(value)
+    mean = {key: float(np.mean(values)) for key, values in columns.items()}
     if "dice" in mean:
-        mean["dice_sd"] = float(np.std([row["dice"] for row in rows]))
+        mean["dice_sd"] = float(np.std(columns["dice"]))
     if "dice_ceiling" in mean:
         gained, possible = (mean[k] - mean["dice_before"] for k in ("dice", "dice_ceiling"))
         mean["gap_closed"] = 100 * gained / possible if possible else math.nan
@@ -162,10 +172,10 @@ def landmark_errors(
 
 
 @torch.no_grad()
-def motion_errors(
+def motion_rows(
     method: Method, pairs: Sequence[RigidPair], device: str | torch.device = "cpu", batch: int = 32
-) -> dict[str, float]:
-    """How well a rigid or affine method finds known motions, over all pairs.
+) -> list[dict[str, Any]]:
+    """How far a rigid or affine method is from each of some known motions.
 
     Args:
         method: a model whose result has `theta`, or anything that maps two (B, 1, *S) images to
@@ -174,10 +184,10 @@ def motion_errors(
         device: where the model is. batch: how many pairs it takes at a time.
 
     Returns:
-        Medians `rotation_error` (degrees) and `translation_error` (voxels, at the centre), the
-        means of both with `_mean`, and `success`: percent of the pairs with less than 0.5 of each.
+        Per pair: moving, fixed (names), rotation_error (degrees) and translation_error (voxels, at
+        the centre).
     """
-    turns, shifts = [], []
+    rows: list[dict[str, Any]] = []
     for start in range(0, len(pairs), batch):
         part = pairs[start : start + batch]
         moving, fixed = (
@@ -188,9 +198,33 @@ def motion_errors(
         if theta is None:
             raise ValueError("method gave no theta, expected a rigid or affine registration.")
         truth = torch.cat([pair.theta for pair in part])
-        turns.append(metrics.rotation_error(theta.cpu(), truth))
-        shifts.append(metrics.translation_error(theta.cpu(), truth))
-    turn, shift = torch.cat(turns), torch.cat(shifts)
+        turns = metrics.rotation_error(theta.cpu(), truth).tolist()
+        shifts = metrics.translation_error(theta.cpu(), truth).tolist()
+        for pair, turn, shift in zip(part, turns, shifts, strict=True):
+            who = {"moving": pair.moving.name, "fixed": pair.fixed.name}
+            rows.append(who | {"rotation_error": turn, "translation_error": shift})
+    return rows
+
+
+def motion_errors(
+    method: Method, pairs: Sequence[RigidPair], device: str | torch.device = "cpu", batch: int = 32
+) -> dict[str, float]:
+    """How well a rigid or affine method finds known motions, over all pairs.
+
+    Arguments as of `motion_rows`.
+
+    Returns:
+        Medians `rotation_error` (degrees) and `translation_error` (voxels, at the centre), the
+        means of both with `_mean`, and `success`: percent of the pairs with less than 0.5 of each.
+    """
+    return motion_summary(motion_rows(method, pairs, device, batch))
+
+
+def motion_summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What `motion_errors` returns, from the rows of `motion_rows`."""
+    turn, shift = (
+        torch.tensor([row[key] for row in rows]) for key in ("rotation_error", "translation_error")
+    )
     return {
         "rotation_error": float(turn.median()),
         "translation_error": float(shift.median()),
@@ -198,3 +232,22 @@ def motion_errors(
         "translation_error_mean": float(shift.mean()),
         "success": 100 * float(((turn < 0.5) & (shift < 0.5)).double().mean()),
     }
+
+
+def landmark_summary(
+    rows: Sequence[dict[str, Any]], categories: Sequence[str] = ()
+) -> dict[str, float]:
+    """Means over the rows of `landmark_errors`, and the area under the success curve.
+
+    Args:
+        rows: one a pair.
+        categories: of each pair; `tre` and `success_auc` of each category then have its name
+            behind them.
+    """
+    errors = torch.tensor([row["tre"] for row in rows])
+    found = summary(rows) | {"success_auc": float(metrics.success_auc(errors))}
+    for category in sorted(set(categories) - {""}):
+        there = errors[[c == category for c in categories]]
+        found[f"tre_{category}"] = float(there.mean())
+        found[f"success_auc_{category}"] = float(metrics.success_auc(there))
+    return found

@@ -1,15 +1,16 @@
 """The settings of each training, as data: what a paper says, and what each budget can afford.
 
-A recipe is one frozen record. `get("vxm_diff_2d")` gives it at the current budget; the budget is
-the environment variable REGKIT_BUDGET, one of "smoke" (does it run?), "cpu" (real learning in
-minutes on two cores), "gpu" (at most 15 minutes on a Colab T4) and "paper" (the published
-protocol).
+A recipe is one record that cannot be changed, down to its dictionaries. `get("vxm_diff_2d")` gives
+it at the current budget; the budget is the environment variable REGKIT_BUDGET, one of "smoke" (does
+it run?), "cpu" (real learning in minutes on two cores), "gpu" (at most 15 minutes on a Colab T4)
+and "paper" (the published protocol).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from regkit.frozen import frozen
 from regkit.names import unknown
 
 BUDGETS = ("smoke", "cpu", "gpu", "paper")
@@ -29,16 +31,18 @@ class Recipe:
     model, ndim, options: what `regkit.models.create` takes.
     shape: of the images; spacing follows from the population's field of view.
     data: "population", the embedded one, or the name of a prepared set, which `regkit train` finds
-        in the folder that it is given. Whoever has the set has it elsewhere.
+        in the folder that it is given. Whoever has the set has it elsewhere. Given the folder of
+        another set, `regkit.train.train` learns from that one, see `regkit.train.fitted`.
     subjects, validation: how many of the embedded population (seeds 0 and 1; 2 is for tests), at
         most how many of a prepared set.
     atlas: every pair has the same fixed image (the subject of seed 3, or the one that a prepared
-        set calls fixed); else a pair is any two subjects.
+        set calls fixed, or else the first of those to learn from, who is then not learned from);
+        otherwise a pair is any two subjects.
     contrast, amplitude: of the population. gamma: change the
         contrast of each image at random, x -> x^g with |log g| <= gamma.
     motion: None for pairs of two subjects; else a pair is one head twice, on cubic voxels, and this
         says how the second one is moved: keyword arguments of `regkit.data.RigidPairs`, and the
-        `contrasts` between which a pair may be formed.
+        `contrasts` of which, or between which, a pair may be formed.
     painted: None, or a pair is two label maps, deformed and painted in any contrast: keyword
         arguments of `regkit.data.contrast.PaintedPairs`, and `brains` of `anatomies` there. Then
         `subjects` says how many anatomies there are, `validation` how many pairs.
@@ -97,6 +101,11 @@ class Recipe:
     validate_every: int = 200
     seed: int = 0
     precision: str = "no"
+
+    def __post_init__(self) -> None:
+        # each recipe holds copies, so that none of them shares a dictionary with another
+        for one in fields(self):
+            object.__setattr__(self, one.name, frozen(getattr(self, one.name)))
 
 
 _TMI = "Balakrishnan et al., IEEE TMI 2019; steps, rate and schedule are ours"
@@ -244,6 +253,16 @@ _add(
     gpu={"shape": (160, 192), "steps": 4000, "validate_every": 500, "precision": "no"},
     paper=_ZHENG_PAPER,
 )
+# slices of neurite-oasis, 24 structures: the sizes as above. 254 people to learn from, the first of
+# whom is the fixed image, and 140 to test on (the paper: 333 and 83 of 416). Steps are 2000 times
+# everyone who moves.
+_add(
+    replace(_ZHENG, name="zheng2023_oasis", data="oasis_2d", subjects=253, validation=20),
+    smoke=_SMOKE_2D | {"shape": (40, 48), "precision": "no"},
+    gpu={"shape": (160, 192), "steps": 4000, "validate_every": 500, "precision": "no"},
+    paper=_ZHENG_PAPER
+    | {"subjects": 253, "validation": 20, "steps": 63_250, "validate_every": 550},
+)
 
 # Equation 7: u is held to the fixed image and to smoothness, v to the fixed image and to u. Once
 # with the local correlation of `vxm`; once, below, with the paper's squared difference. The weights
@@ -273,7 +292,7 @@ _add(
     _UNFOLDING_3D,
     smoke=_SMOKE_3D,
     gpu={"subjects": 100, "steps": 2000, "validate_every": 500, "precision": "no"},
-    paper={"shape": (160, 192, 160), "options": {"save_memory": True}, "subjects": 31,
+    paper={"shape": (160, 192, 160), "options": {"save_memory": True}, "subjects": 30,
            "validation": 9, "steps": 15_000, "lr": 1e-4, "schedule": "constant",
            "validate_every": 500, "precision": "no"},
 )  # fmt: skip
@@ -506,6 +525,33 @@ for _recipe in (
                "batch": 32, "steps": 50_000, "validate_every": 1000},
     )  # fmt: skip
 
+# The paper's own set: slices of patients in three contrasts, 80 % of 2000 to learn from; 3 and 6
+# degrees of freedom; the correlation within a contrast, mutual information between two. Slices are
+# prepared with 200x200 pixels, with --size 48 for "smoke". Nobody is there to validate with: some
+# of those to learn from serve to watch a run. And the same with the embedded population.
+_PATIENTS = ("flair", "t1", "t2")
+_HU_MOTION: dict[str, dict[str, Any]] = {
+    "single": {"motion": _SMALL_MOTION | {"contrasts": _PATIENTS, "across": False}},
+    "multi": {
+        "motion": _SMALL_MOTION | {"contrasts": _PATIENTS},
+        "similarity": "mutual_information",
+    },
+}
+for _kind, _changes in _HU_MOTION.items():
+    for _name, _data in (
+        ("rigid", "brats_hu2024"),
+        ("affine", "brats_hu2024"),
+        ("2d", "population"),
+    ):
+        _model = "affine_resnet34" if _name == "affine" else "rigid_resnet34"
+        _add(
+            replace(_RIGID, name=f"hu2024_{_kind}_{_name}", model=_model, data=_data, **_changes),
+            smoke={**_SMOKE_2D, "shape": (48, 48)},
+            gpu={"subjects": 400, "batch": 32, "steps": 10_000, "validate_every": 1000},
+            paper={"options": {"width": 64}, "subjects": 1600, "validation": 400,
+                   "batch": 32, "steps": 50_000, "validate_every": 1000},
+        )  # fmt: skip
+
 
 def names() -> list[str]:
     """The recipes that `get` knows."""
@@ -546,6 +592,39 @@ def plan(recipe: Recipe) -> dict[str, Any]:
 def complete(held: Mapping[str, Any]) -> dict[str, Any]:
     """What `plan` once gave, with today's fields: those that it did not know at their default."""
     return {f.name: f.default for f in fields(Recipe) if f.default is not MISSING} | dict(held)
+
+
+def restored(held: Any) -> Recipe:
+    """The recipe that `plan` once gave, such as that which weights carry.
+
+    Raises:
+        ValueError: it is none, or one of a regkit that knows more fields.
+    """
+    try:
+        recipe = Recipe(**complete(held))
+    except (TypeError, ValueError):
+        recipe = None
+    if recipe is None or not _sound(recipe):
+        raise ValueError("method holds a recipe that cannot be read, expected one of regkit train.")
+    return recipe
+
+
+def _sound(recipe: Recipe) -> bool:
+    """Whether the fields that evaluation looks at are of their kind."""
+    numbers = (recipe.amplitude, recipe.gamma)
+    return (
+        all(isinstance(text, str) for text in (recipe.name, recipe.data, recipe.contrast))
+        and recipe.ndim in (2, 3)
+        and isinstance(recipe.shape, tuple)
+        and len(recipe.shape) == recipe.ndim
+        and all(isinstance(n, int) and 0 < n <= 2048 for n in recipe.shape)
+        and all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers)
+        and isinstance(recipe.atlas, bool)
+        and all(
+            isinstance(one, (Mapping, type(None)))
+            for one in (recipe.motion, recipe.painted, recipe.chest)
+        )
+    )
 
 
 def identity(recipe: Recipe) -> str:

@@ -1,5 +1,6 @@
 """Training: it learns, it resumes to the same weights, and it says what is wrong."""
 
+import copy
 import json
 import math
 import multiprocessing
@@ -536,6 +537,41 @@ def test_recipes_and_budgets(monkeypatch):
         recipes.get("vxm_2d")
     with pytest.raises(ValueError, match="recipe is 'vxm_4d', expected one of"):
         recipes.get("vxm_4d", "cpu")
+
+
+def test_a_recipe_shares_nothing_and_cannot_be_changed():
+    """Two recipes that are made of the same words hold dictionaries of their own."""
+    for name in recipes.names():
+        for budget in recipes.BUDGETS:
+            recipe = recipes.get(name, budget)
+            assert hash(recipe) == hash(recipes.get(name, budget))
+            assert recipes.Recipe(**recipes.plan(recipe)) == recipe  # also from JSON
+    recipe = recipes.get("rigid_resnet34_2d", "cpu")
+    for change in (
+        lambda: recipe.motion.update(angle=90.0),
+        lambda: recipe.weights.__setitem__("similarity", 2.0),
+        lambda: recipe.weights.__ior__({"similarity": 2.0}),
+        lambda: recipe.options.pop("width"),
+        lambda: recipe.options.clear(),
+    ):
+        with pytest.raises(TypeError, match="settings cannot be changed in place"):
+            change()
+    assert recipe == recipes.get("rigid_resnet34_2d", "cpu")
+    mine = {"similarity": 1.5}
+    held = replace(recipe, weights=mine)
+    mine["similarity"] = 5.0
+    assert held.weights == {"similarity": 1.5}
+    copied = copy.deepcopy(recipe)
+    assert copied == recipe and hash(copied) == hash(recipe)
+    assert len({recipe, held, replace(recipe)}) == 2
+
+
+def test_sun_s_thirty_people_to_learn_from_are_thirty_everywhere():
+    """Section 3.1: of the 40 of LPBA40 one is fixed, 30 are learned from and 9 tested on."""
+    for name in ("unfolding_3d", "sun2025_3d", "sun2025_lpba40"):
+        recipe = recipes.get(name, "paper")
+        assert (recipe.subjects, recipe.validation) == (30, 9)
+        assert recipe.steps == 500 * recipe.subjects
 
 
 def test_random_pairs_depend_on_seed_and_index_alone():

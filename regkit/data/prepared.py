@@ -3,13 +3,20 @@
 A prepared set is a folder with dataset.json, which lists its subjects and says who is there to
 learn from, to validate with, to test on, and to be the one fixed image; and a folder a subject, or
 a folder a pair where the set is one of pairs. See data_scripts/README.md.
+
+Nothing that stands in such a folder is trusted: `description` checks dataset.json, `check` the
+headers of all images, and each image is checked again when it is read.
 """
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,31 +27,106 @@ from torch import Tensor
 
 from regkit import io
 from regkit.data.population import Subject
+from regkit.names import unknown
 
 SPLITS = ("fixed", "train", "validation", "test")
+SIDES = ("moving", "fixed")  # the contrasts of a set of pairs
 
 
 def description(folder: str | os.PathLike) -> dict[str, Any]:
     """What dataset.json says; `complete` is False while a script still writes the set.
 
+    Returns:
+        name: of the set. settings: what its script was told. contrasts: names of the images of
+        each subject. subjects: a dictionary each, with `name` (of its folder), `split` (one of
+        `SPLITS`), `labels` (whether there is a label map) and, in sets of pairs, `category`.
+        structures, if there are any: names of labels, by label. complete.
+
     Raises:
         FileNotFoundError: `folder` is no prepared set.
-        ValueError: dataset.json cannot be read.
+        ValueError: dataset.json cannot be read, or a field of it is something else than that.
     """
     file = Path(folder) / "dataset.json"
     if not file.is_file():
         raise FileNotFoundError("folder has no dataset.json, expected a prepared set.")
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
-        return {"name": "", "contrasts": [], "subjects": [], "complete": False, **held}
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError):
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, a number too long, too deep
         raise ValueError("dataset.json cannot be read, expected that of a prepared set.") from None
+    if not isinstance(held, dict):
+        raise _unexpected("", held, "an object with name, contrasts and subjects")
+    held = {"name": "", "contrasts": [], "subjects": [], "complete": False, **held}
+    _check_names(held)
+    for entry in held["subjects"]:
+        _check_entry(entry, held)
+    names = Counter(entry["name"] for entry in held["subjects"])
+    if names and (most := names.most_common(1)[0])[1] > 1:
+        raise ValueError(f"dataset.json lists {most[0]!r} twice, expected each subject once.")
+    return held
+
+
+def _check_names(held: dict[str, Any]) -> None:
+    """Everything in dataset.json but the entries of subjects."""
+    for key, kind, wanted in (
+        ("name", str, "a plain name"),
+        ("contrasts", list, "a list of plain names"),
+        ("subjects", list, "a list with an object for each subject"),
+        ("settings", dict, "an object"),
+        ("structures", dict, "an object of names by label"),
+        ("complete", bool, "true or false"),
+    ):
+        if not isinstance(held.get(key, kind()), kind):
+            raise _unexpected(key, held[key], wanted)
+    if held["name"] and not _plain(held["name"]):
+        raise _unexpected("name", held["name"], "a plain name")
+    contrasts = held["contrasts"]
+    if not all(_plain(one) and one != "labels" for one in contrasts):
+        raise _unexpected("contrasts", contrasts, "plain names of images")
+    if len(set(contrasts)) < len(contrasts):
+        raise _unexpected("contrasts", contrasts, "each name once")
+    for label, name in held.get("structures", {}).items():
+        if not (label.isascii() and label.isdigit() and len(label) < 11 and isinstance(name, str)):
+            raise _unexpected("structures", {label: name}, "names by label, such as {'17': 'left'}")
+        if not 0 < int(label) < 2**31:
+            raise _unexpected("structures", {label: name}, "labels from 1 to 2^31 - 1")
+
+
+def _check_entry(entry: Any, held: dict[str, Any]) -> None:
+    """One entry of `subjects`."""
+    if not isinstance(entry, dict):
+        raise _unexpected("subjects", entry, "an object for each subject")
+    name = entry.get("name")
+    if not _plain(name) or name == "dataset.json":
+        raise _unexpected("a subject's name", name, "the plain name of a folder in the set's own")
+    if entry.get("split") not in SPLITS:
+        raise _unexpected(f"the split of {name}", entry.get("split"), "one of " + ", ".join(SPLITS))
+    if not isinstance(entry.get("labels"), bool):
+        raise _unexpected(f"the labels of {name}", entry.get("labels"), "true or false")
+    paired = set(SIDES) <= set(held["contrasts"])
+    if not isinstance(entry.get("category", None if paired else ""), str):
+        raise _unexpected(f"the category of {name}", entry.get("category"), "a text")
+
+
+def _plain(name: Any) -> bool:
+    """Whether this is the name of a file or folder, and no path, nor a hidden one."""
+    if not isinstance(name, str) or not name.isprintable():  # unprintable: also half a surrogate
+        return False
+    short = 0 < len(name.encode()) <= 200
+    return short and name[0] not in ". " and name[-1] not in ". " and not set(name) & set("/\\:")
+
+
+def _unexpected(what: str, came: Any, wanted: str) -> ValueError:
+    said = repr(came) if came is None or isinstance(came, (str, int, float)) else json.dumps(came)
+    said = said if len(said) <= 60 else f"{said[:57]}..."
+    place = f"dataset.json has {said}" + (f" for {what}" if what else "")
+    return ValueError(f"{place}, expected {wanted}.")
 
 
 @dataclass(frozen=True)
 class Scan(Subject):
     """A real subject: its axes may run any way, and nobody knows its true correspondence.
 
+    labels: (1, *S) int32, zeros where there are none.
     points: (N, d) float32, voxels, landmarks if there are any; of the two images of a pair, row k
         of both is one place.
     """
@@ -58,50 +140,89 @@ class Scan(Subject):
 
 
 class _Subjects(Sequence[Scan]):
-    """Subjects that are read when they are asked for."""
+    """Subjects that are read when they are asked for. A slice is as lazy, and shares what is held.
 
-    def __init__(self, folder: Path, contrast: str, entries: list[dict[str, Any]], keep: bool):
+    `shape` is that of every image: of the first of the whole set, as its header says.
+    """
+
+    def __init__(
+        self, folder: Path, contrast: str, entries: list[dict[str, Any]], keep: bool,
+        shape: tuple[int, ...],
+    ):  # fmt: skip
         self.folder, self.contrast, self.entries, self.keep = folder, contrast, entries, keep
-        self.held: dict[int, Scan] = {}
+        self.shape = shape
+        self.held: dict[str, Scan] = {}
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]
-        subject = self.held[i] if i in self.held else self._read(self.entries[i])
+            part = copy(self)
+            part.entries = self.entries[index]
+            return part
+        entry = self.entries[index]
+        subject = self.held.get(entry["name"]) or self._read(entry)
         if self.keep:
-            self.held[i] = subject
+            self.held[entry["name"]] = subject
         return subject
 
     def _read(self, entry: dict[str, Any]) -> Scan:
-        folder = self.folder / entry["name"]
-        image = io.read(folder / f"{self.contrast}.nii.gz", self.contrast)
-        labels = torch.zeros_like(image.data[0], dtype=torch.int16)
+        name, folder = entry["name"], self.folder / entry["name"]
+        called = f"{name}, {self.contrast}"
+        image = io.read(folder / f"{self.contrast}.nii.gz", called)
+        _check_shape(called, image.shape, self.shape)
+        labels = torch.zeros_like(image.data[0], dtype=torch.int32)
         if entry["labels"]:
-            labels = io.read(folder / "labels.nii.gz", "labels", labels=True).data[0].short()
-        points = torch.empty(0, image.ndim)
-        if (folder / "points.csv").is_file():
-            table = np.genfromtxt(folder / "points.csv", delimiter=",", names=True, ndmin=1)
-            columns = [table[f"{self.contrast}_{axis}"] for axis in range(image.ndim)]
-            points = torch.from_numpy(np.stack(columns, axis=1)).float()
-        return Scan(entry["name"], image.data[0], labels, image.affine, torch.empty(0), points)
+            called = f"{name}, labels"
+            read = io.read(folder / "labels.nii.gz", called, labels=True)
+            _check_shape(called, read.shape, self.shape)
+            if not io.same_grid(read, image):
+                raise ValueError(
+                    f"{called} lies elsewhere than {self.contrast}, expected one grid for both."
+                )
+            labels = read.data[0]
+        points = _points(folder / "points.csv", name, self.contrast, image.ndim)
+        return Scan(name, image.data[0], labels, image.affine, torch.empty(0), points)
+
+
+def _check_shape(called: str, found: Sequence[int], wanted: Sequence[int]) -> None:
+    if tuple(found) != tuple(wanted):
+        raise ValueError(
+            f"{called} has shape {tuple(found)}, expected {tuple(wanted)} as the first of the set."
+        )
+
+
+def _points(file: Path, name: str, contrast: str, ndim: int) -> Tensor:
+    """(N, d) float32, the landmarks of one image; (0, d) where there is no such file."""
+    if not file.is_file():
+        return torch.empty(0, ndim)
+    columns = [f"{contrast}_{axis}" for axis in range(ndim)]
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = [[float(row[c]) for c in columns] for row in csv.DictReader(lines)]
+        if not all(math.isfinite(value) for row in rows for value in row):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, csv.Error):
+        raise ValueError(
+            f"{name}, points.csv cannot be read, expected the columns {', '.join(columns)} and "
+            "finite numbers below them."
+        ) from None
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, ndim)
 
 
 class _Pairs(Sequence[tuple[Scan, Scan]]):
     """The subjects of two sequences, side by side."""
 
-    def __init__(self, moving: Sequence[Scan], fixed: Sequence[Scan]):
-        self.moving, self.fixed = moving, fixed
+    def __init__(self, moving: Sequence[Scan], fixed: Sequence[Scan], categories: Sequence[str]):
+        self.moving, self.fixed, self.categories = moving, fixed, categories
 
     def __len__(self) -> int:
         return len(self.fixed)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return _Pairs(self.moving[index], self.fixed[index], self.categories[index])
         return self.moving[index], self.fixed[index]
 
 
@@ -120,17 +241,18 @@ def subjects(
     Returns:
         A sequence of subjects with image and labels (zeros where the set has none), each read when
         it is first used; their `velocity` is empty, because nobody knows the true correspondence of
-        real patients.
+        real patients. Reading one raises ValueError if its image is damaged, not finite or of
+        another shape than the first of the set, or if its labels lie elsewhere.
 
     Raises:
         FileNotFoundError: `folder` is no prepared set.
         ValueError: it is not complete, or has no such contrast or split.
     """
-    held = _complete(folder)
+    held = complete(folder)
     if contrast not in held["contrasts"]:
-        known = ", ".join(held["contrasts"])
-        raise ValueError(f"contrast is {contrast!r}, expected one of {known}.")
-    return _Subjects(Path(folder), contrast, _entries(held, split), keep)
+        raise unknown("contrast", contrast, held["contrasts"])
+    entries = _entries(held, split)
+    return _Subjects(Path(folder), contrast, entries, keep, _first_shape(Path(folder), held))
 
 
 def pairs(
@@ -148,28 +270,113 @@ def pairs(
 
     Returns:
         A sequence of pairs, each read when it is first used. Their `points` are what the set knows
-        of the truth.
+        of the truth; `categories` of the sequence names the category of each.
 
     Raises:
         FileNotFoundError: `folder` is no prepared set.
         ValueError: it is not complete, or no set of pairs, or has no such split or category.
     """
-    held = _complete(folder)
-    if not {"moving", "fixed"} <= set(held["contrasts"]):
+    held = complete(folder)
+    if not of_pairs(held):
         raise ValueError(f"folder holds the set {held['name']!r}, expected a set of pairs.")
     entries, known = _entries(held, split), {e["category"] for e in held["subjects"]}
+    if category is not None and not known:
+        raise ValueError("dataset.json lists no subjects, expected at least one.")
     if category not in (None, *known):
         listed = ", ".join(map(repr, sorted(known)))
         raise ValueError(f"category is {category!r}, expected one of {listed}, or None.")
     entries = [e for e in entries if category in (None, e["category"])]
-    sides = (_Subjects(Path(folder), side, entries, keep) for side in ("moving", "fixed"))
-    return _Pairs(*sides)
+    shape = _first_shape(Path(folder), held)
+    moving, fixed = (_Subjects(Path(folder), side, entries, keep, shape) for side in SIDES)
+    return _Pairs(moving, fixed, [e["category"] for e in entries])
 
 
 def structures(folder: str | os.PathLike) -> dict[int, str]:
     """The names of the structures that count, by label; empty where the set names none."""
-    named = _complete(folder).get("structures", {})
-    return {int(label): name for label, name in named.items()}
+    return {int(label): name for label, name in complete(folder).get("structures", {}).items()}
+
+
+def of_pairs(held: dict[str, Any]) -> bool:
+    """Whether a `description` is that of a set of pairs, such as FIRE."""
+    return set(SIDES) <= set(held["contrasts"])
+
+
+def complete(folder: str | os.PathLike) -> dict[str, Any]:
+    """The `description` of a set that has images and is not being written any more."""
+    held = description(folder)
+    if not held["complete"]:
+        raise ValueError("folder is not complete: run the script that makes it again.")
+    if not held["contrasts"]:
+        raise ValueError("dataset.json lists no contrasts, expected at least one.")
+    return held
+
+
+def check(folder: str | os.PathLike, contrasts: Sequence[str]) -> tuple[int, ...]:
+    """The shape of all images in a prepared set, after a look at everybody's headers.
+
+    Nothing but headers is read, so that this takes a second where reading takes minutes.
+
+    Args:
+        folder: with dataset.json in it.
+        contrasts: of those that the set has, the ones to look at; label maps are looked at anyway.
+
+    Raises:
+        FileNotFoundError: `folder` is no prepared set, or a file is not there.
+        ValueError: dataset.json is damaged; or a person's image cannot be read, or has another
+            shape or another voxel size than the first of the set.
+    """
+    held, folder = complete(folder), Path(folder)
+    first: tuple[tuple[int, ...], np.ndarray] | None = None
+    for called, file in _files(folder, held, contrasts):
+        shape, sizes = _header(file, called)
+        first = first or (shape, sizes)
+        _check_shape(called, shape, first[0])
+        if not np.allclose(sizes, first[1], rtol=0.01):
+            raise ValueError(
+                f"{called} has voxels of {_millimetres(sizes)}, expected {_millimetres(first[1])} "
+                "as the first of the set."
+            )
+    if first is None:
+        raise ValueError("dataset.json lists no subjects, expected at least one.")
+    return first[0]
+
+
+def _files(
+    folder: Path, held: dict[str, Any], contrasts: Sequence[str]
+) -> Iterator[tuple[str, Path]]:
+    """What errors call an image, and its file."""
+    for entry in held["subjects"]:
+        for key in (*contrasts, *["labels"] * entry["labels"]):
+            yield f"{entry['name']}, {key}", folder / entry["name"] / f"{key}.nii.gz"
+
+
+def _first_shape(folder: Path, held: dict[str, Any]) -> tuple[int, ...]:
+    """Of the first image, () where there is none."""
+    for called, file in _files(folder, held, held["contrasts"]):
+        return _header(file, called)[0]
+    return ()
+
+
+def _header(file: Path, called: str) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape of an image, as `regkit.io.read` gives it, and its voxel sizes."""
+    import nibabel
+
+    if not file.is_file():
+        raise FileNotFoundError(f"{called}: there is no such file.")
+    try:
+        image: Any = nibabel.load(file)
+        shape, affine = tuple(image.shape), np.asarray(image.affine)
+    except Exception:  # nibabel raises whatever comes
+        raise ValueError(
+            f"{called} cannot be read as NIfTI: the file is cut short, damaged or of another type."
+        ) from None
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape, np.linalg.norm(affine[:3, : len(shape)], axis=0)
+
+
+def _millimetres(sizes: np.ndarray) -> str:
+    return " x ".join(f"{size:g}" for size in sizes) + " mm"
 
 
 def _entries(held: dict[str, Any], split: str | None) -> list[dict[str, Any]]:
@@ -177,10 +384,3 @@ def _entries(held: dict[str, Any], split: str | None) -> list[dict[str, Any]]:
         known = ", ".join(map(repr, SPLITS))
         raise ValueError(f"split is {split!r}, expected one of {known}, or None.")
     return [e for e in held["subjects"] if split in (None, e["split"])]
-
-
-def _complete(folder: str | os.PathLike) -> dict[str, Any]:
-    held = description(folder)
-    if not held["complete"]:
-        raise ValueError("folder is not complete: run the script that makes it again.")
-    return held

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class RigidPairs(Dataset):
     Args:
         subjects: one list per contrast, all of the same heads in the same order. With one list both
             images of a pair are of this contrast; with more, of two different ones.
+        across: False for pairs within a contrast, which is drawn anew for each.
         length: how many pairs there are.
         seed: of the draw.
         angle: the moving image is turned by up to this many degrees, either way (3D: about each
@@ -68,6 +69,7 @@ class RigidPairs(Dataset):
         noise: float = 0.02,
         tilt: float = 0.0,
         size: float = 0.0,
+        across: bool = True,
     ):
         if not subjects or not subjects[0] or len({len(group) for group in subjects}) != 1:
             raise ValueError(
@@ -80,7 +82,7 @@ class RigidPairs(Dataset):
             )
         self.subjects, self.length, self.seed = subjects, length, seed
         self.angle, self.shift, self.gamma, self.noise = angle, shift, gamma, noise
-        self.tilt, self.size = tilt, size
+        self.tilt, self.size, self.across = tilt, size, across
 
     def __len__(self) -> int:
         return self.length
@@ -111,7 +113,7 @@ class RigidPairs(Dataset):
         who = int(random.integers(len(self.subjects[0])))
         contrasts = random.permutation(len(self.subjects)).tolist()
         fixed = self.subjects[contrasts[0]][who]
-        source = self.subjects[contrasts[-1]][who]  # with one contrast, the same
+        source = self.subjects[contrasts[-1 if self.across else 0]][who]
         d = fixed.image.ndim - 1
         turn = random.uniform(-1, 1, (1, 1 if d == 2 else 3)) * math.radians(self.angle)
         shift = random.uniform(-self.shift, self.shift, (1, d)) / np.asarray(fixed.spacing)
@@ -227,7 +229,7 @@ def moved_heads(
     contrasts: Sequence[str] = ("t1",),
     progress: bool = False,
     scalp: bool = False,
-    **motion: float,
+    **motion: Any,
 ) -> RigidPairs:
     """`RigidPairs` of the embedded population: `length` pairs of `n` heads.
 
@@ -235,7 +237,7 @@ def moved_heads(
         n, shape, seed, progress, scalp: as in `heads`.
         draw: the seed of the motions.
         contrasts: as in `regkit.data.population`; one, or those between which a pair is formed.
-        motion: `angle`, `shift`, `gamma`, `noise`, `tilt` and `size` of `RigidPairs`.
+        motion: `angle`, `shift`, `gamma`, `noise`, `tilt`, `size` and `across` of `RigidPairs`.
     """
     groups = [heads(n, shape, seed, contrast, progress, scalp) for contrast in contrasts]
     return RigidPairs(groups, length, draw, **motion)
