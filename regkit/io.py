@@ -194,6 +194,7 @@ def from_nibabel(
             f"{name} has a header whose matrix cannot be inverted, expected a valid one."
         )
     notes += _elsewhere(image, file, affine, name)
+    affine = right_angles(affine, values.shape)
     if not (series and values.ndim == 4):
         flat, plane, across = _flat(values, affine, name)
         return Image(check_values(flat, name, labels)[None, None], plane, True, notes, across)
@@ -271,9 +272,10 @@ def _elsewhere(image: Any, file: Path | None, affine: np.ndarray, name: str) -> 
             file.write_bytes(header.binaryblock + bytes(4))
         theirs = _itk_affine(file)
     if theirs is None:
+        written = right_angles(affine, image.shape) is affine
         return (
-            f"ITK and ANTs cannot open {name}, nor what is written on its grid: its axes are not "
-            "at right angles.",
+            f"ITK and ANTs cannot open {name}, whose axes are not at right angles; what is written "
+            f"on its grid they {'cannot' if written else 'can'} open.",
         )
     return _apart_sentence(theirs, affine, image.shape, name, _itk_choice(image, theirs))
 
@@ -550,14 +552,15 @@ def _save_nifti(
 
 def right_angles(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """The affine with axes at right angles, which is all that ITK opens, where that moves no corner
-    of the grid by more than 1 % of a voxel: rounding in a header does. Else as it is."""
+    of the grid by more than 1 % of a voxel: rounding in a header moves less. Else as it is."""
     size = np.linalg.norm(affine[:3, :3], axis=0)
     left, _, right = np.linalg.svd(affine[:3, :3] / size)
     square = affine.copy()
     square[:3, :3] = left @ right * size
     middle = np.append((np.asarray((*shape, 1, 1)[:3]) - 1) / 2, 1.0)
     square[:3, 3] += ((affine - square) @ middle)[:3]  # about the centre
-    return square if corners_apart(affine, square, shape[:3]) < 0.01 * min(size) else affine
+    apart = corners_apart(affine, square, shape[:3]) / min(size)
+    return square if 1e-6 < apart < 0.01 else affine
 
 
 # transforms -------------------------------------------------------------------------------------
