@@ -249,6 +249,54 @@ def test_weights_of_a_set_are_not_measured_on_synthetic_heads_in_silence(slices,
     assert "split is given and data is not" in said
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"shape": [4000, 4000, 4000], "ndim": 3},
+        {"shape": "large"},
+        {"shape": [48, True]},
+        {"ndim": 4},
+        {"contrast": 3},
+        {"amplitude": math.nan},
+        {"amplitude": "1"},
+        {"gamma": 1e6},
+        {"atlas": "yes"},
+        {"motion": [1, 2]},
+        {"motion": {"angle": "far"}},
+        {"motion": {"gamma": 1.0}},
+        {"motion": {"contrasts": []}},
+        {"motion": {"contrasts": "t1"}},
+        {"chest": {"size": 3}},
+        {"chest": {"field": 3}},
+        {"from the future": 1},
+        None,
+    ],
+)  # fmt: skip
+def test_weights_with_a_damaged_recipe_are_one_sentence(tmp_path, damage):
+    """Weights may come from strangers, and evaluation does what their recipe says."""
+    held = [] if damage is None else recipes.plan(recipes.get("vxm_2d", "smoke")) | damage
+    with pytest.raises(ValueError, match="method holds a recipe that cannot be read"):
+        recipes.restored(held)
+
+
+@pytest.mark.parametrize("name", models.pretrained())
+def test_the_recipes_of_shipped_weights_are_read(name):
+    held = models.load(name).info["recipe"]
+    assert recipes.plan(recipes.restored(held)).items() >= held.items()
+
+
+def test_weights_of_chests_are_measured_on_chests(tmp_path):
+    run(
+        "train", "fcn_2d", "--budget", "smoke", "--steps", 2, "--device", "cpu",
+        "-o", tmp_path / "run",
+    )  # fmt: skip
+    weights, file = tmp_path / "run" / "best.safetensors", tmp_path / "e.json"
+    run("evaluate", weights, "--pairs", 2, "--device", "cpu", "-o", file)
+    pairs = json.loads(file.read_text())["pairs"]
+    assert len(pairs) == 2 and all(pair["fixed"].endswith("(fixed)") for pair in pairs)
+    assert {"1", "2"} <= set(pairs[0]["dice_per_label"]) and "endpoint_error" not in pairs[0]
+
+
 def test_weights_of_the_population_are_measured_on_a_set(slices, tmp_path):
     run("train", "vxm_2d", "--budget", "smoke", "--device", "cpu", "-o", tmp_path / "run")
     weights = tmp_path / "run" / "best.safetensors"
