@@ -19,6 +19,7 @@ from standins import add_case, add_ixi, add_lpba, add_person, to_the_middle
 from typer.testing import CliRunner
 
 from regkit import classical, cli, models, recipes
+from regkit.benchmark import compare
 from regkit.data import prepared
 from regkit.data.vessels import vessel_pair, write_as_fire
 from regkit.tables import TABLES
@@ -201,6 +202,33 @@ def test_every_recipe_of_a_set_has_its_protocol_here():
     """No script prepares a set that nothing takes, and no recipe names one that nothing tests."""
     named = {n for n in recipes.names() if recipes.get(n, "smoke").data != "population"}
     assert named == {protocol.recipe for protocol in PROTOCOLS.values()} | {"zheng2023_ptbp"}
+
+
+def test_the_recipes_say_what_the_papers_say():
+    """Hu, section 3.2: 80 % of 2000 patients, three contrasts, 200x200, the correlation within a
+    contrast and mutual information between two, 3 and 6 numbers. Zheng, section 4.3: 2000 epochs,
+    one fixed image."""
+    for kind, similarity in (("single", "ncc"), ("multi", "mutual_information")):
+        for name, numbers in (("rigid", 3), ("affine", 6)):
+            recipe = recipes.get(f"hu2024_{kind}_{name}", "paper")
+            model = models.create(recipe.model, recipe.ndim, **recipe.options)
+            assert model.numbers.out_features == numbers and recipe.similarity == similarity
+            assert recipe.subjects == 0.8 * 2000 and recipe.shape == (brats.SIZE, brats.SIZE)
+            assert sorted(recipe.motion["contrasts"]) == sorted(brats.CONTRASTS)
+            assert recipe.motion["angle"] == recipe.motion["shift"] == 5
+            assert recipe.motion.get("across", True) == (kind == "multi")
+    zheng = recipes.get("zheng2023_oasis", "paper")
+    assert zheng.atlas and zheng.subjects + 1 == oasis.PARTS["train"]
+    assert zheng.steps * zheng.batch == 2000 * zheng.subjects
+
+
+def test_what_peng_prints_for_ixi_stands_in_its_row():
+    (row,) = (row for row in TABLES["peng2026-pyramids"].rows if row.label == "Dilformer")
+    assert (row.ixi.dice, row.ixi.seconds) == (76.9, 0.29)
+    assert "8.937" in row.note and "0.029" in row.note
+    lines = {line["label"]: line for line in compare(TABLES["peng2026-pyramids"], [], "ixi")}
+    assert lines["Dilformer"]["paper_dice"] == 0.769
+    assert all(line["paper_dice"] is None for label, line in lines.items() if label != "Dilformer")
 
 
 # any set, any recipe ----------------------------------------------------------------------------
