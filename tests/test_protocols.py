@@ -81,7 +81,7 @@ class Protocol(NamedTuple):
     recipe: str
     table: str
     row: str
-    paper_set: str | None
+    paper_set: str
 
 
 PROTOCOLS = {
@@ -95,11 +95,11 @@ PROTOCOLS = {
     "Peng, LPBA40": Protocol(
         _lpba40, "peng2026_lpba40", "peng2026-pyramids", "VoxelMorph", "lpba40"
     ),
-    "Hu, 3 within": Protocol(_brats, "hu2024_single_rigid", "hu2024-single", "1", None),
-    "Hu, 6 within": Protocol(_brats, "hu2024_single_affine", "hu2024-single", "2", None),
-    "Hu, 3 between": Protocol(_brats, "hu2024_multi_rigid", "hu2024-multi", "1", None),
-    "Hu, 6 between": Protocol(_brats, "hu2024_multi_affine", "hu2024-multi", "2", None),
-    "Tan, FIRE": Protocol(_fire, "tan2023_fundus", "tan2023-fundus", "VoxelMorph", None),
+    "Hu, 3 within": Protocol(_brats, "hu2024_single_rigid", "hu2024-single", "1", "brats"),
+    "Hu, 6 within": Protocol(_brats, "hu2024_single_affine", "hu2024-single", "2", "brats"),
+    "Hu, 3 between": Protocol(_brats, "hu2024_multi_rigid", "hu2024-multi", "1", "brats"),
+    "Hu, 6 between": Protocol(_brats, "hu2024_multi_affine", "hu2024-multi", "2", "brats"),
+    "Tan, FIRE": Protocol(_fire, "tan2023_fundus", "tan2023-fundus", "VoxelMorph", "fire"),
 }
 
 
@@ -139,8 +139,7 @@ def test_from_the_script_to_the_row_of_the_table(name, tmp_path, monkeypatch):
     main = {"dice": "dice", "landmarks": "tre", "motion": "rotation_error"}
     number = main[TABLES[protocol.table].measure]
     assert math.isfinite(row[number]) and len(row[f"{number}_pairs"]) == len(tests)
-    if protocol.paper_set:
-        assert table["paper_set"] == protocol.paper_set
+    assert table["paper_set"] == protocol.paper_set
 
 
 def _values(data, name, key):
