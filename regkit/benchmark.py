@@ -651,7 +651,7 @@ def compare(table: Table, rows: Sequence[Json], paper_set: str = "lpba40") -> li
     Args:
         table: the rows' table.
         rows: of a results file.
-        paper_set: "lpba40" or "oasis"; where the paper prints nothing for it, "lpba40".
+        paper_set: of `PAPER_SETS`; where the paper prints nothing for it, "lpba40".
 
     Returns:
         Each row with paper_set, paper_dice (in [0, 1]), paper_dice_sd_labels (where the paper
@@ -665,7 +665,7 @@ def compare(table: Table, rows: Sequence[Json], paper_set: str = "lpba40") -> li
     held = {row["label"]: row for row in rows}
     lines = []
     for row in table.rows:
-        which = paper_set if getattr(row, paper_set) is not None else "lpba40"
+        which = paper_set if getattr(row, paper_set, None) is not None else "lpba40"
         printed: Printed | None = getattr(row, which)
         line: Json = {"label": row.label, "method": row.method, "state": "not run"}
         line |= held.get(row.label, {})

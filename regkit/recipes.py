@@ -609,21 +609,43 @@ def restored(held: Any) -> Recipe:
     return recipe
 
 
+_MOTION = {"angle", "shift", "noise", "tilt", "size", "contrasts", "scalp", "across"}
+_CHEST = {"field", "depth", "other", "width", "noise"}
+
+
 def _sound(recipe: Recipe) -> bool:
-    """Whether the fields that evaluation looks at are of their kind."""
-    numbers = (recipe.amplitude, recipe.gamma)
+    """Whether the fields that evaluation looks at are of their kind, and of a size to work with."""
     return (
         all(isinstance(text, str) for text in (recipe.name, recipe.data, recipe.contrast))
         and recipe.ndim in (2, 3)
         and isinstance(recipe.shape, tuple)
         and len(recipe.shape) == recipe.ndim
-        and all(isinstance(n, int) and 0 < n <= 2048 for n in recipe.shape)
-        and all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers)
+        and all(type(n) is int and n > 0 for n in recipe.shape)
+        and math.prod(recipe.shape) <= 2**25
+        and all(map(_modest, (recipe.amplitude, recipe.gamma)))
         and isinstance(recipe.atlas, bool)
-        and all(
-            isinstance(one, (Mapping, type(None)))
-            for one in (recipe.motion, recipe.painted, recipe.chest)
-        )
+        and isinstance(recipe.painted, (Mapping, type(None)))
+        and _known_options(recipe.motion, _MOTION)
+        and _known_options(recipe.chest, _CHEST)
+    )
+
+
+def _modest(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= 500
+
+
+def _known_options(held: Any, known: set[str]) -> bool:
+    """None, or some of these options: numbers, a text, or `contrasts`, at least one."""
+    if held is None:
+        return True
+    return (
+        isinstance(held, Mapping)
+        and set(held) <= known
+        and all(_modest(v) for k, v in held.items() if k not in ("contrasts", "field"))
+        and isinstance(held.get("field", ""), str)
+        and isinstance(names := held.get("contrasts", ("t1",)), tuple)
+        and len(names) > 0
+        and all(isinstance(name, str) for name in names)
     )
 
 

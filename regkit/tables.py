@@ -287,6 +287,7 @@ TABLES: dict[str, Table] = {
         "shows pictures and prints no number.",
         paper="Tan 2023",
         recipes=("tan2023",),
+        pairs="fire",
         alike=True,
         measure="landmarks",
     ),
@@ -301,6 +302,7 @@ TABLES: dict[str, Table] = {
             "little, and that 3 are a little better.",
             paper="Hu 2024",
             recipes=(f"hu2024_{kind}",),
+            pairs="brats",
             alike=True,
             measure="motion",
         )

@@ -363,7 +363,7 @@ def moved_once(
         return moved_heads(count, recipe.shape, seed, length, draw, progress=progress, **motion)
     motion.pop("scalp", None)
     groups = [
-        subjects(replace(recipe, contrast=contrast), split, count, data)
+        list(subjects(replace(recipe, contrast=contrast), split, count, data))
         for contrast in motion.pop("contrasts", ("t1",))
     ]
     return RigidPairs(groups, length or len(groups[0]), draw, **motion)

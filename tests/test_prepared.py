@@ -141,6 +141,10 @@ def not_a_number(folder, key):
     write(folder / "b" / f"{key}.nii.gz", np.full((6, 8), np.nan, np.float32))
 
 
+def in_bytes(folder, key):
+    write(folder / "b" / f"{key}.nii.gz", np.full((6, 8), 255, np.float32))
+
+
 def elsewhere(folder, key):
     affine = np.eye(4)
     affine[0, 3] = 3
@@ -166,6 +170,7 @@ def missing(folder, key):
         (other_shape, "t1", r"b, t1 has shape \(5, 8\), expected \(6, 8\) as the first of the set"),
         (other_shape, "labels", r"b, labels has shape \(5, 8\), expected \(6, 8\) as the first"),
         (not_a_number, "t1", "b, t1 "),
+        (in_bytes, "t1", "b, t1 has intensities from 255 to 255, expected 0 to 1"),
         (elsewhere, "labels", "b, labels lies elsewhere than t1, expected one grid for both"),
         (halves, "labels", "b, labels holds values that are not whole numbers"),
         (cut_short, "t1", "b, t1 cannot be read as NIfTI"),

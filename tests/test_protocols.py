@@ -19,6 +19,7 @@ from standins import add_case, add_ixi, add_lpba, add_person, to_the_middle
 from typer.testing import CliRunner
 
 from regkit import classical, cli, models, recipes
+from regkit.benchmark import compare
 from regkit.data import prepared
 from regkit.data.vessels import vessel_pair, write_as_fire
 from regkit.tables import TABLES
@@ -80,7 +81,7 @@ class Protocol(NamedTuple):
     recipe: str
     table: str
     row: str
-    paper_set: str | None
+    paper_set: str
 
 
 PROTOCOLS = {
@@ -94,11 +95,11 @@ PROTOCOLS = {
     "Peng, LPBA40": Protocol(
         _lpba40, "peng2026_lpba40", "peng2026-pyramids", "VoxelMorph", "lpba40"
     ),
-    "Hu, 3 within": Protocol(_brats, "hu2024_single_rigid", "hu2024-single", "1", None),
-    "Hu, 6 within": Protocol(_brats, "hu2024_single_affine", "hu2024-single", "2", None),
-    "Hu, 3 between": Protocol(_brats, "hu2024_multi_rigid", "hu2024-multi", "1", None),
-    "Hu, 6 between": Protocol(_brats, "hu2024_multi_affine", "hu2024-multi", "2", None),
-    "Tan, FIRE": Protocol(_fire, "tan2023_fundus", "tan2023-fundus", "VoxelMorph", None),
+    "Hu, 3 within": Protocol(_brats, "hu2024_single_rigid", "hu2024-single", "1", "brats"),
+    "Hu, 6 within": Protocol(_brats, "hu2024_single_affine", "hu2024-single", "2", "brats"),
+    "Hu, 3 between": Protocol(_brats, "hu2024_multi_rigid", "hu2024-multi", "1", "brats"),
+    "Hu, 6 between": Protocol(_brats, "hu2024_multi_affine", "hu2024-multi", "2", "brats"),
+    "Tan, FIRE": Protocol(_fire, "tan2023_fundus", "tan2023-fundus", "VoxelMorph", "fire"),
 }
 
 
@@ -138,8 +139,7 @@ def test_from_the_script_to_the_row_of_the_table(name, tmp_path, monkeypatch):
     main = {"dice": "dice", "landmarks": "tre", "motion": "rotation_error"}
     number = main[TABLES[protocol.table].measure]
     assert math.isfinite(row[number]) and len(row[f"{number}_pairs"]) == len(tests)
-    if protocol.paper_set:
-        assert table["paper_set"] == protocol.paper_set
+    assert table["paper_set"] == protocol.paper_set
 
 
 def _values(data, name, key):
@@ -203,6 +203,33 @@ def test_every_recipe_of_a_set_has_its_protocol_here():
     assert named == {protocol.recipe for protocol in PROTOCOLS.values()} | {"zheng2023_ptbp"}
 
 
+def test_the_recipes_say_what_the_papers_say():
+    """Hu, section 3.2: 80 % of 2000 patients, three contrasts, 200x200, the correlation within a
+    contrast and mutual information between two, 3 and 6 numbers. Zheng, section 4.3: 2000 epochs,
+    one fixed image."""
+    for kind, similarity in (("single", "ncc"), ("multi", "mutual_information")):
+        for name, numbers in (("rigid", 3), ("affine", 6)):
+            recipe = recipes.get(f"hu2024_{kind}_{name}", "paper")
+            model = models.create(recipe.model, recipe.ndim, **recipe.options)
+            assert model.numbers.out_features == numbers and recipe.similarity == similarity
+            assert recipe.subjects == 0.8 * 2000 and recipe.shape == (brats.SIZE, brats.SIZE)
+            assert sorted(recipe.motion["contrasts"]) == sorted(brats.CONTRASTS)
+            assert recipe.motion["angle"] == recipe.motion["shift"] == 5
+            assert recipe.motion.get("across", True) == (kind == "multi")
+    zheng = recipes.get("zheng2023_oasis", "paper")
+    assert zheng.atlas and zheng.subjects + 1 == oasis.PARTS["train"]
+    assert zheng.steps * zheng.batch == 2000 * zheng.subjects
+
+
+def test_what_peng_prints_for_ixi_stands_in_its_row():
+    (row,) = (row for row in TABLES["peng2026-pyramids"].rows if row.label == "Dilformer")
+    assert (row.ixi.dice, row.ixi.seconds) == (76.9, 0.29)
+    assert "8.937" in row.note and "0.029" in row.note
+    lines = {line["label"]: line for line in compare(TABLES["peng2026-pyramids"], [], "ixi")}
+    assert lines["Dilformer"]["paper_dice"] == 0.769
+    assert all(line["paper_dice"] is None for label, line in lines.items() if label != "Dilformer")
+
+
 # any set, any recipe ----------------------------------------------------------------------------
 
 
@@ -247,6 +274,54 @@ def test_weights_of_a_set_are_not_measured_on_synthetic_heads_in_silence(slices,
     assert not (tmp_path / "e.json").exists()
     said = run("evaluate", weights, "--split", "test", code=2).stderr
     assert "split is given and data is not" in said
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"shape": [4000, 4000, 4000], "ndim": 3},
+        {"shape": "large"},
+        {"shape": [48, True]},
+        {"ndim": 4},
+        {"contrast": 3},
+        {"amplitude": math.nan},
+        {"amplitude": "1"},
+        {"gamma": 1e6},
+        {"atlas": "yes"},
+        {"motion": [1, 2]},
+        {"motion": {"angle": "far"}},
+        {"motion": {"gamma": 1.0}},
+        {"motion": {"contrasts": []}},
+        {"motion": {"contrasts": "t1"}},
+        {"chest": {"size": 3}},
+        {"chest": {"field": 3}},
+        {"from the future": 1},
+        None,
+    ],
+)  # fmt: skip
+def test_weights_with_a_damaged_recipe_are_one_sentence(tmp_path, damage):
+    """Weights may come from strangers, and evaluation does what their recipe says."""
+    held = [] if damage is None else recipes.plan(recipes.get("vxm_2d", "smoke")) | damage
+    with pytest.raises(ValueError, match="method holds a recipe that cannot be read"):
+        recipes.restored(held)
+
+
+@pytest.mark.parametrize("name", models.pretrained())
+def test_the_recipes_of_shipped_weights_are_read(name):
+    held = models.load(name).info["recipe"]
+    assert recipes.plan(recipes.restored(held)).items() >= held.items()
+
+
+def test_weights_of_chests_are_measured_on_chests(tmp_path):
+    run(
+        "train", "fcn_2d", "--budget", "smoke", "--steps", 2, "--device", "cpu",
+        "-o", tmp_path / "run",
+    )  # fmt: skip
+    weights, file = tmp_path / "run" / "best.safetensors", tmp_path / "e.json"
+    run("evaluate", weights, "--pairs", 2, "--device", "cpu", "-o", file)
+    pairs = json.loads(file.read_text())["pairs"]
+    assert len(pairs) == 2 and all(pair["fixed"].endswith("(fixed)") for pair in pairs)
+    assert {"1", "2"} <= set(pairs[0]["dice_per_label"]) and "endpoint_error" not in pairs[0]
 
 
 def test_weights_of_the_population_are_measured_on_a_set(slices, tmp_path):

@@ -224,6 +224,20 @@ def test_different_contrasts_are_different_images_of_one_head():
         assert losses.ncc(pair.moving.image[None], pair.fixed.image[None]) > 0.3
 
 
+def test_pairs_within_a_contrast_are_of_each_in_turn():
+    motion = {"contrasts": ("t1", "t2", "flair"), "angle": 0.0, "shift": 0.0, "noise": 0.0}
+    within = moved_heads(1, SHAPE, 0, 30, **motion, across=False)
+    between = moved_heads(1, SHAPE, 0, 30, **motion)
+    originals = [group[0].image for group in within.subjects]
+    seen = []
+    for index in range(30):
+        moving, fixed = within[index]["moving"], within[index]["fixed"]
+        torch.testing.assert_close(moving, fixed, atol=1e-5, rtol=0)
+        seen.append([torch.equal(fixed, image) for image in originals].index(True))
+        assert not torch.allclose(between[index]["moving"], between[index]["fixed"], atol=0.1)
+    assert all(5 <= seen.count(contrast) <= 15 for contrast in range(3))
+
+
 @pytest.mark.parametrize("groups", [[], [[]], [[1], [1, 2]]])
 def test_lists_of_heads_that_do_not_fit(groups):
     with pytest.raises(ValueError, match="subjects has lists of .* expected one list per contrast"):

@@ -172,6 +172,9 @@ class _Subjects(Sequence[Scan]):
         called = f"{name}, {self.contrast}"
         image = io.read(folder / f"{self.contrast}.nii.gz", called)
         _check_shape(called, image.shape, self.shape)
+        low, high = float(image.data.min()), float(image.data.max())
+        if low < -0.01 or high > 1.01:
+            raise ValueError(f"{called} has intensities from {low:g} to {high:g}, expected 0 to 1.")
         labels = torch.zeros_like(image.data[0], dtype=torch.int32)
         if entry["labels"]:
             called = f"{name}, labels"
