@@ -549,6 +549,7 @@ def benchmark(
         return
     if table == "all" and (out is not None or row):
         raise ValueError("table is 'all', expected one table with the options --out and --row.")
+    failed = []
     for name in tables.tables_for(budget, ndim, protocol, data) if table == "all" else [table]:
         file = tables.run(
             name,
@@ -569,8 +570,13 @@ def benchmark(
             device,
             command=_typed(),
         )
-        typer.echo(tables.as_text(json.loads(file.read_text())))
+        held = json.loads(file.read_text())
+        typer.echo(tables.as_text(held))
         typer.echo(f"wrote {file}\n")
+        failed += tables.left_out(name, held, row or ())
+    if failed:
+        listed = ", ".join(map(repr, failed))
+        raise ValueError(f"table has rows that were left out because of an error: {listed}.")
 
 
 def _typed() -> str:

@@ -166,6 +166,14 @@ def fetch(name: str, progress: bool = False) -> Path:
 
     import requests  # slow to import, and only needed here
 
+    from regkit.data import download
+
+    sizes = {file.url: file.bytes for file in missing}
+
+    def bounded(url: str, output: Any, pooch: Any) -> None:
+        with download.get(url) as answer, Path(output).open("wb") as out:
+            download.write(answer, out, sizes[url])
+
     store = pooch.create(
         path=folder,
         base_url="",
@@ -181,7 +189,7 @@ def fetch(name: str, progress: bool = False) -> Path:
         with tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=not progress) as bar:
             for done, file in enumerate(missing):
                 try:
-                    store.fetch(file.path, downloader=pooch.HTTPDownloader(timeout=30))
+                    store.fetch(file.path, downloader=bounded)
                 except requests.RequestException as error:
                     left = len(missing) - done
                     more = f" and {left - 1} more of this sample" if left > 1 else ""
