@@ -16,7 +16,7 @@ from regkit.classical.linear import KINDS, cubic
 from regkit.io import Image, map_to_theta, spacing_of, theta_to_world, voxel_map
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InFrame:
     """An image on cubic voxels, in [0, 1], and where they lie in the frame.
 

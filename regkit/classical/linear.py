@@ -191,7 +191,7 @@ def _at_level(
     return torch.cat([linear, shift[:, None]], dim=1)[None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Level:
     """One level of the pyramid: two images, where to start, and what is minimised.
 

@@ -41,7 +41,7 @@ def description(folder: str | os.PathLike) -> dict[str, Any]:
         raise ValueError("dataset.json cannot be read, expected that of a prepared set.") from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scan(Subject):
     """A real subject: its axes may run any way, and nobody knows its true correspondence.
 
