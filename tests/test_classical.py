@@ -169,6 +169,65 @@ def test_levels_widen_the_reach_of_plain_descent():
         classical.fit(moving, fixed, levels=0)
 
 
+@pytest.mark.parametrize("method", ["ncc", "mutual_information"])
+def test_one_thread_and_two_find_one_map(method):
+    """Two subjects, large enough that PyTorch shares the work: the end is no matter of rounding."""
+    moving, fixed = (s.image[None] for s in population(2, (36, 40, 36), seed=0))
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        theta = classical.fit(moving, fixed, "affine", method, search=False, levels=1)
+        found.append(affine_to_disp(theta, fixed.shape[2:]))
+    assert (found[0] - found[1]).norm(dim=1).max() < 1e-3
+    assert found[0].norm(dim=1).max() > 1
+
+
+@pytest.mark.parametrize("degrees", [90, 120, 180, -100])
+def test_a_head_turned_by_any_angle_is_found(degrees):
+    fixed = population(1, (80, 80), seed=5)[0].image[None]
+    truth = rigid_theta(torch.tensor([[math.radians(degrees)]]), torch.tensor([[3.0, -2.0]]))
+    moving = warp(fixed, affine_to_disp(invert_theta(truth), fixed.shape[2:]))
+    found = classical.fit(moving, fixed, "rigid", "mutual_information")
+    assert float(rotation_error(found, truth)) < 0.2
+
+
+@pytest.mark.parametrize(("axis", "quarters"), [(0, 2), (1, 1), (2, 2)])
+def test_a_head_on_its_side_or_upside_down_is_found_in_3d(axis, quarters):
+    """Turned by whole quarters, voxel by voxel, about each axis."""
+    fixed = population(1, (20, 24, 20), seed=5)[0].image[None]
+    fixed = torch.nn.functional.pad(fixed, (2, 2, 0, 0, 2, 2))
+    angles = torch.zeros(1, 3)
+    angles[0, axis] = quarters * math.pi / 2
+    truth = rigid_theta(angles, torch.zeros(1, 3))
+    moving = warp(fixed, affine_to_disp(invert_theta(truth), fixed.shape[2:]))
+    found = classical.fit(moving, fixed, "rigid", "ncc")
+    assert float(rotation_error(found, truth)) < 0.2
+
+
+@pytest.mark.parametrize("shape", [(1, 20, 20), (20, 1, 20), (20, 20, 1), (1, 20)])
+def test_an_axis_of_one_voxel_is_one_sentence(shape):
+    image = torch.rand(1, 1, *shape)
+    with pytest.raises(ValueError, match="moving has shape .*expected 2 voxels or more along each"):
+        classical.fit(image, image)
+    if len(shape) == 3:
+        with pytest.raises(ValueError, match="moving has shape .*expected 2 voxels or more"):
+            classical.align(io.Image(image, np.eye(4)), io.Image(image, np.eye(4)))
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_descent_takes_its_gradients_wherever_it_is_called(mode):
+    """Inside of inference mode too, with images that were made there."""
+    moving, fixed = (s.image[None] for s in population(2, (32, 40), seed=0))
+    theta = classical.fit(moving, fixed, "affine", "ncc")
+    disp = classical.refine(moving, fixed, affine_to_disp(theta, fixed.shape[2:]), 5)
+    with mode():
+        moving, fixed = moving * 1, fixed * 1
+        again = classical.fit(moving, fixed, "affine", "ncc")
+        start = affine_to_disp(again, fixed.shape[2:])
+        refined = classical.refine(moving, fixed, start, 5)
+    assert torch.allclose(again, theta, atol=1e-6) and torch.allclose(refined, disp, atol=1e-5)
+
+
 # SyN --------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from regkit.io import Image
 from regkit.transform import check_one_plane
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InFrame:
     """An image on cubic voxels, in [0, 1], and where they lie in the frame.
 

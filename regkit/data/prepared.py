@@ -122,7 +122,7 @@ def _unexpected(what: str, came: Any, wanted: str) -> ValueError:
     return ValueError(f"{place}, expected {wanted}.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scan(Subject):
     """A real subject: its axes may run any way, and nobody knows its true correspondence.
 
