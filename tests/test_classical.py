@@ -20,6 +20,7 @@ from regkit.classical import sitk as by_sitk
 from regkit.data import population
 from regkit.metrics import rotation_error
 from regkit.spatial import affine_to_disp, invert_theta, rigid_theta, warp
+from regkit.transform import Grid, resample
 
 PEERS = {"SimpleITK": by_sitk.align, "ANTs": by_ants.align}
 
@@ -41,8 +42,8 @@ def pair(d: int, truth: np.ndarray, contrast: str = "t1") -> tuple[io.Image, io.
         affine[0, 3] *= -1
     else:
         affine, shape = subject.affine @ np.diag([1.1, 0.9, 1.2, 1]), (38, 52, 35)
-    there = io.resample_to(
-        source.image[None], subject.affine, shape, affine, matrix=np.linalg.inv(truth)
+    there = resample(
+        source.image[None], subject.grid, Grid(shape, affine), matrix=np.linalg.inv(truth)
     )
     voxels = np.argwhere(subject.labels[0].numpy() > 0)[::50]
     voxels = np.pad(voxels, ((0, 0), (0, 3 - d)))
@@ -94,7 +95,7 @@ def test_a_slice_may_lie_in_any_plane(peer):
     between = []
     for place in (np.eye(4), upright):
         a, b = (io.Image(x.data, place @ x.affine) for x in (moving, fixed))
-        between.append(io.voxel_map(b.affine, a.affine, 2, peer(a, b, "rigid")))
+        between.append(b.grid.map_to(a.grid, peer(a, b, "rigid")))
     assert np.allclose(*between, atol=0.05)
 
 
@@ -248,7 +249,7 @@ def brains(d: int, upright: bool = False) -> tuple[io.Image, io.Image]:
     for affine, image, old in grids:
         middle = np.append((np.asarray(shape) - 1) / 2, [0.0] * (3 - d) + [1.0])
         affine[:3, 3] += (old @ middle - affine @ middle)[:3]  # one middle with the brain
-        there = io.resample_to(image[None], old, shape, affine)
+        there = resample(image[None], Grid(shape, old), Grid(shape, affine))
         found.append(io.Image(there, place @ affine if upright else affine))
     return found[0], found[1]
 
@@ -275,9 +276,7 @@ def test_syn_warps_as_ants_itself_does(d, metric, monkeypatch):
         inside &= (place > 0) & (place < n - 1)
     assert inside.mean() > 0.5 and np.abs(ours - seen[0])[inside].max() < 1e-4
     # and it has done something: more than the headers do
-    before = warp(moving.data, io.map_to_disp(
-        io.voxel_map(fixed.affine, moving.affine, d), fixed.shape
-    ))  # fmt: skip
+    before = warp(moving.data, fixed.grid.disp_to(moving.grid))
     after = torch.from_numpy(ours)[None, None]
     assert (after - fixed.data).square().mean() < 0.6 * (before - fixed.data).square().mean()
 

@@ -37,6 +37,7 @@ from tqdm.auto import tqdm
 from regkit import spatial
 from regkit.data.cache import cache_folder, source_hash, written_once
 from regkit.spatial import compose, identity_grid, integrate, warp
+from regkit.transform import Grid
 
 FIELD_OF_VIEW = np.array([176.0, 211.2, 176.0])  # mm: the whole brain, its CSF, and room to move
 CENTRE = np.array([0.0, -17.0, 5.0])  # MNI mm
@@ -114,6 +115,11 @@ class Subject:
     def spacing(self) -> tuple[float, ...]:
         """Voxel size along each array axis, mm."""
         return tuple(float(self.affine[i, i]) for i in range(self.image.ndim - 1))
+
+    @property
+    def grid(self) -> Grid:
+        """Its voxels, and where they lie."""
+        return Grid(tuple(self.image.shape[1:]), self.affine)
 
     @property
     def svf(self) -> Tensor:

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from regkit import io
 from regkit.data.cache import cache_folder
 from regkit.names import unknown
+from regkit.transform import Grid
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,13 @@ class Scan:
     image: Tensor | None
     labels: Tensor | None
     affine: np.ndarray
+
+    @property
+    def grid(self) -> Grid:
+        """Its voxels, and where they lie."""
+        held = self.labels if self.image is None else self.image
+        assert held is not None  # one of them is there
+        return Grid(tuple(held.shape[1:]), self.affine)
 
     def nifti(self, labels: bool = False) -> nib.Nifti1Image:
         """The image (or the label map) as nibabel image, which `regkit.register` takes."""
