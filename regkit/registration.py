@@ -153,43 +153,15 @@ def register(
     start = time.perf_counter()
     tell = progress or (lambda stage, fraction: None)
     tell("reading", 0.0)
-    work = _prepare(moving, fixed, method, affine, refine, device, tell)
-    labels = _labels(moving_labels, fixed_labels, work.moving, work.fixed)
+    work = _prepare(moving, fixed, method, affine, refine, device)
+    work.labels = _labels(moving_labels, fixed_labels, work.moving, work.fixed)
     _align(work, tell)
-    images = _on_working_grid(work)
-    inner = _answer(work, images, tell)
+    inner = _answer(work, _on_working_grid(work), tell)
     tell("measuring", 0.85)
-    transform = _bring_back(work, inner)
-    moved, before, numbers = _judge(work, transform)
-    moved_labels = None
-    if labels is not None:
-        moved_labels = transform.moved(labels[0].data, "nearest")
-        scores, missing = _dice(labels, moved_labels)
-        numbers |= scores
-        work.warnings += missing
-    work.warnings += checks.against_answer(transform, numbers)
-    numbers |= {
-        "method": work.name,
-        "affine": work.affine or "none",
-        "refine": refine,
-        "seconds": round(time.perf_counter() - start, 2),
-        "device": work.device.type,
-        "seed": 0,  # nothing is drawn at random
-        "versions": _versions(),
-    }
+    result = _judge(work, _bring_back(work, inner))
+    result.metrics["seconds"] = round(time.perf_counter() - start, 2)
     tell("done", 1.0)
-    theta = None if work.matrix is None else transform.fixed.theta_to(transform.moving, work.matrix)
-    return Result(
-        moved=moved,
-        disp=transform.voxels(),
-        theta=None if theta is None else theta.float(),
-        metrics=numbers,
-        warnings=work.warnings,
-        transform=transform,
-        moved_labels=moved_labels,
-        _page=_page(before, work.fixed, moved, transform.voxels(transform.fixed))
-        | {"title": "Registration: " + _steps(work.name, work.affine, refine)},
-    )
+    return result
 
 
 # prepare ----------------------------------------------------------------------------------------
@@ -202,6 +174,7 @@ class _Work:
     name, model: of the method; None for a classical one. affine, refine, device: as asked for.
     matrix: (4, 4), fixed mm -> moving mm, once an affine map is found.
     grid: the working grid, on which the method answers.
+    labels: of both images, and the moving one where the headers put it; None without labels.
     """
 
     moving: io.Image
@@ -214,6 +187,7 @@ class _Work:
     warnings: list[str]
     grid: Grid
     matrix: np.ndarray | None = None
+    labels: tuple[io.Image, io.Image, Tensor] | None = None
 
 
 def _prepare(
@@ -223,7 +197,6 @@ def _prepare(
     affine: Any,
     refine: Any,
     device: str,
-    tell: Progress,
 ) -> _Work:
     """The pair and the method, or the reason why they do not fit; and the working grid."""
     chosen = choose_device(device)
@@ -474,22 +447,42 @@ def _bring_back(work: _Work, inner: Tensor) -> Transform:
     return Transform(fixed, work.moving.grid, matrix, inner)
 
 
-def _judge(work: _Work, transform: Transform) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """The moved image, the moving image where its header puts it, and the numbers of both."""
+def _judge(work: _Work, transform: Transform) -> Result:
+    """The moved image, measured beside the moving one where its header puts it, and judged."""
     moving, fixed = work.moving, work.fixed
     fill = float(background(moving.data))
     source = transform.antialiased(moving.data)  # one image for both, or blur would look like gain
-    moved = pull(source, transform.voxels(), fill=fill)
+    disp, own = transform.voxels(), transform.voxels(fixed.grid)
+    moved = pull(source, disp, fill=fill)
     before = pull(source, fixed.grid.disp_to(moving.grid), fill=fill)
-    own = transform.voxels(fixed.grid)
     folds = int(metrics.folding_count(own))
-    numbers = {
+    numbers: dict[str, Any] = {
         **_compare(before, moved, fixed.data),
         "folding_percent": 100 * folds / own[0, 0].numel(),
         "folding_count": folds,
         "sd_log_jacobian": float(metrics.sd_log_jacobian(own)),
     }
-    return moved, before, numbers
+    moved_labels = None
+    if work.labels is not None:
+        moved_labels = transform.moved(work.labels[0].data, "nearest")
+        scores, missing = _dice(work.labels, moved_labels)
+        numbers |= scores
+        work.warnings += missing
+    work.warnings += checks.against_answer(transform, numbers)
+    numbers |= {
+        "method": work.name,
+        "affine": work.affine or "none",
+        "refine": work.refine,
+        "device": work.device.type,
+        "seed": 0,  # nothing is drawn at random
+        "versions": _versions(),
+    }
+    theta = None
+    if work.matrix is not None:
+        theta = fixed.grid.theta_to(moving.grid, work.matrix).float()
+    title = "Registration: " + _steps(work.name, work.affine, work.refine)
+    page = _page(before, fixed, moved, own) | {"title": title}
+    return Result(moved, disp, theta, numbers, work.warnings, transform, moved_labels, page)
 
 
 def _scaled(image: Tensor, to: tuple[float, float] = (0.0, 1.0), keep: bool = False) -> Tensor:
