@@ -69,6 +69,24 @@ PAIRS = 9  # to test on, of the embedded population: as many as LPBA40 has
 PAPER_SETS = ("lpba40", "oasis", "ixi")  # of which a `Row` knows what a paper prints
 MAIN = {"dice": "dice", "landmarks": "tre", "motion": "rotation_error"}  # number of each measure
 
+# of a printed table: word, key of a row, form
+COLUMNS = (
+    ("paper", "paper_dice", ".3f"), ("ours", "dice", ".4f"), ("sd", "dice_sd", ".4f"),
+    ("labels", "dice_sd_labels", ".4f"), ("HD95", "hd95", ".2f"), ("before", "tre_before", ".3f"),
+    ("error", "tre", ".3f"), ("AUC", "success_auc", ".4f"), ("degrees", "rotation_error", ".4f"),
+    ("voxels", "translation_error", ".4f"), ("% good", "success", ".1f"),
+    ("% J<=0", "folding_percent", ".4f"), ("sd log J", "sd_log_jacobian", ".3f"),
+    ("s/pair", "seconds", ".2f"), ("train s", "training_seconds", ".0f"),
+    ("weights", "parameters", "d"),
+)  # fmt: skip
+SHOWN = {  # of each measure, beside the cost
+    "dice": ("paper_dice", "dice", "dice_sd", "dice_sd_labels", "hd95", "folding_percent",
+             "sd_log_jacobian"),
+    "landmarks": ("tre_before", "tre", "success_auc", "folding_percent"),
+    "motion": ("rotation_error", "translation_error", "success"),
+}  # fmt: skip
+COST = ("seconds", "training_seconds", "parameters")
+
 Json = dict[str, Any]
 
 
@@ -761,26 +779,8 @@ def orders(lines: Sequence[Json]) -> Json:
 
 def as_text(held: Json) -> str:
     """A results file as lines: row, paper, ours, which side of the default row; then the orders."""
-    columns: tuple[tuple[str, str, str], ...] = (
-        ("paper", "paper_dice", ".3f"), ("ours", "dice", ".4f"), ("sd", "dice_sd", ".4f"),
-        ("labels", "dice_sd_labels", ".4f"), ("HD95", "hd95", ".2f"),
-        ("% J<=0", "folding_percent", ".4f"), ("sd log J", "sd_log_jacobian", ".3f"),
-    )  # fmt: skip
     measure = TABLES[held["table"]].measure if held["table"] in TABLES else "dice"
-    if measure == "landmarks":
-        columns = (
-            ("before", "tre_before", ".3f"), ("error", "tre", ".3f"), ("AUC", "success_auc", ".4f"),
-            ("% J<=0", "folding_percent", ".4f"),
-        )  # fmt: skip
-    elif measure == "motion":
-        columns = (
-            ("degrees", "rotation_error", ".4f"), ("voxels", "translation_error", ".4f"),
-            ("% good", "success", ".1f"),
-        )  # fmt: skip
-    columns += (
-        ("s/pair", "seconds", ".2f"), ("train s", "training_seconds", ".0f"),
-        ("weights", "parameters", "d"),
-    )  # fmt: skip
+    columns = [one for one in COLUMNS if one[1] in (*SHOWN[measure], *COST)]
     lines = [
         f"{held['table']}: {held['title']} ({held['split']} subjects, paper: {held['paper_set']})",
         f"{'':<34}" + "".join(f"{word:>9}" for word, _, _ in columns)
