@@ -199,6 +199,28 @@ def test_headers_tell_what_does_not_fit_before_anything_is_read(tmp_path):
         prepared.check(folder, ("t1", "t2"))
 
 
+@pytest.mark.parametrize(
+    ("affine", "said"),
+    [
+        (np.diag([-1.0, 1, 1, 1]), "L, A"),
+        (np.eye(4)[[1, 0, 2, 3]], "A, R"),
+        (np.diag([1.0, -1, 1, 1])[[0, 2, 1, 3]], "R, I"),
+        (np.eye(4)[[0, 2, 1, 3]], None),  # a coronal slice: right, superior
+        (np.eye(4)[[2, 0, 1, 3]], None),  # a sagittal one: anterior, superior
+    ],
+)
+def test_axes_run_as_the_scripts_turn_them(tmp_path, affine, said):
+    """`register` turns an image to R, A, S before a network sees it."""
+    folder = save(tmp_path / "set", names=("a",))
+    for key, kind in (("t1", np.float32), ("labels", np.int32)):
+        write(folder / "a" / f"{key}.nii.gz", np.zeros((6, 8), kind), affine)
+    if said is None:
+        assert prepared.check(folder, ("t1",)) == (6, 8)
+        return
+    with pytest.raises(ValueError, match=f"a, t1 has axes to {said}, expected to R, A and S in"):
+        prepared.check(folder, ("t1",))
+
+
 def test_a_slice_of_subjects_is_lazy_and_shares_what_is_held(tmp_path):
     folder = save(tmp_path / "set")
     missing(folder, "t1")

@@ -325,13 +325,14 @@ def check(folder: str | os.PathLike, contrasts: Sequence[str]) -> tuple[int, ...
 
     Raises:
         FileNotFoundError: `folder` is no prepared set, or a file is not there.
-        ValueError: dataset.json is damaged; or a person's image cannot be read, or has another
-            shape or another voxel size than the first of the set.
+        ValueError: dataset.json is damaged; or a person's image cannot be read, has another shape
+            or voxel size than the first of the set, or axes that do not run to R, A, S.
     """
     held, folder = complete(folder), Path(folder)
     first: tuple[tuple[int, ...], np.ndarray] | None = None
     for called, file in _files(folder, held, contrasts):
-        shape, sizes = _header(file, called)
+        shape, affine = _header(file, called)
+        sizes = np.linalg.norm(affine[:3, : len(shape)], axis=0)
         first = first or (shape, sizes)
         _check_shape(called, shape, first[0])
         if not np.allclose(sizes, first[1], rtol=0.01):
@@ -339,9 +340,23 @@ def check(folder: str | os.PathLike, contrasts: Sequence[str]) -> tuple[int, ...
                 f"{called} has voxels of {_millimetres(sizes)}, expected {_millimetres(first[1])} "
                 "as the first of the set."
             )
+        _check_axes(called, affine, len(shape))
     if first is None:
         raise ValueError("dataset.json lists no subjects, expected at least one.")
     return first[0]
+
+
+def _check_axes(called: str, affine: np.ndarray, ndim: int) -> None:
+    """Weights that have learned from other axes would see what `register` shows them turned."""
+    import nibabel
+
+    codes = nibabel.aff2axcodes(affine)[:ndim]
+    places = ["RAS".find(code) if code else -1 for code in codes]
+    if -1 in places or places != sorted(places):
+        raise ValueError(
+            f"{called} has axes to {', '.join(map(str, codes))}, expected to R, A and S in this "
+            "order, as the scripts of data_scripts write them."
+        )
 
 
 def _files(
@@ -361,7 +376,7 @@ def _first_shape(folder: Path, held: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _header(file: Path, called: str) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape of an image, as `regkit.io.read` gives it, and its voxel sizes."""
+    """Shape of an image, as `regkit.io.read` gives it, and its affine, (4, 4)."""
     import nibabel
 
     if not file.is_file():
@@ -375,7 +390,7 @@ def _header(file: Path, called: str) -> tuple[tuple[int, ...], np.ndarray]:
         ) from None
     while len(shape) > 2 and shape[-1] == 1:
         shape = shape[:-1]
-    return shape, np.linalg.norm(affine[:3, : len(shape)], axis=0)
+    return shape, affine
 
 
 def _millimetres(sizes: np.ndarray) -> str:
