@@ -35,7 +35,7 @@ def dice(window: int, moving: io.Image, fixed: io.Image, labels: list[torch.Tens
     matrix = classical.align(
         moving, fixed, "affine", largest=LARGEST, similarity="lncc" if window else "ncc"
     )
-    disp = io.map_to_disp(io.voxel_map(fixed.affine, moving.affine, 3, matrix), fixed.shape)
+    disp = fixed.grid.disp_to(moving.grid, matrix)
     moved = warp(labels[0][None].int(), disp, mode="nearest")
     return float(metrics.dice(moved, labels[1][None].int()).nanmean())
 

@@ -137,9 +137,7 @@ def peer(align: Callable[..., Any]) -> Method:
 
     def method(moving: Tensor, fixed: Tensor) -> Tensor:
         a, b = (io.Image(x, torch.eye(4, dtype=torch.float64).numpy()) for x in (moving, fixed))
-        matrix = align(a, b, "rigid")
-        voxels = io.voxel_map(b.affine, a.affine, 2, matrix)
-        return io.map_to_theta(voxels, fixed.shape[2:]).float()
+        return b.grid.theta_to(a.grid, align(a, b, "rigid")).float()
 
     return method
 

@@ -52,6 +52,7 @@ from regkit.data.chest import scaled
 from regkit.recipes import Recipe
 from regkit.spatial import identity_grid, resize_disp, warp_points
 from regkit.train import chest_task, train
+from regkit.transform import Grid, map_points, pull, resample
 
 OUT = ROOT / "results" / "lung.json"
 OUTLIER = 9  # the row of the source's landmark 34
@@ -74,10 +75,8 @@ class Lung:
     factor: float = 2.0
 
     @cached_property
-    def grid(self) -> tuple[tuple[int, ...], np.ndarray]:
-        """Shape and affine."""
-        spacing = [self.factor * h for h in io.spacing_of(self.fixed.affine, 3)]
-        return io.working_grid(tuple(_image(self.fixed).shape[2:]), self.fixed.affine, spacing)
+    def grid(self) -> Grid:
+        return self.fixed.grid.covering([self.factor * h for h in self.fixed.grid.spacing])
 
     @cached_property
     def affine(self) -> tuple[np.ndarray, float]:
@@ -88,14 +87,13 @@ class Lung:
 
     def on_grid(self, scan: samples.Scan, matrix: np.ndarray | None = None) -> Tensor:
         """(1, 1, *S) in [0, 1]: a scan on the grid; matrix: fixed mm -> its mm."""
-        return io.resample_to(_image(scan), scan.affine, *self.grid, matrix=matrix)
+        return resample(_image(scan), scan.grid, self.grid, matrix=matrix)
 
     def whole(self, matrix: np.ndarray, disp: Tensor | None = None) -> Tensor:
         """(1, 3, *S), voxels, grid -> moving scan: first `disp` on the grid, then the matrix."""
-        shape, affine = self.grid
-        here = identity_grid(shape)[None]
+        here = identity_grid(self.grid.shape)[None]
         there = here if disp is None else here + disp
-        return io.map_points(io.voxel_map(affine, self.moving.affine, 3, matrix), there) - here
+        return map_points(self.grid.map_to(self.moving.grid, matrix), there) - here
 
 
 def lung(factor: float = 2.0) -> Lung:
@@ -113,13 +111,12 @@ def volumes(pair: Lung) -> list[prepared.Scan]:
     """Both scans to learn from, on grids of one shape, each in its own place."""
     found = []
     for scan in (pair.fixed, pair.moving):
-        size = tuple(_image(scan).shape[2:])
-        spacing = [pair.factor * h for h in io.spacing_of(pair.fixed.affine, 3)]
-        shape, affine = io.working_grid(size, scan.affine, spacing, pair.grid[0])
+        spacing = [pair.factor * h for h in pair.fixed.grid.spacing]
+        grid = scan.grid.covering(spacing, pair.grid.shape)
         assert scan.labels is not None
-        image = io.resample_to(_image(scan), scan.affine, shape, affine)
-        mask = io.resample_to(scan.labels[None], scan.affine, shape, affine, "nearest")
-        found.append(prepared.Scan(scan.name, image[0], mask[0], affine, torch.empty(0)))
+        image = resample(_image(scan), scan.grid, grid)
+        mask = resample(scan.labels[None], scan.grid, grid, "nearest")
+        found.append(prepared.Scan(scan.name, image[0], mask[0], grid.affine, torch.empty(0)))
     return found
 
 
@@ -134,10 +131,9 @@ def measured(pair: Lung, whole: Tensor, affine: np.ndarray) -> Row:
     errors = np.linalg.norm(found - pair.moving_points, axis=1)
     rest = np.delete(errors, OUTLIER)
     assert pair.moving.labels is not None and pair.fixed.labels is not None
-    moved = io.pull(pair.moving.labels[None], whole, "nearest")
-    known = io.resample_to(
-        pair.fixed.labels[None], pair.fixed.affine, tuple(whole.shape[2:]), affine, "nearest"
-    )
+    moved = pull(pair.moving.labels[None], whole, "nearest")
+    grid = Grid(tuple(whole.shape[2:]), affine)
+    known = resample(pair.fixed.labels[None], pair.fixed.grid, grid, "nearest")
     return {
         "tre": float(rest.mean()),
         "tre_median": float(np.median(rest)),
@@ -172,13 +168,13 @@ def after_affine(pair: Lung, model: models.RegistrationModel | None = None, step
     if steps:
         disp = refined(moving, fixed, disp, steps)
     seconds += time.perf_counter() - start
-    return {**measured(pair, pair.whole(matrix, disp), pair.grid[1]), **row, "seconds": seconds}
+    return {**measured(pair, pair.whole(matrix, disp), pair.grid.affine), **row, "seconds": seconds}
 
 
 def _found_dice(pair: Lung, logits: Tensor) -> float:
     """Dice of the lung that the branch finds in the fixed scan, with its mask."""
     assert pair.fixed.labels is not None
-    known = io.resample_to(pair.fixed.labels[None], pair.fixed.affine, *pair.grid, "nearest")
+    known = resample(pair.fixed.labels[None], pair.fixed.grid, pair.grid, "nearest")
     return float(metrics.dice(logits.argmax(dim=1, keepdim=True), known, [1]))
 
 
@@ -271,7 +267,7 @@ def run(
         _write({"made": said, "rows": list(rows.values())}, out)
 
     still = pair.whole(np.eye(4))
-    add("unregistered", lambda: {**measured(pair, still, pair.grid[1]), "seconds": 0.0})
+    add("unregistered", lambda: {**measured(pair, still, pair.grid.affine), "seconds": 0.0})
     add("affine", lambda: after_affine(pair))
     add("affine, refined", lambda: after_affine(pair, None, steps), steps=steps)
     for name in networks:

@@ -60,6 +60,7 @@ from regkit.spatial import (
     warp,
 )
 from regkit.train import Task, train
+from regkit.transform import resample
 
 OUT = ROOT / "results" / "modalities.json"
 KINDS = ("rigid", "smooth")
@@ -135,8 +136,8 @@ def longer(method: Method) -> Method:
 
 def ants_rigid(moving: Tensor, fixed: Tensor) -> Tensor:
     """ANTs' rigid search by mutual information."""
-    matrix = classical.ants.align(io.Image(moving, AFFINE), io.Image(fixed, AFFINE), "rigid")
-    return io.map_to_disp(io.voxel_map(AFFINE, AFFINE, 3, matrix), tuple(fixed.shape[2:]))
+    a, b = io.Image(moving, AFFINE), io.Image(fixed, AFFINE)
+    return b.grid.disp_to(a.grid, classical.ants.align(a, b, "rigid"))
 
 
 def syn(moving: Tensor, fixed: Tensor) -> Tensor:
@@ -278,9 +279,8 @@ def patients() -> list[Patient]:
     for number, (mr, us, *points) in enumerate(load_prostates()):
         assert mr.image is not None and mr.labels is not None
         assert us.image is not None and us.labels is not None
-        shape = tuple(mr.image.shape[1:])
         image, labels = (
-            io.resample_to(x[None], us.affine, shape, mr.affine, mode)
+            resample(x[None], us.grid, mr.grid, mode)
             for x, mode in ((us.image, "linear"), (us.labels, "nearest"))
         )
         there = np.linalg.inv(mr.affine)

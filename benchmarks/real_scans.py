@@ -52,6 +52,7 @@ import regkit
 from regkit import classical, io, metrics, models
 from regkit.data import samples
 from regkit.data.samples import Scan
+from regkit.transform import resample
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "results" / "real_scans.json"
@@ -83,7 +84,7 @@ def prepared(scan: Scan, mask: bool = False) -> Scan:
     image = torch.where(scan.labels > 0, scan.image, 0) if mask else scan.image
     image = (image / np.percentile(image.numpy(), 99.9)).clamp(0, 1)
     where = (image[0] > 0).nonzero()
-    spacing = io.spacing_of(scan.affine, 3)
+    spacing = scan.grid.spacing
     box, start = [slice(None)], np.eye(4)
     for axis, size in enumerate(image.shape[1:]):
         room = round(MARGIN / spacing[axis])
@@ -136,9 +137,7 @@ def by_headers(pair: Pair, structures: Sequence[int]) -> Row:
     """Dice of a pair where the headers put it."""
     moving, fixed = pair.moving, pair.fixed
     assert moving.labels is not None and fixed.labels is not None
-    there = io.resample_to(
-        moving.labels[None], moving.affine, fixed.labels.shape[1:], fixed.affine, "nearest"
-    )
+    there = resample(moving.labels[None], moving.grid, fixed.grid, "nearest")
     scores = metrics.dice(there, fixed.labels[None], structures)[0].tolist()
     return {"dice": dict(zip(structures, scores)), "folding": 0.0, "seconds": 0.0}
 

@@ -75,7 +75,7 @@ def read(folder: Path) -> dict[str, io.Image]:
         image = io.read(path, name, labels=key == "labels")
         if image.ndim != 3:
             raise ValueError(f"{name} has shape {image.shape}, expected a volume.")
-        if volumes and not io.same_grid(image, volumes[CONTRASTS[0]]):
+        if volumes and not image.grid.same_as(volumes[CONTRASTS[0]].grid):
             raise ValueError(f"{name} lies on another grid than {CONTRASTS[0]}, expected the same.")
         volumes[key] = image
     return {key: layout.canonical(image) for key, image in volumes.items()}

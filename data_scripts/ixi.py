@@ -133,10 +133,9 @@ def prepare(
     if volumes[0].shape != shape:
         raise ValueError(f"{path.stem} has shape {volumes[0].shape}, expected the atlas' {shape}.")
     made = {}
-    for key, values, mode in zip(("t1", "labels"), volumes, ("linear", "nearest"), strict=True):
+    for key, values in zip(("t1", "labels"), volumes, strict=True):
         image = layout.canonical(io.Image(torch.from_numpy(values)[None, None], affine))
-        grid = layout.coarser(image.shape, image.affine, spacing)
-        made[key] = io.Image(io.resample_to(image.data, image.affine, *grid, mode), grid[1])
+        made[key] = layout.smaller(image, spacing)
     return made
 
 

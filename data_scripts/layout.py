@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from regkit import io
 from regkit.data import prepared
+from regkit.transform import Grid, resample
 
 FOUR_TO_ONE = {"train": 4, "test": 1}
 SPACINGS = (1, 2, 4)  # mm, of sets that come at 1 mm
@@ -66,7 +67,7 @@ def find(folder: Path, stem: str, ends: Sequence[str] = (".nii.gz", ".nii")) -> 
 
 def canonical(image: io.Image) -> io.Image:
     """The same image with its axes to R, A, S, as nearly as they go; of a slice, two of them."""
-    order = io.axis_order(image.affine, image.ndim)
+    order = image.grid.axis_order()
     axes, flipped = (
         [axis for axis, _ in order],
         [k for k, (_, sign) in enumerate(order) if sign < 0],
@@ -125,16 +126,21 @@ def scaled(values: Tensor, name: str) -> Tensor:
     return (values / float(np.percentile(brain.numpy(), BRIGHT))).clamp(0, 1)
 
 
-def coarser(
-    shape: Sequence[int], affine: np.ndarray, step: int
-) -> tuple[tuple[int, ...], np.ndarray]:
-    """A grid of every `step`-th voxel: (shape, affine). Its voxels lie on old ones, not between."""
+def coarser(grid: Grid, step: int) -> Grid:
+    """Every `step`-th voxel of a grid. Its voxels lie on old ones, not between."""
     if step not in SPACINGS:
         raise ValueError(f"spacing is {step}, expected 1, 2 or 4 (mm).")
-    d, new = len(shape), affine.copy()
-    new[:, :d] *= step
-    new[:, 3] += affine[:, :d].sum(axis=1) * ((step - 1) // 2)
-    return tuple(n // step for n in shape), new
+    affine, d = grid.affine.copy(), grid.ndim
+    affine[:, :d] *= step
+    affine[:, 3] += grid.affine[:, :d].sum(axis=1) * ((step - 1) // 2)
+    return Grid(tuple(n // step for n in grid.shape), affine)
+
+
+def smaller(image: io.Image, step: int) -> io.Image:
+    """An image on every `step`-th voxel; whole numbers are label maps."""
+    mode = "linear" if image.data.is_floating_point() else "nearest"
+    grid = coarser(image.grid, step)
+    return io.Image(resample(image.data, image.grid, grid, mode), grid.affine)
 
 
 def build(

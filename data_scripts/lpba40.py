@@ -18,6 +18,7 @@ import typer
 from nibabel.fileholders import FileHolder
 
 from regkit import classical, io
+from regkit.transform import Grid, resample
 
 BRAIN, LABELS = "delineation.skullstripped", "delineation.structure.label"
 SHAPE = (160, 192, 160)  # of the paper
@@ -139,27 +140,26 @@ def template() -> io.Image:
     return io.from_nibabel(datasets.load_mni152_template(resolution=1), "template")
 
 
-def grid(spacing: int) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine of what is written."""
+def grid(spacing: int) -> Grid:
+    """Of what is written."""
     affine = np.eye(4)
     affine[:3, 3] = np.asarray(CENTRE) - (np.asarray(SHAPE) - 1) / 2
-    return layout.coarser(SHAPE, affine, spacing)
+    return layout.coarser(Grid(SHAPE, affine), spacing)
 
 
 def prepare(folder: Path, person: str, target: io.Image, spacing: int) -> dict[str, io.Image]:
     """Brain and labels of a person, aligned with `target` by an affine map, on `grid`."""
     brain, labels = read(folder, person)
-    shape, affine = grid(spacing)
-    matrix = classical.align(brain, target, "affine")
-    image = io.resample_to(brain.data, brain.affine, shape, affine, matrix=matrix)
-    moved = io.resample_to(labels.data, labels.affine, shape, affine, "nearest", matrix)
+    matrix, new = classical.align(brain, target, "affine"), grid(spacing)
+    image = resample(brain.data, brain.grid, new, matrix=matrix)
+    moved = resample(labels.data, labels.grid, new, "nearest", matrix)
     lost = sorted(set(STRUCTURES) - set(moved.unique().tolist()))
     if lost:
         raise ValueError(
             f"{person} lost the {STRUCTURES[lost[0]]} when it was aligned and cropped, expected "
             "a brain like the template's."
         )
-    return {"t1": io.Image(image, affine), "labels": io.Image(moved, affine)}
+    return {"t1": io.Image(image, new.affine), "labels": io.Image(moved, new.affine)}
 
 
 def main(

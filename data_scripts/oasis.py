@@ -93,7 +93,7 @@ def read(folder: Path, files: Files, known: dict[int, str]) -> tuple[io.Image, i
             f"{folder.name}, {files.image} has intensities from {low:g} to {high:g}, "
             "expected 0 to 1."
         )
-    if not io.same_grid(image, labels):
+    if not image.grid.same_as(labels.grid):
         raise ValueError(
             f"{folder.name}, {files.labels} lies on another grid than {files.image}, "
             "expected the same."
@@ -113,16 +113,13 @@ def prepare(
     """Image and labels of a person, axes to R, A, S, on the grid of the person in `like`."""
     image, labels = read(folder, files, known)
     path = layout.find(like, files.image)
-    if path is None or not io.same_grid(image, io.read(path, like.name)):
+    if path is None or not image.grid.same_as(io.read(path, like.name).grid):
         raise ValueError(
             f"{folder.name}, {files.image} lies on another grid than that of {like.name}, "
             "expected one grid for everyone."
         )
     image, labels = layout.canonical(image), layout.canonical(labels)
-    shape, affine = layout.coarser(image.shape, image.affine, spacing)
-    smaller = io.resample_to(image.data, image.affine, shape, affine)
-    moved = io.resample_to(labels.data, labels.affine, shape, affine, "nearest")
-    return {"t1": io.Image(smaller, affine), "labels": io.Image(moved, affine)}
+    return {"t1": layout.smaller(image, spacing), "labels": layout.smaller(labels, spacing)}
 
 
 def main(

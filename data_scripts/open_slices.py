@@ -88,15 +88,7 @@ def cut(slab: io.Image, height: int, about: io.Image, spacing: int) -> io.Image:
     )
     affine[:, 3] += affine[:, 0] * x + affine[:, 1] * y
     values = slab.data[:, :, x : x + SIZE[0], y : y + SIZE[1], height]
-    return smaller(io.Image(values.contiguous(), affine), spacing)
-
-
-def smaller(image: io.Image, spacing: int) -> io.Image:
-    """At another spacing, mm; whole numbers are label maps."""
-    labels = not image.data.is_floating_point()
-    shape, affine = layout.coarser(image.shape, image.affine, spacing)
-    mode = "nearest" if labels else "linear"
-    return io.Image(io.resample_to(image.data, image.affine, shape, affine, mode), affine)
+    return layout.smaller(io.Image(values.contiguous(), affine), spacing)
 
 
 def brains(spacing: int) -> tuple[dict[str, Any], Callable[[str], Images]]:
@@ -114,7 +106,9 @@ def brains(spacing: int) -> tuple[dict[str, Any], Callable[[str], Images]]:
         scan = scans[entry]
         assert scan.image is not None and scan.labels is not None
         whole = {"t1": scan.image, "labels": scan.labels}
-        return {k: smaller(io.Image(x[None], scan.affine), spacing) for k, x in whole.items()}
+        return {
+            k: layout.smaller(io.Image(x[None], scan.affine), spacing) for k, x in whole.items()
+        }
 
     return description, prepare
 

@@ -58,34 +58,46 @@ from regkit.evaluate import (
     motion_summary,
     summary,
 )
+from regkit.files import alone
 from regkit.models import Registration
 from regkit.names import unknown
 from regkit.recipes import Recipe
 from regkit.spatial import warp
 from regkit.tables import LAMBDA2, TABLES, Printed, Row, Table
-from regkit.train import SIMILARITIES, adapted, held_out, moved_once, subjects, train
+from regkit.train import (
+    SIMILARITIES,
+    adapted,
+    held_out,
+    moved_once,
+    saved,
+    subjects,
+    train,
+)
 
 PAIRS = 9  # to test on, of the embedded population: as many as LPBA40 has
 PAPER_SETS = ("lpba40", "oasis", "ixi")  # of which a `Row` knows what a paper prints
 MAIN = {"dice": "dice", "landmarks": "tre", "motion": "rotation_error"}  # number of each measure
 
-# of a printed table: word, key of a row, form
-COLUMNS = (
-    ("paper", "paper_dice", ".3f"), ("ours", "dice", ".4f"), ("sd", "dice_sd", ".4f"),
-    ("labels", "dice_sd_labels", ".4f"), ("HD95", "hd95", ".2f"), ("before", "tre_before", ".3f"),
-    ("error", "tre", ".3f"), ("AUC", "success_auc", ".4f"), ("degrees", "rotation_error", ".4f"),
-    ("voxels", "translation_error", ".4f"), ("% good", "success", ".1f"),
-    ("% J<=0", "folding_percent", ".4f"), ("sd log J", "sd_log_jacobian", ".3f"),
+# of a printed table, by what it measures: word, key of a row, form
+COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "dice": (
+        ("paper", "paper_dice", ".3f"), ("ours", "dice", ".4f"), ("sd", "dice_sd", ".4f"),
+        ("labels", "dice_sd_labels", ".4f"), ("HD95", "hd95", ".2f"),
+        ("% J<=0", "folding_percent", ".4f"), ("sd log J", "sd_log_jacobian", ".3f"),
+    ),
+    "landmarks": (
+        ("before", "tre_before", ".3f"), ("error", "tre", ".3f"), ("AUC", "success_auc", ".4f"),
+        ("% J<=0", "folding_percent", ".4f"),
+    ),
+    "motion": (
+        ("degrees", "rotation_error", ".4f"), ("voxels", "translation_error", ".4f"),
+        ("% good", "success", ".1f"),
+    ),
+}  # fmt: skip
+COSTS = (
     ("s/pair", "seconds", ".2f"), ("train s", "training_seconds", ".0f"),
     ("weights", "parameters", "d"),
 )  # fmt: skip
-SHOWN = {  # of each measure, beside the cost
-    "dice": ("paper_dice", "dice", "dice_sd", "dice_sd_labels", "hd95", "folding_percent",
-             "sd_log_jacobian"),
-    "landmarks": ("tre_before", "tre", "success_auc", "folding_percent"),
-    "motion": ("rotation_error", "translation_error", "success"),
-}  # fmt: skip
-COST = ("seconds", "training_seconds", "parameters")
 
 Json = dict[str, Any]
 
@@ -180,16 +192,16 @@ def trained(
     folder = runs / f"{recipe.model}_{recipe.ndim}d_{recipes.identity(recipe)}"
     held = folder / "cost.json"
     with _alone(folder):
-        done = 0
-        with suppress(FileNotFoundError):
-            done = len(json.loads((folder / "history.json").read_text()))
+        done = len(saved(folder))
         if done < recipe.steps:
             before = time.perf_counter()
             with _peak(device) as memory:
                 train(recipe, folder, True, progress, str(device), data=data)
             seconds = (time.perf_counter() - before) * recipe.steps / (recipe.steps - done)
             _write(held, {"seconds": round(seconds, 3), "memory_gb": round(memory[0], 3)})
-        spent = json.loads(held.read_text()) if held.is_file() else {}
+        spent = _json(held) if held.is_file() else {}
+        if not isinstance(spent, dict):
+            raise ValueError("runs holds a cost.json of something else, expected that of a run.")
         return Run(
             models.load(folder / "last.safetensors", **at_test or {}),
             spent.get("seconds"),
@@ -553,6 +565,20 @@ def _wanted(table: Table, rows: Sequence[str]) -> list[Row]:
     return chosen or list(table.rows)
 
 
+def left_out(name: str, held: Json, rows: Sequence[str] = ()) -> list[str]:
+    """Labels of the rows, of those that were asked for, which an error kept out of a results file.
+
+    Args:
+        name: of the table. held: its results file. rows: as in `run`.
+    """
+    asked = {row.label for row in _wanted(TABLES[name], rows)}
+    return [
+        row["label"]
+        for row in held["rows"]
+        if row["label"] in asked and row["state"].startswith("left out")
+    ]
+
+
 def tables_for(
     budget: str | None = None,
     ndim: int | None = None,
@@ -780,7 +806,7 @@ def orders(lines: Sequence[Json]) -> Json:
 def as_text(held: Json) -> str:
     """A results file as lines: row, paper, ours, which side of the default row; then the orders."""
     measure = TABLES[held["table"]].measure if held["table"] in TABLES else "dice"
-    columns = [one for one in COLUMNS if one[1] in (*SHOWN[measure], *COST)]
+    columns = COLUMNS[measure] + COSTS
     lines = [
         f"{held['table']}: {held['title']} ({held['split']} subjects, paper: {held['paper_set']})",
         f"{'':<34}" + "".join(f"{word:>9}" for word, _, _ in columns)
@@ -813,17 +839,42 @@ def as_text(held: Json) -> str:
 # ------------------------------------------------------------------------------------ files
 
 
+def _json(file: Path) -> Any:
+    """What a file holds; None where it is damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None
+
+
 def _read(file: Path) -> list[Json]:
     """The rows that a results file holds."""
     if not file.is_file():
         return []
-    try:
-        rows: list[Json] = json.loads(file.read_text())["rows"]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    held = _json(file)
+    rows = held.get("rows") if isinstance(held, dict) else None
+    if not isinstance(rows, list) or not all(map(_is_row, rows)):
         raise ValueError(
             f"out is {file.name!r}, which holds something else, expected a results file or none."
-        ) from None
+        )
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    """Whether what `compare` and `as_text` look at is there and of the right kind."""
+    if not isinstance(row, dict) or not all(
+        isinstance(row.get(k), str) for k in ("label", "state")
+    ):
+        return False
+    pairs, seeds = row.get("dice_pairs") or [], row.get("dice_pairs_seeds") or [[]]
+    if not all(isinstance(part, list) for part in (pairs, seeds, *seeds)):
+        return False
+    single = [row.get(key) for of_one in (*COLUMNS.values(), COSTS) for _, key, _ in of_one]
+    numbers = [*single, *pairs, *(one for part in seeds for one in part)]
+    return len({len(part) for part in seeds}) == 1 and all(
+        one is None or (isinstance(one, int | float) and not isinstance(one, bool))
+        for one in numbers
+    )
 
 
 def _store(file: Path, said: Json, table: Table, rows: Sequence[Json]) -> None:
@@ -851,11 +902,7 @@ def _rounded(value: Any) -> Any:
 def _alone(what: Path) -> Iterator[None]:
     """Wait until no other process works on this; a process that dies lets go of it."""
     what.parent.mkdir(parents=True, exist_ok=True)
-    with what.with_name(f"{what.name}.lock").open("w") as file:
-        with suppress(ImportError):  # Windows has no such locks
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with alone(what.parent, "runs", work=what.name):
         yield
 
 

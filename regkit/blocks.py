@@ -168,7 +168,15 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     The weight of a token is f(q) f(k), f = elu + 1, where the softmax has exp(q k / sqrt(c)). The
     sum over all tokens is then done once, for all who ask: N c^2 products instead of N^2 c.
+
+    The result has the dtype of v. Half precision is raised to float32 inside: a sum over thousands
+    of tokens is larger than float16 can hold, and bfloat16 keeps three digits of it.
     """
+    return _linear_attention(q, k, v).to(v.dtype)
+
+
+@full_precision
+def _linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k = F.elu(q) + 1, F.elu(k) + 1
     total = q @ k.sum(-2).unsqueeze(-1)  # (..., N, 1)
     return q @ (k.transpose(-2, -1) @ v) / total

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,19 +26,79 @@ NOTICE = "For research and teaching. Not a medical device."
 
 
 class _Sentences(TyperGroup):
-    """Wrong input ends a command with one sentence on stderr and exit code 2, not a traceback."""
+    """What ends a command early is one sentence on stderr, not a traceback.
+
+    Exit code 2 for wrong input and for what the machine cannot do, 1 for a fault of regkit's own,
+    130 after Ctrl-C, 143 when the system asks the process to end; in all cases what was to be
+    written is removed first. REGKIT_DEBUG=1 shows the traceback.
+    """
 
     def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # `regkit data list | head`: typer ends quietly
-            raise
-        except (ValueError, OSError) as error:
-            sentence = str(error)
-            if isinstance(error, OSError) and error.strerror:  # of the system: it has a path in it
-                sentence = f"Reading or writing failed: {error.strerror}."
+        with _stopped_by_signals():
+            try:
+                return super().invoke(ctx)
+            except BrokenPipeError:  # `regkit data list | head`: typer ends quietly
+                raise
+            except KeyboardInterrupt:
+                code, sentence = 130, "stopped."
+            except Exception as error:
+                if isinstance(error, typer.Abort) or hasattr(error, "exit_code"):
+                    raise  # typer's own: a wrong option, the end of --help
+                if os.environ.get("REGKIT_DEBUG") == "1":
+                    raise
+                code, sentence = _sentence(error)
             typer.echo(f"regkit: {sentence}", err=True)
-            raise typer.Exit(2) from None
+            raise typer.Exit(code)
+
+
+def _sentence(error: Exception) -> tuple[int, str]:
+    """The exit code for an error, and what to say of it."""
+    if isinstance(error, OSError) and error.strerror:  # of the system: it has a path in it
+        return 2, f"Reading or writing failed: {error.strerror}."
+    text = str(error)
+    ours = text.endswith(".") and "\n" not in text  # as regkit's own errors are written
+    if isinstance(error, ValueError | OSError | ImportError) and ours:
+        return 2, text
+    if isinstance(error, OSError):
+        return 2, f"Reading or writing failed ({type(error).__name__})."
+    if isinstance(error, ModuleNotFoundError):
+        return 2, f"The package {error.name} is not installed, expected it for this command."
+    out_of_memory = isinstance(error, MemoryError)
+    if not out_of_memory and "torch" in sys.modules:
+        from regkit.device import is_out_of_memory
+
+        out_of_memory = is_out_of_memory(error)
+    if out_of_memory:
+        return 2, (
+            "The memory is too small for this input, expected smaller images, fewer of them at "
+            "once, or a larger machine."
+        )
+    return 1, (
+        f"{type(error).__name__}: this is a fault of regkit's, please report it with what "
+        "REGKIT_DEBUG=1 in the environment then shows."
+    )
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """A scheduler that ends the process, or a closed terminal, lets it clean up first."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # Python hands signals to the main thread alone
+    before = {}
+    for number in numbers:
+        # one that is ignored, as by nohup, stays so
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 app = typer.Typer(
@@ -185,9 +251,12 @@ def register(
 
 @app.command()
 def apply(
-    image: Annotated[Path, typer.Argument(readable=False, help="Image on the grid of moving.")],
+    image: Annotated[
+        Path, typer.Argument(readable=False, help="Image in the space of moving; or a series.")
+    ],
     disp: Annotated[
-        Path, typer.Argument(readable=False, help="disp.nii.gz of regkit, ITK or ANTs.")
+        Path,
+        typer.Argument(readable=False, help="disp.nii.gz, or a transform of ITK or ANTs."),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", readable=False, help="File to write, .nii or .nii.gz.")
@@ -195,23 +264,32 @@ def apply(
     labels: Annotated[
         bool, typer.Option("--labels", help="A label map: take the nearest voxel, keep integers.")
     ] = False,
+    like: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="The fixed image, for an affine transform (.mat)."),
+    ] = None,
 ) -> None:
-    """Warp IMAGE with the displacement DISP onto the fixed grid."""
-    from regkit import io
+    """Warp IMAGE with the displacement DISP onto the fixed grid.
+
+    IMAGE lies in the space of the moving image, on its grid or another. DISP is disp.nii.gz, a
+    displacement field as ITK and ANTs write it (NIfTI, MHA, NRRD), or an affine transform.
+    """
+    from regkit import checks, io
 
     if not out.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"out ends in {out.suffix!r}, expected a file name with .nii or .nii.gz.")
     if out.is_dir():
         raise ValueError("out is a folder, expected a file name with .nii or .nii.gz.")
     io.check_writable(out.parent)
-    source = io.read(image, "image", labels)
-    field, affine = io.read_displacement(disp, source.affine)
-    if field.shape[1] != source.ndim:
-        raise ValueError(
-            f"image is {source.ndim}D {source.shape} and disp {field.shape[1]}D, "
-            "expected the same number of axes."
-        )
-    io.write_image(io.pull(source.data, field, "nearest" if labels else "linear"), affine, out)
+    source = io.read(image, "image", labels, series=True)
+    fixed = None if like is None else io.read(like, "like").grid
+    transform = io.read_transform(disp, source.grid, fixed)
+    if checks.coverage(transform.voxels(), source.shape) == 0:
+        raise ValueError("disp leads nowhere into image, expected one that belongs to its space.")
+    for sentence in (*source.notes, *io.header_notes(disp)):
+        typer.echo(f"warning: {sentence}", err=True)
+    moved = transform.moved(source, "nearest" if labels else "linear")
+    io.write_image(moved, transform.fixed.affine, out, transform.fixed.across)
 
 
 @app.command()
@@ -471,6 +549,7 @@ def benchmark(
         return
     if table == "all" and (out is not None or row):
         raise ValueError("table is 'all', expected one table with the options --out and --row.")
+    failed = []
     for name in tables.tables_for(budget, ndim, protocol, data) if table == "all" else [table]:
         file = tables.run(
             name,
@@ -491,8 +570,13 @@ def benchmark(
             device,
             command=_typed(),
         )
-        typer.echo(tables.as_text(json.loads(file.read_text())))
+        held = json.loads(file.read_text())
+        typer.echo(tables.as_text(held))
         typer.echo(f"wrote {file}\n")
+        failed += tables.left_out(name, held, row or ())
+    if failed:
+        listed = ", ".join(map(repr, failed))
+        raise ValueError(f"table has rows that were left out because of an error: {listed}.")
 
 
 def _typed() -> str:

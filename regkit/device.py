@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -29,14 +30,51 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be allotted: of the GPU, or of this machine and this process's limits.
+
+    A large number where the system does not say.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = [1 << 62]
+    with suppress(OSError, StopIteration, ValueError):  # Linux alone has these files
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable"))
+        found.append(1024 * int(available.split()[1]))
+    with suppress(OSError, ValueError):  # of a container
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        found.append(limit - int((group / "memory.current").read_text()))
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        if limit != resource.RLIM_INFINITY:
+            found.append(limit - pages * resource.getpagesize())
+    return max(0, min(found))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory is exhausted, of a GPU or of the machine, as Python and PyTorch say it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # PyTorch has no class of its own for the machine's memory
+    words = ("allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 @contextmanager
 def enough_memory(sentence: str) -> Iterator[None]:
-    """Where the memory of the GPU is exhausted, `sentence` says what came and what helps.
+    """Where the memory of the GPU or of the machine is exhausted, `sentence` says what helps.
 
     Raises:
         ValueError: with that sentence.
     """
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ValueError(sentence) from None

@@ -1,18 +1,18 @@
-"""Files and physical space: the only module that knows about millimetres.
+"""Files: images and transforms, in and out.
 
-Inside regkit everything is voxels. A file adds an *affine*, the 4x4 matrix that sends a voxel index
-to a place in the scanner in millimetres, with the axes to the Right, Anterior and Superior (RAS,
-the convention of NIfTI and nibabel). ITK, ANTs, SimpleITK and 3D Slicer point the first two axes
-the other way (LPS). The two meet in this module and nowhere else.
+regkit reads a header as nibabel does: axes to the Right, Anterior and Superior (RAS), the sform
+before the qform, sizes in mm whatever unit the file has. What it writes lies where ITK puts it, and
+with it ANTs, SimpleITK and 3D Slicer, whose first two axes point the other way (LPS). The two meet
+in this module and nowhere else. Where ITK puts a file elsewhere, `Image.notes` says so.
 
 Reading refuses what cannot be registered, with one sentence. Writing never leaves half a file
-behind: see `staged`.
+behind: see `regkit.files`.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,32 +22,58 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
-from regkit.spatial import affine_to_disp, check_disp, identity_grid, warp
+from regkit import files
+from regkit.files import check_writable as check_writable
+from regkit.files import staged
+from regkit.transform import Grid, Transform, corners_apart, usable
 
-# what SimpleITK reads for us; NIfTI and FreeSurfer's MGH go through nibabel
-ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
-NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
+# what SimpleITK reads for us; NIfTI, Analyze and FreeSurfer's MGH go through nibabel
+PICTURES = {
+    ".png": "PNGImageIO",
+    ".jpg": "JPEGImageIO",
+    ".jpeg": "JPEGImageIO",
+    ".tif": "TIFFImageIO",
+    ".tiff": "TIFFImageIO",
+}
+ITK_SUFFIXES = {
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+    ".nrrd": "NrrdImageIO",
+    ".nhdr": "NrrdImageIO",
+    **PICTURES,
+}
+NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh", ".img", ".hdr")
+MATRIX_SUFFIXES = (".mat", ".tfm", ".txt", ".h5", ".hdf5")  # of ITK's transforms
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS, its own inverse
-VECTOR_INTENT = 1007  # NIFTI_INTENT_VECTOR: what ITK and ANTs give a displacement field
+MILLIMETRES = {"meter": 1e3, "micron": 1e-3}  # of units in NIfTI; others count as mm
+# Intents of NIfTI. ITK and ANTs write displacements as VECTOR, in LPS as they are in memory; of a
+# file that says DISPVECT they take the vectors as RAS.
+VECTOR_INTENT, DISPVECT_INTENT = 1007, 1006
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Image:
     """One image and where it lies.
 
-    data: (1, 1, *S), S of 2 or 3 axes; float32, or int32 for a label map.
+    data: (1, 1, *S), S of 2 or 3 axes; float32, or int32 for a label map. Of a series (1, T, *S).
     affine: (4, 4) float64, voxel index -> mm, RAS. Also 4x4 in 2D: the slice is a plane in space.
     physical: False for a bare array, whose affine is the identity for want of a better one.
     notes: one sentence for each thing in the header that a user should hear about.
+    across: of a slice of a volume the axis of its file that has one voxel, see `Grid`.
     """
 
     data: Tensor
     affine: np.ndarray
     physical: bool = True
     notes: tuple[str, ...] = ()
+    across: int | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """Its voxels, and where they lie."""
+        return Grid(self.shape, self.affine, self.across)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,30 +88,31 @@ class Image:
     @property
     def spacing(self) -> tuple[float, ...]:
         """Voxel size along each array axis, mm."""
-        return spacing_of(self.affine, self.ndim)
-
-
-def spacing_of(affine: np.ndarray, ndim: int) -> tuple[float, ...]:
-    """Voxel size along each of the first `ndim` array axes, mm: the lengths of the columns."""
-    return tuple(float(n) for n in np.linalg.norm(affine[:3, :ndim], axis=0))
+        return self.grid.spacing
 
 
 # reading ----------------------------------------------------------------------------------------
 
 
-def read(path: str | os.PathLike, name: str = "image", labels: bool = False) -> Image:
+def read(
+    path: str | os.PathLike, name: str = "image", labels: bool = False, series: bool = False
+) -> Image:
     """Read a 2D or 3D image.
 
     Args:
-        path: NIfTI (.nii, .nii.gz), or MHA, MHD, NRRD, PNG, JPEG, TIFF (through SimpleITK); of
-            pictures the grey ones, also where grey is written as three equal colours.
+        path: NIfTI (.nii, .nii.gz), Analyze (.img with its .hdr), MGH (.mgz), or MHA, MHD, NRRD,
+            PNG, JPEG, TIFF (through SimpleITK); of pictures the grey ones, also where grey is
+            written as three equal colours. A pixel of a picture counts as 1 mm, whatever resolution
+            for printing its file names.
         name: what the image is called in error messages, for example "moving". The path is never
             repeated there: a file name may hold a patient's name, and messages end up in logs.
         labels: read a label map: whole numbers, int32.
+        series: a fourth axis of NIfTI, of time or direction, is let through as channels.
 
     Returns:
-        An `Image`. Trailing axes of size 1 are dropped, so (160, 192, 1) is a 2D image. Integer
-        files become float32 unless `labels` is set.
+        An `Image`. One axis of size 1 makes a 2D image, wherever it stands: (160, 192, 1), an axial
+        slice as a rule, and (1, 192, 160), a sagittal one. Integer files become float32 unless
+        `labels` is set.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -104,15 +131,15 @@ def read(path: str | os.PathLike, name: str = "image", labels: bool = False) -> 
         raise ValueError(f"{name}: the file may not be read; check its permissions.") from None
     lower = path.name.lower()
     if lower.endswith(NIBABEL_SUFFIXES):
-        import nibabel
-
-        with _readable(name, "MGH" if "mg" in lower[-3:] else "NIfTI"):
-            loaded = nibabel.load(path)
-        return from_nibabel(loaded, name, labels)
-    if lower.endswith(ITK_SUFFIXES):
+        loaded = _load(path, name, _KINDS.get(lower.rsplit(".", 1)[1], "NIfTI"))
+        return from_nibabel(loaded, name, labels, path, series)
+    if lower.endswith(tuple(ITK_SUFFIXES)):
         return _from_itk(path, name, labels)
-    known = ", ".join(NIBABEL_SUFFIXES + ITK_SUFFIXES)
+    known = ", ".join([*NIBABEL_SUFFIXES, *ITK_SUFFIXES])
     raise ValueError(f"{name} is a file of an unknown type, expected one of {known}.")
+
+
+_KINDS = {"mgz": "MGH", "mgh": "MGH", "img": "Analyze", "hdr": "Analyze"}
 
 
 @contextmanager
@@ -120,32 +147,70 @@ def _readable(name: str, kind: str) -> Iterator[None]:
     """Turn whatever a reader throws at a broken file into one sentence."""
     try:
         yield
+    except MemoryError:
+        raise
+    except files.Elsewhere:
+        raise ValueError(
+            f"{name} is a header that names its data by a path, a list, a pattern or a link, "
+            "expected data in the file itself or in a file of a plain name beside it."
+        ) from None
     except Exception:  # readers raise OSError, EOFError, zlib.error, ValueError, RuntimeError, ...
         raise ValueError(
             f"{name} cannot be read as {kind}: the file is cut short, damaged or of another type."
         ) from None
 
 
-def from_nibabel(image: Any, name: str = "image", labels: bool = False) -> Image:
-    """An `Image` from a nibabel image in memory. Arguments and errors as in `read`."""
+def _load(path: Path, name: str, kind: str) -> Any:
+    """A nibabel image whose voxels are all there, and undamaged as far as a checksum knows."""
+    import nibabel
+
+    with _readable(name, kind):
+        loaded: Any = nibabel.load(path)
+        claimed = math.prod(loaded.shape) * loaded.get_data_dtype().itemsize
+        start = int(loaded.dataobj.offset)
+        if start < 0 or min(loaded.shape, default=0) < 0:
+            raise ValueError
+        voxels = Path(loaded.file_map["image"].filename)  # of Analyze another file than its header
+        files.check_payload(files.packed_by_name(voxels), start + claimed)
+    return loaded
+
+
+def from_nibabel(
+    image: Any,
+    name: str = "image",
+    labels: bool = False,
+    file: Path | None = None,
+    series: bool = False,
+) -> Image:
+    """An `Image` from a nibabel image in memory. Arguments and errors as in `read`.
+
+    file: where it comes from, so that its header is judged as it stands there.
+    """
     with _readable(name, "NIfTI"):
         values = np.asanyarray(image.dataobj)
-        affine, notes = _nifti_affine(image, name)
+        affine, notes = _nibabel_affine(image, name)
     if affine is None:
         raise ValueError(
             f"{name} has a header whose matrix cannot be inverted, expected a valid one."
         )
-    return Image(_tensor(values, name, labels), affine, True, notes)
+    notes += _elsewhere(image, file, affine, name)
+    affine = right_angles(affine, values.shape)
+    if not (series and values.ndim == 4):
+        flat, plane, across = _flat(values, affine, name)
+        return Image(check_values(flat, name, labels)[None, None], plane, True, notes, across)
+    volumes = [_flat(values[..., k], affine, name) for k in range(values.shape[3])]
+    data = torch.stack([check_values(flat, name, labels) for flat, _, _ in volumes])[None]
+    return Image(data, volumes[0][1], True, notes, volumes[0][2])
 
 
-def _nifti_affine(image: Any, name: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """The first usable of sform, qform and plain voxel sizes, and what is odd about it.
+def _nibabel_affine(image: Any, name: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """The first usable of sform, qform and plain voxel sizes, in mm, and what is odd about it.
 
     Headers with two matrices that disagree are common after a conversion gone wrong. We follow
     nibabel and take the sform, but never in silence.
     """
     header = image.header
-    found = []
+    size, found = _unit(header), []
     for kind in ("sform", "qform"):
         if hasattr(header, f"get_{kind}"):
             try:
@@ -153,22 +218,24 @@ def _nifti_affine(image: Any, name: str) -> tuple[np.ndarray | None, tuple[str, 
             except Exception:  # a quaternion that is no rotation
                 matrix = np.full((4, 4), np.nan)
             if matrix is not None:
-                found.append((kind, np.asarray(matrix, dtype=np.float64)))
+                found.append((kind, size @ np.asarray(matrix, dtype=np.float64)))
     if not found:  # neither is set, or another format of nibabel with one affine only
         plain = image.affine if image.affine is not None else header.get_best_affine()
-        if not _usable(plain):
+        plain = size @ np.asarray(plain, dtype=np.float64)
+        if not usable(plain):
             return None, ()
         note = f"{name} has no orientation in its header; its axes are taken as they come."
-        return np.asarray(plain, np.float64), (note,) if hasattr(header, "get_sform") else ()
-    usable = [(kind, matrix) for kind, matrix in found if _usable(matrix)]
-    if not usable:
+        silent = hasattr(header, "get_sform") or not hasattr(header, "get_vox2ras")  # MGH has one
+        return plain, (note,) if silent else ()
+    usable_ones = [(kind, matrix) for kind, matrix in found if usable(matrix)]
+    if not usable_ones:
         return None, ()
-    kind, affine = usable[0]
-    if len(usable) < len(found):
+    kind, affine = usable_ones[0]
+    if len(usable_ones) < len(found):
         return affine, (f"{name} has one unusable matrix in its header; its {kind} is used.",)
-    if len(usable) == 2:
-        apart = _apart(usable[0][1], usable[1][1], image.shape[:3])
-        if apart > 0.1 * min(spacing_of(affine, 3)):
+    if len(usable_ones) == 2:
+        apart = corners_apart(usable_ones[0][1], usable_ones[1][1], image.shape[:3])
+        if apart > 0.1 * min(np.linalg.norm(affine[:3, :3], axis=0)):
             return affine, (
                 f"{name} has two matrices in its header that disagree by up to {apart:.1f} mm; "
                 "the sform is used.",
@@ -176,28 +243,112 @@ def _nifti_affine(image: Any, name: str) -> tuple[np.ndarray | None, tuple[str, 
     return affine, ()
 
 
-def _apart(a: np.ndarray, b: np.ndarray, shape: Sequence[int]) -> float:
-    """How far two affines put one corner of a grid from each other at most, mm."""
-    sizes = (*shape, 1)[:3]
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in sizes])).reshape(3, -1)
-    return float(np.abs((a - b)[:3, :3] @ corners + (a - b)[:3, 3:]).max())
+def _unit(header: Any) -> np.ndarray:
+    """(4, 4): from the unit in which a header gives its sizes to mm."""
+    try:
+        unit = header.get_xyzt_units()[0]
+    except (AttributeError, KeyError):  # no NIfTI, or a code that means nothing
+        unit = "unknown"
+    return np.diag([*[MILLIMETRES.get(unit, 1.0)] * 3, 1.0])
 
 
-def _usable(affine: np.ndarray) -> bool:
-    """Finite, invertible, and not flat for want of precision."""
-    if not np.isfinite(affine).all():
-        return False
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    return bool((sizes > 0).all() and abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-3)
+def _elsewhere(image: Any, file: Path | None, affine: np.ndarray, name: str) -> tuple[str, ...]:
+    """A sentence where ITK puts a NIfTI or Analyze file elsewhere than `affine` does.
+
+    ITK itself is asked: it chooses between two matrices by its own rules, takes voxel sizes from
+    pixdim, and has no shear.
+    """
+    import nibabel
+
+    if not isinstance(image, nibabel.AnalyzeImage | nibabel.Nifti1Pair):
+        return ()
+    with tempfile.TemporaryDirectory() as folder:
+        if file is None:  # the header alone is enough for ITK
+            header, ending = image.header.copy(), "hdr"
+            if isinstance(header, nibabel.Nifti1Header):
+                header["magic"], ending = header.single_magic, "nii"
+                header["vox_offset"] = header.single_vox_offset
+            file = Path(folder) / f"a.{ending}"
+            file.write_bytes(header.binaryblock + bytes(4))
+        theirs = _itk_affine(file)
+    if theirs is None:
+        written = right_angles(affine, image.shape) is affine
+        return (
+            f"ITK and ANTs cannot open {name}, whose axes are not at right angles; what is written "
+            f"on its grid they {'cannot' if written else 'can'} open.",
+        )
+    return _apart_sentence(theirs, affine, image.shape, name, _itk_choice(image, theirs))
+
+
+def _apart_sentence(
+    theirs: np.ndarray, ours: np.ndarray, shape: Sequence[int], name: str, choice: str
+) -> tuple[str, ...]:
+    axes = 3 if len(shape) > 2 else 2  # of a file of two axes ITK knows two coordinates
+    flat = np.diag([1.0, 1.0, float(axes == 3), 1.0])
+    apart = corners_apart(flat @ theirs, flat @ ours, shape)
+    if apart <= 0.01 * min(np.linalg.norm(ours[:3, :axes], axis=0)):
+        return ()
+    return (
+        f"ITK and ANTs put {name} up to {apart:.3g} mm away from where it is here: they take "
+        f"{choice}.",
+    )
+
+
+def _itk_choice(image: Any, theirs: np.ndarray) -> str:
+    """What of a header ITK has taken."""
+    header, shape = image.header, image.shape
+    qform = header.get_qform(coded=True)[0] if hasattr(header, "get_qform") else None
+    if qform is not None and corners_apart(_unit(header) @ qform, theirs, shape) < 1e-2:
+        return "its qform"
+    sform = header.get_sform(coded=True)[0] if hasattr(header, "get_sform") else None
+    if sform is not None or qform is not None:
+        return "its voxel sizes, pixdim, in place of those of its matrix"
+    return "its voxel sizes alone, from a corner at 0"
+
+
+def _itk_affine(file: Path) -> np.ndarray | None:
+    """(4, 4) voxel -> mm, RAS, of an image as ITK reads its header; None if it refuses to."""
+    import SimpleITK as sitk
+
+    loud = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(file))
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(loud)
+    return _affine_of_itk(reader)
+
+
+def header_notes(path: str | os.PathLike, name: str = "disp") -> tuple[str, ...]:
+    """What a user should hear about the header of a NIfTI file that is read already."""
+    import nibabel
+
+    if not str(path).lower().endswith(NIBABEL_SUFFIXES):
+        return ()
+    loaded: Any = nibabel.load(path)
+    affine, notes = _nibabel_affine(loaded, name)
+    return notes if affine is None else notes + _elsewhere(loaded, Path(path), affine, name)
+
+
+def _affine_of_itk(image: Any) -> np.ndarray:
+    """(4, 4) voxel -> mm, RAS, from what ITK says of an image or of a file that it has opened."""
+    d, affine = min(image.GetDimension(), 3), np.eye(4)
+    direction = np.asarray(image.GetDirection()).reshape([image.GetDimension()] * 2)[:d, :d]
+    affine[:d, :d] = direction * np.asarray(image.GetSpacing())[:d]
+    affine[:d, 3] = image.GetOrigin()[:d]
+    return LPS @ affine
 
 
 def _from_itk(path: Path, name: str, labels: bool) -> Image:
     """Read through SimpleITK, and turn LPS into RAS."""
     import SimpleITK as sitk
 
-    with _readable(name, path.suffix[1:].upper()):
-        loaded = sitk.ReadImage(str(path))
-    d, channels = loaded.GetDimension(), loaded.GetNumberOfComponentsPerPixel()
+    loaded = _itk_image(path, name)
+    channels = loaded.GetNumberOfComponentsPerPixel()
     values = sitk.GetArrayFromImage(loaded)
     if channels > 1:
         # many programs save a grey picture with a palette, or as three equal colours
@@ -209,28 +360,73 @@ def _from_itk(path: Path, name: str, labels: bool) -> Image:
             )
         values = values[..., 0]
     values = values.T  # ITK's arrays are (z, y, x)
-    if d > 3:  # refused below, by its shape
-        return Image(_tensor(values, name, labels), np.eye(4))
-    affine = np.eye(4)
-    direction = np.asarray(loaded.GetDirection()).reshape(d, d)
-    affine[:d, :d] = direction * np.asarray(loaded.GetSpacing())
-    affine[:d, 3] = loaded.GetOrigin()
-    if not _usable(affine):
+    affine = _affine_of_itk(loaded)
+    notes: tuple[str, ...] = ()
+    if path.suffix.lower() in PICTURES:
+        theirs, affine = affine, LPS.copy()
+        notes = _apart_sentence(theirs, affine, values.shape, name, "the resolution for printing")
+    if not usable(affine):
         raise ValueError(
             f"{name} has a header whose matrix cannot be inverted, expected a valid one."
         )
-    return Image(_tensor(values, name, labels), LPS @ affine)
+    flat, plane, across = _flat(values, affine, name)
+    return Image(check_values(flat, name, labels)[None, None], plane, True, notes, across)
 
 
-def _tensor(values: np.ndarray, name: str, labels: bool) -> Tensor:
-    """(1, 1, *S) float32 (or int32) from an array of a file, or the reason why not."""
+def _itk_image(path: Path, name: str) -> Any:
+    """An image as SimpleITK reads it, once its voxels are all known to be in its own file or one
+    beside it."""
+    import SimpleITK as sitk
+
+    suffix = path.suffix.lower()
+    kind = ITK_SUFFIXES[suffix]
+    with _readable(name, suffix[1:].upper()):
+        if kind == "MetaImageIO":
+            payload = files.metaimage_payload(path)
+        elif kind == "NrrdImageIO":
+            payload = files.nrrd_payload(path)
+        else:
+            payload = files.Payload(path, packed="other")
+        if kind == "PNGImageIO":
+            from PIL import Image as Picture
+
+            with Picture.open(path) as opened:
+                opened.verify()  # the checksums
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO(kind)  # the suffix decides, not what the content looks like
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        pixel = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+        files.check_payload(
+            payload, math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * pixel
+        )
+        return reader.Execute()
+
+
+def _flat(
+    values: np.ndarray, affine: np.ndarray, name: str
+) -> tuple[np.ndarray, np.ndarray, int | None]:
+    """Values of 2 or 3 axes; the affine, in 2D with its third column across; and `Grid.across`.
+
+    Raises:
+        ValueError: a series, or an image without extent along two axes.
+    """
     shape = tuple(values.shape)
-    while values.ndim > 2 and values.shape[-1] == 1:
+    while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim not in (2, 3) or 0 in shape:
         hint = " (one volume, not a series)" if values.ndim > 3 else ""
         raise ValueError(f"{name} has shape {shape}, expected a 2D or 3D image{hint}.")
-    return check_values(values, name, labels)[None, None]
+    single = [axis for axis, n in enumerate(values.shape) if n == 1]
+    if len(single) > values.ndim - 2:
+        raise ValueError(
+            f"{name} has shape {shape}, expected two or more voxels along two axes at least."
+        )
+    if not single:
+        return values, affine, None
+    across = single[0]
+    columns = [axis for axis in range(3) if axis != across] + [across, 3]
+    return values.squeeze(across), affine[:, columns], across
 
 
 def check_values(values: np.ndarray | Tensor, name: str, labels: bool = False) -> Tensor:
@@ -285,252 +481,54 @@ def as_image(source: Any, name: str = "image", labels: bool = False) -> Image:
     shape = tuple(source.shape)
     while source.ndim > 2 and source.shape[0] == 1:
         source = source[0]
-    if source.ndim not in (2, 3) or 0 in shape:
-        raise ValueError(f"{name} has shape {shape}, expected a 2D or 3D image.")
-    small, *others = sorted(source.shape)
+    values = check_values(source, name, labels)
+    flat, affine, across = _flat(values.numpy(), np.eye(4), name)
+    small, *others = sorted(flat.shape)
     if len(others) == 2 and small in (3, 4) and others[0] >= 16:
         raise ValueError(
             f"{name} has shape {shape}, which looks like a colour picture, expected one value a "
             "pixel, such as its green channel alone."
         )
-    return Image(check_values(source, name, labels)[None, None], np.eye(4), physical=False)
-
-
-# from grid to grid ------------------------------------------------------------------------------
-
-
-def voxel_map(
-    fixed_affine: np.ndarray,
-    moving_affine: np.ndarray,
-    ndim: int,
-    matrix: np.ndarray | None = None,
-) -> np.ndarray:
-    """The matrix that sends a voxel of the fixed grid to the voxel of the moving grid it lies on.
-
-    fixed voxel -> mm -> (matrix) -> mm -> moving voxel. In 2D both grids are planes in space; what
-    leads out of the plane is dropped.
-
-    Args:
-        fixed_affine, moving_affine: (4, 4), voxel -> mm, RAS.
-        ndim: 2 or 3.
-        matrix: (4, 4), fixed mm -> moving mm, for example from `regkit.classical.align`.
-
-    Returns:
-        (ndim + 1, ndim + 1) float64, homogeneous.
-
-    Raises:
-        ValueError: two slices that lie in different planes.
-    """
-    full = np.linalg.inv(moving_affine) @ (np.eye(4) if matrix is None else matrix) @ fixed_affine
-    if ndim == 3:
-        return full
-    flat = full[np.ix_([0, 1, 3], [0, 1, 3])]
-    area = [np.linalg.norm(np.cross(a[:3, 0], a[:3, 1])) for a in (fixed_affine, moving_affine)]
-    if abs(np.linalg.det(flat[:2, :2])) * area[1] / area[0] < 0.7:  # the cosine between the planes
-        raise ValueError(
-            "moving is a slice of another plane than fixed, expected two slices of one orientation."
-        )
-    return flat
-
-
-def map_to_theta(matrix: np.ndarray, shape: Sequence[int]) -> Tensor:
-    """A voxel map (d+1, d+1) as theta (1, d, d+1) float64, about the centre of `shape`."""
-    d = len(shape)
-    centre = (np.asarray(shape) - 1) / 2
-    linear, offset = matrix[:d, :d], matrix[:d, d]
-    theta = np.concatenate([linear, (linear @ centre + offset - centre)[:, None]], axis=1)
-    return torch.from_numpy(theta)[None]
-
-
-def theta_to_world(
-    theta: Tensor, shape: Sequence[int], fixed_affine: np.ndarray, moving_affine: np.ndarray
-) -> np.ndarray:
-    """(1, d, d+1) as (4, 4), fixed mm -> moving mm: undoes `map_to_theta(voxel_map(...))`.
-
-    In 2D slice 0 goes to slice 0.
-    """
-    d = len(shape)
-    centre = (np.asarray(shape) - 1) / 2
-    linear, shift = theta[0, :, :d].double().numpy(), theta[0, :, d].double().numpy()
-    full, keep = np.eye(4), [*range(d), 3]
-    full[np.ix_(keep[:d], keep[:d])] = linear
-    full[keep[:d], 3] = centre + shift - linear @ centre
-    return moving_affine @ full @ np.linalg.inv(fixed_affine)
-
-
-def map_to_disp(matrix: np.ndarray, shape: Sequence[int]) -> Tensor:
-    """A voxel map (d+1, d+1) as displacement (1, d, *shape) float32: matrix x - x."""
-    return affine_to_disp(map_to_theta(matrix, shape), shape).float()
-
-
-def map_points(matrix: np.ndarray, points: Tensor) -> Tensor:
-    """Send voxel coordinates (1, d, *S) through a voxel map (d+1, d+1)."""
-    d = points.shape[1]
-    m = torch.from_numpy(matrix).to(points)
-    return (m[:d, :d] @ points.flatten(2) + m[:d, d:]).reshape(points.shape)
-
-
-def pull(image: Tensor, disp: Tensor, mode: str = "linear") -> Tensor:
-    """`regkit.spatial.warp`, with the image's smallest value outside it.
-
-    Zero is the background of a skull-stripped brain, but water in a CT, where air is -1000. Label
-    maps (mode "nearest") have 0 outside.
-    """
-    if mode == "nearest":
-        return warp(image, disp, mode="nearest")
-    lowest = image.min()
-    return warp(image - lowest, disp) + lowest
-
-
-def resample_to(
-    image: Tensor,
-    affine: np.ndarray,
-    shape: Sequence[int],
-    new_affine: np.ndarray,
-    mode: str = "linear",
-    matrix: np.ndarray | None = None,
-) -> Tensor:
-    """Bring an image to another grid: (1, C, *M) to (1, C, *shape).
-
-    Args:
-        image: (1, C, *M), on the grid of `affine`.
-        affine: (4, 4), voxel -> mm, RAS.
-        shape, new_affine: the new grid.
-        mode: "linear", or "nearest" for label maps. Where the new voxels are larger, "linear" first
-            blurs by the difference, so that fine detail does not turn into noise.
-        matrix: (4, 4), new mm -> old mm, if the image is to move as well.
-    """
-    to_old = voxel_map(new_affine, affine, len(shape), matrix)
-    if tuple(shape) == tuple(image.shape[2:]) and np.allclose(
-        to_old, np.eye(len(to_old)), atol=1e-6
-    ):
-        return image
-    if mode == "linear":
-        step = np.linalg.norm(to_old[: len(shape), : len(shape)], axis=1)  # new voxel in old ones
-        image = _blur(image, step)
-    return pull(image, map_to_disp(to_old, shape), mode)
-
-
-def _blur(image: Tensor, step: np.ndarray) -> Tensor:
-    """Blur voxels of width 1 to voxels of width `step`, axis by axis.
-
-    A voxel is seen as a Gaussian of its width at half height; widths add up in squares.
-    """
-    sigma = np.sqrt(np.maximum(step**2 - 1, 0)) / 2.355
-    if (sigma < 0.2).all():
-        return image
-    blurred = ndimage.gaussian_filter(image.numpy(), (0, 0, *sigma), mode="nearest", truncate=3)
-    return torch.from_numpy(blurred)
-
-
-def same_grid(a: Image, b: Image) -> bool:
-    """Whether two images have one grid: the same shape, and corners within 1 % of a voxel."""
-    return a.shape == b.shape and _apart(a.affine, b.affine, a.shape) <= 0.01 * min(a.spacing)
-
-
-def axis_order(affine: np.ndarray, ndim: int) -> list[tuple[int, int]]:
-    """Which array axis runs along R, then A, then S, and which way: (axis, +1 or -1).
-
-    In 2D: the two axes of the slice in the order of the world axes they run along.
-    """
-    import nibabel
-
-    world = nibabel.io_orientation(affine)[:ndim]  # per array axis: world axis, sign
-    order = np.argsort(world[:, 0])
-    return [(int(k), int(world[k, 1])) for k in order]
-
-
-def working_grid(
-    shape: Sequence[int],
-    affine: np.ndarray,
-    spacing: Sequence[float],
-    size: Sequence[int] | None = None,
-) -> tuple[tuple[int, ...], np.ndarray]:
-    """A grid that covers another one, its axes to R, A, S (as nearly as they go) with a voxel size.
-
-    The new axes run along the old ones, reordered and flipped, about the same centre. An oblique
-    scan keeps its obliqueness. With `size` the new grid has that many voxels, whether they cover
-    the old one or not.
-
-    Returns:
-        (new shape, new affine).
-    """
-    d = len(shape)
-    old_spacing = spacing_of(affine, d)
-    new_affine = np.eye(4)
-    new_affine[:3, 2] = affine[:3, 2]  # in 2D: across the slice, as it was
-    new_shape, centre = [], np.append((np.asarray(shape) - 1) / 2, [0.0] * (3 - d) + [1.0])
-    for k, (axis, sign) in enumerate(axis_order(affine, d)):
-        extent = (shape[axis] - 1) * old_spacing[axis]
-        new_shape.append(int(np.ceil(extent / spacing[k] - 1e-3)) + 1 if size is None else size[k])
-        new_affine[:3, k] = sign * affine[:3, axis] / old_spacing[axis] * spacing[k]
-    middle = np.append((np.asarray(new_shape) - 1) / 2, [0.0] * (3 - d))
-    new_affine[:3, 3] = (affine @ centre)[:3] - new_affine[:3, :3] @ middle
-    return tuple(new_shape), new_affine
+    data = torch.from_numpy(flat)[None, None]
+    return Image(data, affine, physical=False, across=across)
 
 
 # writing ----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def staged(folder: str | os.PathLike, name: str = "out") -> Iterator[Path]:
-    """A temporary folder to write into; what it holds goes to `folder` when the block succeeds.
+def write_image(
+    data: Tensor, affine: np.ndarray, path: str | os.PathLike, across: int | None = 2
+) -> None:
+    """Write (1, 1, *S), or a series (1, T, *S), as NIfTI; `affine` (4, 4) is voxel -> mm, RAS.
 
-    After an error nothing is left behind: no half-written file, and no new folder. A new folder
-    appears in one step; into an existing one each file is moved in one step.
+    A 2D image becomes a volume of one slice, with that slice along axis `across`, or, for None, a
+    file of two axes. Labels of 64 bits are written with 32, half precision as float32. The header
+    is new: nothing of the input's description fields gets into it.
 
     Raises:
-        ValueError: `folder` is a file, or cannot be written.
+        ValueError: labels beyond 2^31; a file that cannot be written.
     """
-    folder = Path(folder)
-    check_writable(folder, name)
-    parent = folder
-    while not parent.is_dir():
-        parent = parent.parent
-    made: Path | None = None
-    try:
-        made = Path(tempfile.mkdtemp(prefix=".regkit-", dir=parent))
-        yield made
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.is_dir():
-            for file in sorted(made.iterdir()):
-                os.replace(file, folder / file.name)
-        else:
-            made.chmod(0o777 & ~_umask())
-            os.replace(made, folder)
-    except PermissionError:
-        raise ValueError(f"{name}: the folder cannot be written; check its permissions.") from None
-    finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
+    values = data[0].detach().cpu()
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values = values.float()
+    array = values.numpy()
+    if array.dtype.kind in "biu" and array.dtype.itemsize > 4:
+        array = check_values(array, "data", labels=True).numpy()
+    array = np.moveaxis(array.astype(np.uint8) if array.dtype == bool else array, 0, -1)
+    if array.ndim == 3:
+        array, affine = _unflat(array, affine, across)
+    _save_nifti(array[..., 0] if array.shape[-1] == 1 else array, affine, path)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def check_writable(folder: str | os.PathLike, name: str = "out") -> None:
-    """Raise, before hours of work, if `folder` could not be written. Errors as in `staged`."""
-    parent = Path(folder)
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise ValueError(f"{name} is a file or lies below one, expected a folder.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ValueError(f"{name}: the folder cannot be written; check its permissions.")
-
-
-def write_image(data: Tensor, affine: np.ndarray, path: str | os.PathLike) -> None:
-    """Write (1, 1, *S) as NIfTI. A 2D image becomes a volume of one slice: its plane is kept.
-
-    The header is new: nothing of the input's description fields gets into it.
-    """
-    values = data[0, 0].detach().cpu().numpy()
-    if values.ndim == 2:
-        values = values[..., None]
-    _save_nifti(values, affine, path)
+def _unflat(
+    values: np.ndarray, affine: np.ndarray, across: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Undoes `_flat`: (X, Y, ...) with the axis of size 1 where the file had it."""
+    if across is None:
+        return values, affine
+    columns = [0, 1]
+    columns.insert(across, 2)
+    return np.expand_dims(values, across), affine[:, [*columns, 3]]
 
 
 def _save_nifti(
@@ -539,6 +537,7 @@ def _save_nifti(
     """Write NIfTI with sform and, where it can say the same, qform; in place when complete."""
     import nibabel
 
+    affine = right_angles(affine, values.shape)
     image = nibabel.Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm")
     image.header.set_intent(intent)
@@ -551,73 +550,141 @@ def _save_nifti(
         nibabel.save(image, folder / path.name)
 
 
-def _is_axial(affine: np.ndarray) -> bool:
-    """Whether a slice lies in the x-y plane, where ITK has 2D images."""
-    return bool(np.allclose(affine[2, :2], 0) and np.allclose(affine[:2, 2], 0))
+def right_angles(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The affine with axes at right angles, which is all that ITK opens, where that moves no corner
+    of the grid by more than 1 % of a voxel: rounding in a header moves less. Else as it is."""
+    size = np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(affine[:3, :3] / size)
+    square = affine.copy()
+    square[:3, :3] = left @ right * size
+    middle = np.append((np.asarray((*shape, 1, 1)[:3]) - 1) / 2, 1.0)
+    square[:3, 3] += ((affine - square) @ middle)[:3]  # about the centre
+    apart = corners_apart(affine, square, shape[:3]) / min(size)
+    return square if 1e-6 < apart < 0.01 else affine
 
 
-def write_displacement(
-    disp: Tensor, fixed_affine: np.ndarray, moving_affine: np.ndarray, path: str | os.PathLike
-) -> None:
-    """Write a displacement the way ITK, ANTs, SimpleITK and 3D Slicer read it.
+# transforms -------------------------------------------------------------------------------------
+
+
+def write_transform(transform: Transform, path: str | os.PathLike) -> None:
+    """Write a transform the way ITK, ANTs, SimpleITK and 3D Slicer read it: as displacements.
 
     A 5D NIfTI file (X, Y, Z, 1, 3) on the fixed grid with vector intent (1007). Each vector, in mm
     and LPS, leads from a point of the fixed image to its counterpart in the moving image; ITK
     resamples the moving image onto the fixed grid with it.
 
-    In 2D the file is (X, Y, 1, 1, 2), the 2D field of ITK, if both slices are axial. Otherwise it
-    is (X, Y, 1, 1, 3), which `read_displacement` understands and ITK's 2D reader does not: ITK has
-    no 2D images in other planes.
+    A slice of a volume has a field of two equal slices, itself and the next: one alone would be
+    read by ITK as a 2D field, which does not fit a volume. An image whose file has two axes has a
+    2D field, (X, Y, 1, 1, 2), if both images lie in the plane of x and y. Otherwise it is
+    (X, Y, 1, 1, 3), which `read_transform` understands and ITK's 2D reader does not: ITK has no 2D
+    images in other planes.
 
     Args:
-        disp: (1, d, *S), voxels, fixed grid -> moving grid.
-        fixed_affine, moving_affine: (4, 4), voxel -> mm, RAS, of the two grids.
+        transform: of 2 or 3 axes.
         path: ends in .nii or .nii.gz.
     """
-    check_disp(disp)
-    d, shape = disp.shape[1], tuple(disp.shape[2:])
-    grid = identity_grid(shape, dtype=torch.float64)[None]
-    start = _to_mm(grid, fixed_affine)
-    end = _to_mm(grid + disp.detach().cpu().double(), moving_affine)
-    vectors = (end - start) * np.diag(LPS)[:3]  # RAS -> LPS
-    flat = d == 2 and _is_axial(fixed_affine) and _is_axial(moving_affine)
-    values = vectors[..., : 2 if flat else 3].reshape(*shape, *[1] * (4 - d), -1)
-    _save_nifti(values.astype(np.float32), fixed_affine, path, VECTOR_INTENT)
+    fixed, moving = transform.fixed, transform.moving
+    d, across = fixed.ndim, fixed.across
+    index = np.moveaxis(np.indices(fixed.shape, dtype=np.float64), 0, -1).reshape(-1, d)
+    ends = moving.to_mm(index + transform.voxels().double().flatten(2)[0].T.numpy())
+    # from where ITK will find the voxels of the file
+    start = Grid(fixed.shape, right_angles(fixed.affine, fixed.shape)).to_mm(index)
+    vectors = ((ends - start) * np.diag(LPS)[:3]).reshape(*fixed.shape, 3)  # RAS -> LPS
+    affine = fixed.affine
+    if d == 2 and across is not None:
+        vectors, affine = _unflat(vectors, affine, across)
+        vectors = np.repeat(vectors, 2, axis=across)
+    elif d == 2:
+        vectors = vectors[:, :, None]
+        if _is_axial(fixed.affine) and _is_axial(moving.affine):
+            vectors = vectors[..., :2]
+    _save_nifti(vectors[:, :, :, None].astype(np.float32), affine, path, VECTOR_INTENT)
 
 
-def _to_mm(voxels: Tensor, affine: np.ndarray) -> np.ndarray:
-    """Voxel coordinates (1, d, *S) to mm, (*S, 3), RAS."""
-    d = voxels.shape[1]
-    return np.moveaxis(voxels[0].numpy(), 0, -1) @ affine[:3, :d].T + affine[:3, 3]
+def _is_axial(affine: np.ndarray) -> bool:
+    """Whether a slice lies in the x-y plane, where ITK has 2D images."""
+    return bool(np.allclose(affine[2, :2], 0) and np.allclose(affine[:2, 2], 0))
 
 
-def read_displacement(
-    path: str | os.PathLike, moving_affine: np.ndarray, name: str = "disp"
-) -> tuple[Tensor, np.ndarray]:
-    """Read a displacement in the ITK convention: the inverse of `write_displacement`.
+def read_transform(
+    path: str | os.PathLike, moving: Grid, fixed: Grid | None = None, name: str = "disp"
+) -> Transform:
+    """Read a transform in the ITK convention: the inverse of `write_transform`.
 
     Args:
-        path: NIfTI of shape (X, Y, Z, 1, 3), or (X, Y, 1, 1, 2) in 2D, as ITK and ANTs write them.
-        moving_affine: (4, 4), voxel -> mm, RAS, of the image that will be warped.
+        path: a displacement field: NIfTI of shape (X, Y, Z, 1, 3), or (X, Y, 1, 1, 2) in 2D, as ITK
+            and ANTs write them, or MHA or NRRD with a vector per voxel. Or an affine transform of
+            ITK or ANTs (.mat, .tfm, .txt, .h5), which needs `fixed`.
+        moving: the grid of the image that will be warped.
+        fixed: where the result is wanted, of a file that has no grid of its own.
         name: what the file is called in error messages.
 
-    Returns:
-        disp (1, d, *S) float32, voxels, fixed grid -> moving grid; and the fixed grid's affine.
-
     Raises:
-        FileNotFoundError, ValueError: as in `read`, or it is no displacement.
+        FileNotFoundError, ValueError: as in `read`, or it is no transform of this kind.
     """
-    import nibabel
-
     path = Path(path)
     if not path.is_file():
         if path.exists():
             raise ValueError(f"{name} is a folder, expected one displacement file.")
         raise FileNotFoundError(f"{name}: there is no such file.")
+    if path.name.lower().endswith(MATRIX_SUFFIXES):
+        if fixed is None:
+            raise ValueError(
+                f"{name} is a matrix without a grid, expected with it the fixed image, whose grid "
+                "the result shall have (--like on the command line)."
+            )
+        return Transform.affine(fixed, moving, _itk_matrix(path, name))
+    vectors, affine = _field(path, name)
+    for axis in range(3):  # of a slice, see `write_transform`
+        if moving.ndim == 2 and vectors.shape[axis] == 2:
+            first, second = np.split(vectors, 2, axis=axis)
+            vectors = first if np.array_equal(first, second) else vectors
+    flat, affine, across = _flat(np.zeros(vectors.shape[:-1]), affine, name)
+    if vectors.shape[-1] == 2:  # a 2D field: its file has two axes
+        across = None
+    grid, d = Grid(flat.shape, affine, across), flat.ndim
+    if d != moving.ndim:
+        raise ValueError(
+            f"image is {moving.ndim}D {moving.shape} and {name} {d}D, "
+            "expected the same number of axes."
+        )
+    index = np.moveaxis(np.indices(flat.shape, dtype=np.float64), 0, -1).reshape(-1, d)
+    ends = grid.to_mm(index)
+    ends[:, : vectors.shape[-1]] += vectors.reshape(len(index), -1)
+    disp = (moving.to_voxels(ends) - index).T.reshape(1, d, *flat.shape)
+    return Transform.from_voxels(torch.from_numpy(disp), grid, moving)
+
+
+def _field(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(X, Y, Z, 2 or 3) float64 vectors, mm, RAS, and the affine of their grid."""
+    by_itk = path.name.lower().endswith(tuple(ITK_SUFFIXES))
+    values, affine = (_itk_field if by_itk else _nifti_field)(path, name)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} holds NaN or infinite values, expected finite numbers.")
+    return values * np.diag(LPS)[: values.shape[-1]], affine
+
+
+def _itk_field(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(X, Y, Z, 2 or 3) vectors, LPS, and the affine of their grid, RAS."""
+    import SimpleITK as sitk
+
+    held = _itk_image(path, name)
+    size, d = held.GetSize(), held.GetDimension()
+    if d > 3 or held.GetNumberOfComponentsPerPixel() != d:
+        raise ValueError(
+            f"{name} has shape {size} and {held.GetNumberOfComponentsPerPixel()} values per voxel, "
+            "expected one vector per voxel."
+        )
+    values = np.moveaxis(sitk.GetArrayFromImage(held), -1, 0).T  # (x, y, z, component)
+    return values.reshape(*size, *[1] * (3 - d), d).astype(np.float64), _affine_of_itk(held)
+
+
+def _nifti_field(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """As `_itk_field`, whatever the intent of the file says of its vectors."""
+    loaded = _load(path, name, "NIfTI")
     with _readable(name, "NIfTI"):
-        loaded: Any = nibabel.load(path)
         values = np.asarray(loaded.dataobj, dtype=np.float64)
-        affine, _ = _nifti_affine(loaded, name)
+        affine, _ = _nibabel_affine(loaded, name)
     shape = tuple(values.shape)
     if len(shape) != 5 or shape[3] != 1 or not (shape[4] == 3 or shape[4] == 2 and shape[2] == 1):
         raise ValueError(f"{name} has shape {shape}, expected (X, Y, Z, 1, 3) or (X, Y, 1, 1, 2).")
@@ -625,17 +692,24 @@ def read_displacement(
         raise ValueError(
             f"{name} has a header whose matrix cannot be inverted, expected a valid one."
         )
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name} holds NaN or infinite values, expected finite numbers.")
-    d = 2 if shape[2] == 1 else 3
-    vectors = np.zeros((*shape[:3], 3))
-    vectors[..., : shape[4]] = values[:, :, :, 0]
-    vectors *= np.diag(LPS)[:3]
-    voxels = np.moveaxis(np.indices(shape[:3], dtype=np.float64), 0, -1)
-    end = voxels @ affine[:3, :3].T + affine[:3, 3] + vectors
-    back = np.linalg.inv(moving_affine)
-    moved = end @ back[:3, :3].T + back[:3, 3]
-    disp = np.moveaxis(moved - voxels, -1, 0)[:d]
-    if d == 2:
-        disp = disp[..., 0]
-    return torch.from_numpy(np.ascontiguousarray(disp, dtype=np.float32))[None], affine
+    values = values[:, :, :, 0]
+    if loaded.header.get_intent("code")[0] == DISPVECT_INTENT:
+        values = values * np.diag(LPS)[: shape[4]]
+    return values, affine
+
+
+def _itk_matrix(path: Path, name: str) -> np.ndarray:
+    """(4, 4) fixed mm -> moving mm, RAS, of an affine or rigid transform as ITK writes it."""
+    import SimpleITK as sitk
+
+    with _readable(name, "an ITK transform"):
+        held = sitk.ReadTransform(str(path))
+    if not held.IsLinear():
+        raise ValueError(f"{name} is no affine transform, expected one, or a displacement field.")
+    d = held.GetDimension()
+    origin = np.array(held.TransformPoint([0.0] * d))
+    matrix = np.eye(4)
+    matrix[:d, :d] = np.array([held.TransformPoint(row) for row in np.eye(d).tolist()]).T
+    matrix[:d, :d] -= origin[:, None]
+    matrix[:d, 3] = origin
+    return LPS @ matrix @ LPS

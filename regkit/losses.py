@@ -5,7 +5,9 @@ the quantity that papers quote, so they are 0 for a perfect match; `mutual_infor
 and has no fixed lower bound. The regularisers are in voxels of the displacement they are given:
 a field at half resolution has half the values, hence a quarter of the squared ones.
 
-All of them compute in float32 at least, also under autocast.
+All of them compute in float32 at least, also under autocast. The similarities add up in float64, so
+that a sum over millions of voxels does not depend on its order, which is another with two threads
+than with one.
 """
 
 from __future__ import annotations
@@ -52,12 +54,55 @@ def ncc(moved: Tensor, fixed: Tensor) -> Tensor:
     Averaged over batch and channels of (B, C, *S). A constant image correlates with nothing: r = 0.
     """
     moved, fixed = _pair(moved, fixed)
-    a, b = moved.flatten(2), fixed.flatten(2)
-    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
-    # dividing by the norms one after the other keeps CT-sized numbers from overflowing
-    tiny = torch.finfo(a.dtype).tiny ** 0.5
-    a, b = (x / x.square().sum(-1, keepdim=True).clamp_min(tiny).sqrt() for x in (a, b))
-    return 1 - (a * b).sum(-1).mean()
+    return 1 - _Correlation.apply(moved.flatten(2), fixed.flatten(2)).mean()
+
+
+class _Correlation(torch.autograd.Function):
+    """Pearson's correlation r along N of two (B, C, N): (B, C), its gradient in closed form.
+
+    With u and v the images less their means, divided by their norms, r is u v, and its gradient
+    with respect to the first image (v - r u) / norm. A constant image has u = 0 and no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        (u, norm_u), (v, norm_v) = _unit_vector(a), _unit_vector(b)
+        r = (u * v).sum(-1, keepdim=True, dtype=torch.float64).to(u.dtype)
+        ctx.save_for_backward(u, v, norm_u, norm_v, r)
+        return r[..., 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        u, v, norm_u, norm_v, r = ctx.saved_tensors
+        needs_a, needs_b = ctx.needs_input_grad
+        grad_a = (v - r * u).mul_(grad[..., None] / norm_u) if needs_a else None
+        grad_b = (u - r * v).mul_(grad[..., None] / norm_v) if needs_b else None
+        return grad_a, grad_b
+
+
+def _unit_vector(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, C, N) less its mean, with a sum of squares of 1, and the norm it had (B, C, 1).
+
+    Where all N are alike: 0, and infinity.
+    """
+    noise = _noise(x, -1)
+    # once more, for the mean of large numbers is itself rounded
+    for _ in range(2):
+        x = x - x.mean(-1, keepdim=True, dtype=torch.float64).to(x.dtype)
+    norm = x.square().sum(-1, keepdim=True, dtype=torch.float64).sqrt()
+    norm = torch.where(norm <= x.shape[-1] ** 0.5 * noise, torch.inf, norm).to(x.dtype)
+    return x / norm, norm
+
+
+def _noise(x: Tensor, axes: int | list[int]) -> Tensor:
+    """The standard deviation below which x is a constant that has been rounded.
+
+    An image of one value, looked up between its voxels, has half an epsilon of it (measured in 2D
+    and in 3D); this is four times that.
+    """
+    largest = torch.maximum(x.amax(axes, True), -x.amin(axes, True))
+    return 2 * torch.finfo(x.dtype).eps * largest.detach()
 
 
 def _running_sum_(x: Tensor, axis: int) -> None:
@@ -94,11 +139,12 @@ def _box_sum_(x: Tensor, window: int) -> Tensor:
 def _mean_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (B, C, 1, ...) of each image and channel; constant: infinity."""
     axes = list(range(2, x.ndim))
-    mean = x.mean(axes, keepdim=True)
-    scale = (x - mean).square_().mean(axes, keepdim=True).sqrt_()
-    # a constant image keeps rounding noise of its own size: not to be blown up
-    noise = 10 * torch.finfo(x.dtype).eps * torch.maximum(x.amax(axes, True), -x.amin(axes, True))
-    return mean, torch.where(scale > noise, scale, torch.inf)
+    exact = x.mean(axes, keepdim=True, dtype=torch.float64)
+    mean = exact.to(x.dtype)
+    variance = (x - mean).square_().mean(axes, keepdim=True, dtype=torch.float64)
+    scale = (variance - (exact - mean).square()).clamp_min_(0).sqrt_().to(x.dtype)
+    # what a constant image keeps is not to be blown up
+    return mean, torch.where(scale <= _noise(x, axes), torch.inf, scale)
 
 
 class _LocalCorrelation(torch.autograd.Function):
@@ -143,7 +189,8 @@ class _LocalCorrelation(torch.autograd.Function):
         p = (cov * q_i).mul_(q_j)
         cc = cov.mul_(p).clamp_max_(1.0)
         # without a counted window there is nothing to compare: a perfect score
-        value = torch.where(windows > 0, cc.flatten(2).sum(-1) / windows, 1.0)
+        total = cc.flatten(2).sum(-1, dtype=torch.float64)
+        value = torch.where(windows > 0, total / windows, 1.0).to(i.dtype)
         if not any(ctx.needs_input_grad):
             return value
 
@@ -245,15 +292,16 @@ class _JointInformation(torch.autograd.Function):
         def positions(x: Tensor) -> tuple[Tensor, Tensor]:
             """In bins, and bins per intensity; a constant image is in one place, and stays."""
             low, high = x.aminmax()
-            scale = torch.where(high > low, (bins - 5) / (high - low), 0.0)
+            span = torch.where(high > low, high - low, torch.inf)
             # two bins of margin on either side, so that the four-bin-wide window stays inside
-            return ((x - low) * scale).add_(2).clamp_max_(bins - 3), scale
+            place = ((x - low) / span).mul_(bins - 5).add_(2).clamp_max_(bins - 3)
+            return place, (bins - 5) / span
 
         (a, scale_a), (b, scale_b) = positions(a), positions(b)
         chunks = list(zip(a.split(2**14), b.split(2**14), strict=True))
         joint = a.new_zeros(bins, bins, dtype=torch.float64)
         for x, y in chunks:
-            joint += _parzen(x, bins)[0].T @ _parzen(y, bins)[0]
+            joint += _parzen(x, bins)[0].double().T @ _parzen(y, bins)[0].double()
         joint /= len(a)
         # 0 log 0 is 0: log 1 stands for the logarithm there
         log, log_a, log_b = (

@@ -614,7 +614,9 @@ def report(
                     _log_bar(fig, shown, fig.add_axes(bar_box))
             top -= h + gap
         start = margin / width
-        fig.text(start, 1 - 0.2 / height, title, fontsize=14, weight="bold", va="top")
+        # the title may hold the name of a file: two dollar signs in it are no formula
+        place = start, 1 - 0.2 / height
+        fig.text(*place, title, fontsize=14, weight="bold", va="top", parse_math=False)
         for n, line in enumerate(lines):
             fig.text(start, 1 - (0.55 + 0.24 * n) / height, line, fontsize=10, va="top")
         fig.text(start, 0.34 / height, KEY, fontsize=9)

@@ -1,10 +1,13 @@
-"""Register one pair of images: from two files to one displacement, in one call.
+"""Register one pair of images: from two files to one transform, in one call.
 
     result = regkit.register("moving.nii.gz", "fixed.nii.gz")
     result.save("out")
 
-The pair is brought to a working grid, with voxels as in the network's training; the network answers
-there; and the answer is brought back to the grid of the fixed image, in voxels.
+In four steps. *Prepare*: read the pair and bring it to a working grid, with voxels as in the
+network's training, behind an affine registration where one is needed. *Answer*: the network, or a
+classical method, finds a displacement there. *Bring back*: the affine part and that displacement
+become one `Transform` from the fixed to the moving image. *Judge*: measure before and after, and
+say what looks wrong.
 """
 
 from __future__ import annotations
@@ -24,40 +27,45 @@ import torch
 from torch import Tensor
 
 import regkit
-from regkit import classical, io, losses, metrics, models
-from regkit.blocks import AVERAGE_POOL
+from regkit import checks, classical, io, losses, metrics, models
 from regkit.device import choose_device, enough_memory
 from regkit.models import RegistrationModel
 from regkit.models.resnet import LinearResNet
 from regkit.names import unknown
-from regkit.spatial import affine_to_disp, warp
+from regkit.spatial import warp
+from regkit.transform import Grid, Transform, background, pull, resample
 
-# The least `_correlation` of two images of one contrast. Seen with T1 against T1, aligned: 0.31 or
-# more on the population, 0.17 at twice its amplitude, 0.36 on real pairs; against T2, PD or FLAIR,
-# on both: 0.09 or less. T1 against fractional anisotropy, both bright in white matter: 0.56.
-ALIKE = 0.15
 APART = 12.0  # mm; the embedded population has up to 9, brains aligned to a template 2
 CLASSICAL = ("rigid", "affine")  # methods without a network
 SYN = "syn"  # and the deformable one among them
 PREFERRED = "vxm_diff"  # what "auto" takes among the shipped weights
+# what `Result.save` may write; the last one says that the rest are there
+FILES = ("moved.nii.gz", "disp.nii.gz", "moved_labels.nii.gz", "report.png", "metrics.json")
 Progress = Callable[[str, float], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """What `register` found. All tensors are on the CPU.
 
-    moved: (1, 1, *S), the moving image on the fixed grid, in its own units.
-    disp: (1, d, *S), voxels, fixed grid -> moving grid: the whole transform, the affine part and
-        what the two headers say included. moved(x) = moving(x + disp(x)).
+    moved: (1, 1, *S), the moving image on the fixed grid, in its own units. Where the fixed voxels
+        are more than 1.5 times as large, it is averaged over them, see `regkit.transform.blur`.
+    disp: (1, d, *S), the whole transform, with the affine part and what the two headers say: voxels
+        of the fixed grid in, voxels of the moving grid out, so that `regkit.spatial.warp` takes it:
+        moved(x) = moving(x + disp(x)). Where the two grids are one, it is also the displacement of
+        that grid, and may be inverted, composed, and asked for its Jacobian. Where they differ, it
+        may only be warped with: a mirrored header would look like folding, smaller voxels like
+        growth. Ask `transform` then.
+    transform: the same map in space, see `regkit.transform.Transform`: `points`, `inverse`, `then`,
+        `jacobian_determinant`, `moved` for other images.
     theta: (1, d, d+1), the part of `disp` that is affine, as in `regkit.spatial.affine_to_disp`;
         None where no affine registration was done.
     metrics: numbers on the fixed grid. `lncc` and `ncc` are correlations in [0, 1] and [-1, 1]
         (1 is best), `mse` is between the intensities scaled to [0, 1] (0 is best), each before and
-        after; `folding_percent`, `folding_count` and `sd_log_jacobian` of the map; `seconds`; with
-        labels `dice`, before and after. And what is needed to do it again: method, versions, ...
+        after, of one image sampled in one way; `folding_percent`, `folding_count` and
+        `sd_log_jacobian` of the map; `seconds`; with labels `dice`, before and after. And what is
+        needed to do it again: method, versions, ...
     warnings: one sentence for each thing that looks wrong.
-    affine: (4, 4), voxel -> mm, RAS, of the fixed grid, and `moving_affine` of the moving one.
     moved_labels: (1, 1, *S) int32, if labels were given.
     """
 
@@ -66,27 +74,26 @@ class Result:
     theta: Tensor | None
     metrics: dict[str, Any]
     warnings: list[str]
-    affine: np.ndarray
-    moving_affine: np.ndarray
+    transform: Transform
     moved_labels: Tensor | None = None
     _page: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Write moved.nii.gz, disp.nii.gz, metrics.json and report.png into `folder`.
 
-        `disp.nii.gz` is in the ITK convention, see `regkit.io.write_displacement`. After an error
+        `disp.nii.gz` is in the ITK convention, see `regkit.io.write_transform`. After an error
         nothing is left half-written.
 
         Raises:
             ValueError: `folder` is a file, or cannot be written.
         """
-        with io.staged(folder) as temporary:
-            io.write_image(self.moved, self.affine, temporary / "moved.nii.gz")
-            io.write_displacement(
-                self.disp, self.affine, self.moving_affine, temporary / "disp.nii.gz"
-            )
+        grid = self.transform.fixed
+        with io.staged(folder, together=FILES) as temporary:
+            io.write_image(self.moved, grid.affine, temporary / "moved.nii.gz", grid.across)
+            io.write_transform(self.transform, temporary / "disp.nii.gz")
             if self.moved_labels is not None:
-                io.write_image(self.moved_labels, self.affine, temporary / "moved_labels.nii.gz")
+                labels = temporary / "moved_labels.nii.gz"
+                io.write_image(self.moved_labels, grid.affine, labels, grid.across)
             text = json.dumps(_plain({**self.metrics, "warnings": self.warnings}), indent=1)
             (temporary / "metrics.json").write_text(text + "\n")
             self.report().savefig(temporary / "report.png")
@@ -146,158 +153,106 @@ def register(
     start = time.perf_counter()
     tell = progress or (lambda stage, fraction: None)
     tell("reading", 0.0)
+    work = _prepare(moving, fixed, method, affine, refine, device, tell)
+    labels = _labels(moving_labels, fixed_labels, work.moving, work.fixed)
+    _align(work, tell)
+    images = _on_working_grid(work)
+    inner = _answer(work, images, tell)
+    tell("measuring", 0.85)
+    transform = _bring_back(work, inner)
+    moved, before, numbers = _judge(work, transform)
+    moved_labels = None
+    if labels is not None:
+        moved_labels = transform.moved(labels[0].data, "nearest")
+        scores, missing = _dice(labels, moved_labels)
+        numbers |= scores
+        work.warnings += missing
+    work.warnings += checks.against_answer(transform, numbers)
+    numbers |= {
+        "method": work.name,
+        "affine": work.affine or "none",
+        "refine": refine,
+        "seconds": round(time.perf_counter() - start, 2),
+        "device": work.device.type,
+        "seed": 0,  # nothing is drawn at random
+        "versions": _versions(),
+    }
+    tell("done", 1.0)
+    theta = None if work.matrix is None else transform.fixed.theta_to(transform.moving, work.matrix)
+    return Result(
+        moved=moved,
+        disp=transform.voxels(),
+        theta=None if theta is None else theta.float(),
+        metrics=numbers,
+        warnings=work.warnings,
+        transform=transform,
+        moved_labels=moved_labels,
+        _page=_page(before, work.fixed, moved, transform.voxels(transform.fixed))
+        | {"title": "Registration: " + _steps(work.name, work.affine, refine)},
+    )
+
+
+# prepare ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Work:
+    """A pair on its way.
+
+    name, model: of the method; None for a classical one. affine, refine, device: as asked for.
+    matrix: (4, 4), fixed mm -> moving mm, once an affine map is found.
+    grid: the working grid, on which the method answers.
+    """
+
+    moving: io.Image
+    fixed: io.Image
+    name: str
+    model: RegistrationModel | None
+    affine: str | bool
+    refine: int
+    device: torch.device
+    warnings: list[str]
+    grid: Grid
+    matrix: np.ndarray | None = None
+
+
+def _prepare(
+    moving: Any,
+    fixed: Any,
+    method: Any,
+    affine: Any,
+    refine: Any,
+    device: str,
+    tell: Progress,
+) -> _Work:
+    """The pair and the method, or the reason why they do not fit; and the working grid."""
     chosen = choose_device(device)
     _check_settings(method, affine, refine)
-    moving_image, fixed_image = _images(moving, fixed)
-    d = fixed_image.ndim
-    name, model = _method(method, d)
+    a, b = _images(moving, fixed)
+    name, model = _method(method, b.ndim)
     if affine == "auto" and name in CLASSICAL:
-        affine = name  # type: ignore[assignment]
+        affine = name
     if affine == "auto" and isinstance(model, LinearResNet):
         affine = False  # it would do the network's work
-    labels = _labels(moving_labels, fixed_labels, moving_image, fixed_image)
-    warnings = [*moving_image.notes, *fixed_image.notes]
-    warnings += _look(moving_image, fixed_image, model)
-
-    matrix = None  # fixed mm -> moving mm
-    if affine == "auto":
-        affine = "affine" if _need_affine(moving_image, fixed_image) else False
-    if affine:
-        tell("affine", 0.05)
-        matrix = classical.align(
-            moving_image, fixed_image, affine, lambda f: tell("affine", 0.05 + 0.4 * f)
-        )
-
-    # on the working grid
-    tell(SYN if name == SYN else "network", 0.45)
-    shape, grid_affine = fixed_image.shape, fixed_image.affine
-    spacing = model.info.get("spacing") if model is not None and fixed_image.physical else None
+    warnings = checks.against_pair(a, b, model)
+    work = _Work(a, b, name, model, affine, refine, chosen, warnings, b.grid)
+    spacing = model.info.get("spacing") if model is not None and b.physical else None
     if spacing:
         # a network that looks at the image as a whole wants the field of view of its training
         size = None
         if isinstance(model, LinearResNet):
             size = model.info.get("recipe", {}).get("shape")
         elif model is not None:
-            spacing = _fine_enough(fixed_image, spacing, model.divisor)
-        shape, grid_affine = io.working_grid(fixed_image.shape, fixed_image.affine, spacing, size)
-    low, high = (model.info.get("range") if model is not None else None) or (0.0, 1.0)
-    pair = []
-    for image, to_moving in ((moving_image, matrix), (fixed_image, None)):
-        values = _scaled(image.data, (low, high), keep=not image.physical)
-        on_grid = values
-        if image is moving_image or spacing:
-            on_grid = io.resample_to(values, image.affine, shape, grid_affine, matrix=to_moving)
-        pair.append(on_grid.to(chosen))
-    inner = torch.zeros(1, d, *shape, device=chosen)
-    found = None
-    memory = (
-        f"device is {chosen.type!r}, whose memory is too small for a grid of {shape} voxels and "
-        f"refine={refine}, expected device='cpu', images cropped to the organ, or refine=0."
-    )
-    if model is not None:
-        with torch.no_grad(), enough_memory(memory):
-            found = model.to(chosen)(*pair)
-        aligned = found.moved if isinstance(model, LinearResNet) else pair[0]
-        known = fixed_image.physical and _one_contrast(model.info)  # arrays may lie apart
-        if known and _correlation(aligned, pair[1]) < ALIKE:
-            warnings.append(
-                "The images seem to be of two contrasts and the network was trained on one: try "
-                "method 'syn', or weights that were trained across contrasts."
-            )
-        inner = found.disp.float()
-    elif name == SYN:
-        a, b = (io.Image(values.cpu(), grid_affine) for values in pair)
-        inner = classical.ants.syn(a, b).to(chosen)
-    if refine:
-        tell("refining", 0.55)
-    if isinstance(model, LinearResNet) and found is not None:
-        # a matrix says it all: it joins that of the headers and of an affine registration before
-        theta = _linear(model, found.theta, pair, grid_affine, refine)
-        warnings += _beyond_training(model, theta)
-        world = io.theta_to_world(theta, shape, grid_affine, grid_affine)
-        matrix = world if matrix is None else matrix @ world
-        inner = torch.zeros_like(inner)
-    elif refine:
-        with enough_memory(memory):
-            inner = classical.refine(
-                pair[0], pair[1], inner, refine, progress=lambda f: tell("refining", 0.55 + 0.3 * f)
-            )
-    inner = inner.cpu()
-    if not torch.isfinite(inner).all():
-        raise ValueError(f"method {name!r} gave a displacement that is not finite for this pair.")
-
-    # back on the fixed grid
-    tell("measuring", 0.85)
-    if spacing:
-        to_grid = io.voxel_map(fixed_image.affine, grid_affine, d)
-        inner = warp(inner, io.map_to_disp(to_grid, fixed_image.shape), padding="border")
-
-    def whole(target: np.ndarray) -> Tensor:
-        """The whole transform in voxels of a grid: x -> map(x) + linear part times inner(x)."""
-        outer = io.map_to_disp(
-            io.voxel_map(fixed_image.affine, target, d, matrix), fixed_image.shape
-        )
-        linear = io.voxel_map(grid_affine, target, d, matrix)[:d, :d]
-        turn = torch.from_numpy(linear).float()
-        return outer + (turn @ inner.flatten(2)).reshape(outer.shape)
-
-    disp = whole(moving_image.affine)
-    # The same in voxels of the fixed grid. It answers the questions about the map itself: a moving
-    # image with other voxels, or a mirrored one, does not fold or stretch anything.
-    own = whole(fixed_image.affine)
-    moved = io.pull(moving_image.data, disp)
-    before = io.resample_to(
-        moving_image.data, moving_image.affine, fixed_image.shape, fixed_image.affine
-    )
-    folds = int(metrics.folding_count(own))
-    numbers = {
-        **_compare(before, moved, fixed_image.data),
-        "folding_percent": 100 * folds / own[0, 0].numel(),
-        "folding_count": folds,
-        "sd_log_jacobian": float(metrics.sd_log_jacobian(own)),
-    }
-    moved_labels = None
-    if labels is not None:
-        moved_labels = io.pull(labels[0].data, disp, "nearest")
-        scores, missing = _dice(labels, moved_labels)
-        numbers |= scores
-        warnings += missing
-    warnings += _judge(disp, moving_image.shape, numbers)
-    numbers |= {
-        "method": name,
-        "affine": affine or "none",
-        "refine": refine,
-        "seconds": round(time.perf_counter() - start, 2),
-        "device": chosen.type,
-        "seed": 0,  # nothing is drawn at random
-        "versions": _versions(),
-    }
-    tell("done", 1.0)
-    return Result(
-        moved=moved,
-        disp=disp,
-        theta=None
-        if matrix is None
-        else io.map_to_theta(
-            io.voxel_map(fixed_image.affine, moving_image.affine, d, matrix), fixed_image.shape
-        ).float(),
-        metrics=numbers,
-        warnings=warnings,
-        affine=fixed_image.affine,
-        moving_affine=moving_image.affine,
-        moved_labels=moved_labels,
-        _page=_page(before, fixed_image, moved, own)
-        | {"title": "Registration: " + _steps(name, affine, refine)},
-    )
-
-
-# what was asked for -----------------------------------------------------------------------------
+            spacing = _fine_enough(b, spacing, model.divisor)
+        work.grid = b.grid.covering(spacing, size)
+        checks.small_enough(b.grid, work.grid)
+    return work
 
 
 def _check_settings(method: Any, affine: Any, refine: Any) -> None:
     if affine not in ("auto", "rigid", "affine", False):
         raise ValueError(f"affine is {affine!r}, expected 'auto', 'rigid', 'affine' or False.")
-    if method in CLASSICAL and affine not in ("auto", method, False):
+    if method in CLASSICAL and affine not in ("auto", method):
         raise ValueError(f"affine is {affine!r} and method {method!r}, expected one of them alone.")
     if not isinstance(refine, int) or refine < 0:
         raise ValueError(f"refine is {refine!r}, expected a number of steps, 0 or more.")
@@ -327,8 +282,8 @@ def _method(method: str | os.PathLike, d: int) -> tuple[str, RegistrationModel |
         if model.ndim != d:
             raise ValueError(f"method {name!r} is a {model.ndim}D network and the images are {d}D.")
         return name, model
-    shipped = {name: models.load(name) for name in models.pretrained()}
-    fitting = [name for name, model in shipped.items() if model.ndim == d]
+    shipped = {name: models.about(name) for name in models.pretrained()}
+    fitting = [name for name, said in shipped.items() if said.ndim == d]
     if method != "auto":
         fitting = [name for name in fitting if shipped[name].name == method]
     elif not fitting:
@@ -339,28 +294,16 @@ def _method(method: str | os.PathLike, d: int) -> tuple[str, RegistrationModel |
             f"(`regkit train` makes one) or one of {', '.join(shipped) or 'rigid, affine'}."
         )
     name = min(fitting, key=lambda name: (shipped[name].name != PREFERRED, name))
-    return name, shipped[name]
+    return name, models.load(name)
 
 
 def _images(moving: Any, fixed: Any) -> tuple[io.Image, io.Image]:
     """Both images, or the reason why they are no pair."""
     a, b = io.as_image(moving, "moving"), io.as_image(fixed, "fixed")
-    if a.ndim != b.ndim:
-        raise ValueError(
-            f"moving is {a.ndim}D {a.shape} and fixed {b.ndim}D {b.shape}, "
-            "expected the same number of axes."
-        )
-    if not (a.physical and b.physical):
-        if a.shape != b.shape:
-            raise ValueError(
-                f"moving has shape {a.shape} and fixed {b.shape}, expected the same: arrays are on "
-                "one grid (files and nibabel images may differ)."
-            )
-        # an array beside a file lies on the file's grid
-        affine = a.affine if a.physical else b.affine
-        physical = a.physical or b.physical
-        a, b = (io.Image(x.data, affine, physical, x.notes) for x in (a, b))
-    io.voxel_map(b.affine, a.affine, a.ndim)  # slices of different planes are refused here
+    checks.are_a_pair(a, b)
+    if a.physical != b.physical:  # an array beside a file lies on the file's grid
+        real = a if a.physical else b
+        a, b = (io.Image(x.data, real.affine, True, x.notes, real.across) for x in (a, b))
     return a, b
 
 
@@ -380,16 +323,21 @@ def _labels(
     ):
         found = io.as_image(source, name, labels=True)
         if not found.physical:
-            found = io.Image(found.data, image.affine)
-        if found.shape != image.shape:
-            raise ValueError(
-                f"{name} has shape {found.shape}, expected that of its image, {image.shape}."
-            )
-        if image.physical and not io.same_grid(found, image):
-            raise ValueError(f"{name} lies elsewhere in space than its image, expected one grid.")
+            found = io.Image(found.data, image.affine, across=image.across)
+        checks.labels_fit(name, found, image)
         maps.append(found)
-    before = io.resample_to(maps[0].data, moving.affine, fixed.shape, fixed.affine, "nearest")
-    return maps[0], maps[1], before
+    return maps[0], maps[1], resample(maps[0].data, moving.grid, fixed.grid, "nearest")
+
+
+def _align(work: _Work, tell: Progress) -> None:
+    """The affine registration that was asked for, or that the pair needs."""
+    if work.affine == "auto":
+        work.affine = "affine" if _need_affine(work.moving, work.fixed) else False
+    if work.affine:
+        tell("affine", 0.05)
+        work.matrix = classical.align(
+            work.moving, work.fixed, str(work.affine), lambda f: tell("affine", 0.05 + 0.4 * f)
+        )
 
 
 def _need_affine(moving: io.Image, fixed: io.Image) -> bool:
@@ -398,7 +346,7 @@ def _need_affine(moving: io.Image, fixed: io.Image) -> bool:
     Many scans are resampled to one grid without being aligned (FreeSurfer's 256^3, say): the grid
     alone says little. A rigid search on a coarse copy takes a second or two.
     """
-    if not io.same_grid(moving, fixed):
+    if not moving.grid.same_as(fixed.grid):
         return True
     if not fixed.physical:
         return False
@@ -406,10 +354,7 @@ def _need_affine(moving: io.Image, fixed: io.Image) -> bool:
         matrix = classical.align(moving, fixed, "rigid", largest=30_000)
     except ValueError:  # nothing to align by
         return False
-    theta = io.map_to_theta(
-        io.voxel_map(fixed.affine, fixed.affine, fixed.ndim, matrix), fixed.shape
-    )
-    away = affine_to_disp(theta, fixed.shape)[0].movedim(0, -1) * torch.tensor(fixed.spacing)
+    away = fixed.grid.disp_to(fixed.grid, matrix)[0].movedim(0, -1) * torch.tensor(fixed.spacing)
     bright = fixed.data[0, 0] > fixed.data.mean()
     return bool(away[bright].square().sum(-1).mean().sqrt() > APART)
 
@@ -424,14 +369,127 @@ def _fine_enough(image: io.Image, spacing: Sequence[float], least: int) -> list[
     spacing = list(spacing)
 
     def thickness() -> int:
-        return min(io.working_grid(image.shape, image.affine, spacing)[0])
+        return min(image.grid.covering(spacing).shape)
 
     while thickness() < least and min(spacing) / 2 > 0.9 * min(image.spacing):
         spacing = [x / 2 for x in spacing]
     return spacing
 
 
-# intensities and numbers ------------------------------------------------------------------------
+def _on_working_grid(work: _Work) -> tuple[Tensor, Tensor]:
+    """Both images as the method wants them: on the working grid, in its range."""
+    limits = work.model.info.get("range") if work.model is not None else None
+    keep = not work.fixed.physical
+    a, b = (_scaled(x.data, limits or (0.0, 1.0), keep) for x in (work.moving, work.fixed))
+    a = resample(a, work.moving.grid, work.grid, matrix=work.matrix)
+    b = resample(b, work.fixed.grid, work.grid)
+    return a.to(work.device), b.to(work.device)
+
+
+# answer -----------------------------------------------------------------------------------------
+
+
+def _answer(work: _Work, images: tuple[Tensor, Tensor], tell: Progress) -> Tensor:
+    """The displacement that the method finds between the images on the working grid, its voxels.
+
+    A motion that a matrix says wholly goes into `work.matrix` instead.
+    """
+    tell(SYN if work.name == SYN else "network", 0.45)
+    memory = (
+        f"device is {work.device.type!r}, whose memory is too small for a grid of "
+        f"{work.grid.shape} voxels and refine={work.refine}, expected device='cpu', images cropped "
+        "to the organ, or refine=0."
+    )
+    inner = torch.zeros(1, work.fixed.ndim, *work.grid.shape, device=work.device)
+    with enough_memory(memory):
+        if work.model is not None:
+            inner = _network(work, work.model, images, tell)
+        elif work.name == SYN:
+            a, b = (io.Image(values.cpu(), work.grid.affine) for values in images)
+            inner = classical.ants.syn(a, b).to(work.device)
+        if work.refine and not isinstance(work.model, LinearResNet):
+            tell("refining", 0.55)
+            inner = classical.refine(
+                *images, inner, work.refine, progress=lambda f: tell("refining", 0.55 + 0.3 * f)
+            )
+    inner = inner.cpu()
+    if not torch.isfinite(inner).all():
+        raise ValueError(
+            f"method {work.name!r} gave a displacement that is not finite for this pair."
+        )
+    return inner
+
+
+def _network(
+    work: _Work, model: RegistrationModel, images: tuple[Tensor, Tensor], tell: Progress
+) -> Tensor:
+    """What the network answers, on the working grid; a rigid or affine one answers a matrix."""
+    with torch.no_grad():
+        found = model.to(work.device)(*images)
+    rigid = isinstance(model, LinearResNet)
+    aligned = found.moved if rigid else images[0]
+    work.warnings += checks.against_contrast(model, aligned, images[1], work.fixed.physical)
+    if not isinstance(model, LinearResNet):
+        return found.disp.float()
+    if work.refine:
+        tell("refining", 0.55)
+    theta = _linear(model, found.theta, images, work.grid.spacing, work.refine)
+    work.warnings += checks.beyond_training(model, theta)
+    # it joins the matrix of an affine registration before
+    world = work.grid.matrix_of(theta, work.grid)
+    work.matrix = world if work.matrix is None else work.matrix @ world
+    return torch.zeros_like(found.disp)
+
+
+def _linear(
+    model: LinearResNet,
+    theta: Tensor | None,
+    images: Sequence[Tensor],
+    spacing: Sequence[float],
+    refine: int,
+) -> Tensor:
+    """The network's motion, (1, d, d+1) on the CPU, after `refine` steps of descent per level."""
+    assert theta is not None
+    theta = theta.cpu().float()
+    if not refine:
+        return theta
+    similarity = model.info.get("recipe", {}).get("similarity", "mutual_information")
+    moving, fixed = (image.cpu() for image in images)
+    return classical.fit(
+        moving, fixed, model.kind, similarity, theta, spacing, refine, search=False
+    )
+
+
+# bring back, judge ------------------------------------------------------------------------------
+
+
+def _bring_back(work: _Work, inner: Tensor) -> Transform:
+    """The answer as one map from the fixed to the moving image."""
+    fixed = work.fixed.grid
+    if work.grid.shape != fixed.shape or not np.array_equal(work.grid.affine, fixed.affine):
+        inner = warp(inner, fixed.disp_to(work.grid), padding="border")
+        turn = torch.from_numpy(work.grid.map_to(fixed)[:-1, :-1]).float()
+        inner = (turn @ inner.flatten(2)).reshape(inner.shape)
+    matrix = np.eye(4) if work.matrix is None else work.matrix
+    return Transform(fixed, work.moving.grid, matrix, inner)
+
+
+def _judge(work: _Work, transform: Transform) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """The moved image, the moving image where its header puts it, and the numbers of both."""
+    moving, fixed = work.moving, work.fixed
+    fill = float(background(moving.data))
+    source = transform.antialiased(moving.data)  # one image for both, or blur would look like gain
+    moved = pull(source, transform.voxels(), fill=fill)
+    before = pull(source, fixed.grid.disp_to(moving.grid), fill=fill)
+    own = transform.voxels(fixed.grid)
+    folds = int(metrics.folding_count(own))
+    numbers = {
+        **_compare(before, moved, fixed.data),
+        "folding_percent": 100 * folds / own[0, 0].numel(),
+        "folding_count": folds,
+        "sd_log_jacobian": float(metrics.sd_log_jacobian(own)),
+    }
+    return moved, before, numbers
 
 
 def _scaled(image: Tensor, to: tuple[float, float] = (0.0, 1.0), keep: bool = False) -> Tensor:
@@ -488,126 +546,6 @@ def _dice(
     return numbers, [f"{noun} {listed} {verb} in one image only and left out of the Dice."]
 
 
-def _look(moving: io.Image, fixed: io.Image, model: RegistrationModel | None) -> list[str]:
-    """What can be said against the pair before anything is computed."""
-    found = []
-    for name, image in (("moving", moving), ("fixed", fixed)):
-        if image.data.min() == image.data.max():
-            found.append(f"{name} has the same intensity everywhere.")
-        elif model is not None and image.physical and image.data.min() < -200:
-            found.append(
-                f"{name} has intensities down to {float(image.data.min()):.0f}, as in a CT: "
-                "the network was trained on brain MR."
-            )
-    covered = _covered(
-        io.map_to_disp(io.voxel_map(fixed.affine, moving.affine, fixed.ndim), fixed.shape),
-        moving.shape,
-    )
-    if covered < 0.25:
-        found.append(
-            f"By their headers the images hardly overlap ({100 * covered:.0f} % of the fixed grid)."
-        )
-    if model is not None and model.info.get("spacing") and fixed.physical:
-        if fixed.ndim == 2:
-            import nibabel
-
-            seen = "".join(sorted(nibabel.aff2axcodes(fixed.affine)[:2]))
-            if any(letter in seen for letter in "SI"):
-                found.append("The images are no axial slices, which the network was trained on.")
-        shape, _ = io.working_grid(fixed.shape, fixed.affine, model.info["spacing"])
-        if max(shape) > 400:
-            found.append(f"The field of view is large for the network: {shape} of its voxels.")
-    return found
-
-
-def _one_contrast(info: Mapping[str, Any]) -> bool:
-    """Whether the weights say that they have seen pairs of one contrast alone."""
-    recipe = info.get("recipe")
-    if not recipe or recipe.get("painted") or info.get("contrast") == "any":
-        return False
-    seen = (recipe.get("motion") or {}).get("contrasts") or [recipe.get("contrast", "t1")]
-    return len(set(seen)) == 1 and "random" not in seen
-
-
-def _correlation(moving: Tensor, fixed: Tensor) -> float:
-    """Of two aligned images, where both are brighter than 0.7 of their head's median, in [-1, 1].
-
-    CSF is dark in T1 and in FLAIR and would make them look alike. What is left is grey against
-    white matter, whose order differs between T1 and T2, PD or FLAIR. Taken at about 96 voxels along
-    the longest axis, where what a deformation leaves apart still overlaps.
-    """
-    coarse = max(1, round(max(fixed.shape) / 96))
-    pool = AVERAGE_POOL[fixed.ndim - 2](coarse, ceil_mode=True)
-    moving, fixed = pool(moving), pool(fixed)
-    bright = torch.ones_like(fixed, dtype=torch.bool)
-    for image in (moving, fixed):
-        bright &= image > 0.7 * image[image > 0.05].median()
-    if bright.sum() < 100:
-        return 1.0
-    return float(torch.corrcoef(torch.stack([moving[bright], fixed[bright]]))[0, 1])
-
-
-def _linear(
-    model: LinearResNet,
-    theta: Tensor | None,
-    pair: Sequence[Tensor],
-    grid_affine: np.ndarray,
-    refine: int,
-) -> Tensor:
-    """The network's motion, (1, d, d+1) on the CPU, after `refine` steps of descent per level."""
-    assert theta is not None
-    theta = theta.cpu().float()
-    if not refine:
-        return theta
-    similarity = model.info.get("recipe", {}).get("similarity", "mutual_information")
-    spacing = io.spacing_of(grid_affine, model.ndim)
-    moving, fixed = (image.cpu() for image in pair)
-    return classical.fit(
-        moving, fixed, model.kind, similarity, theta, spacing, refine, search=False
-    )
-
-
-def _beyond_training(model: RegistrationModel, theta: Tensor) -> list[str]:
-    """A sentence where a rigid or affine network answers with more than it has been taught."""
-    if "motion" not in model.info:
-        return []
-    angle, shift = model.info["motion"]
-    turned = float(metrics.rotation_error(theta, torch.eye(*theta.shape[1:])[None])[0])
-    spacing = torch.tensor(model.info["spacing"])
-    moved = float((theta[0, :, -1] * spacing).abs().max())
-    if turned <= angle and moved <= shift:
-        return []
-    return [
-        f"The motion found, {turned:.1f} degrees and {moved:.1f} mm, lies outside what the "
-        f"network was trained on ({angle:g} degrees, {shift:g} mm): try method 'rigid'."
-    ]
-
-
-def _judge(disp: Tensor, moving_shape: tuple[int, ...], numbers: Mapping[str, Any]) -> list[str]:
-    """What can be said against the answer."""
-    found = []
-    covered = _covered(disp, moving_shape)
-    if covered < 0.5:
-        found.append(f"Only {100 * covered:.0f} % of the fixed image lies inside the moving image.")
-    if numbers["folding_percent"] > 1:
-        found.append(f"The displacement folds in {numbers['folding_percent']:.1f} % of the voxels.")
-    if numbers["lncc"]["after"] < numbers["lncc"]["before"] - 0.01:
-        found.append("The images agree less after registration than before (LNCC).")
-    return found
-
-
-def _covered(disp: Tensor, moving_shape: tuple[int, ...]) -> float:
-    """The fraction of the fixed grid that looks into the moving image, not beside it."""
-    inside = torch.ones(disp.shape[2:], dtype=torch.bool)
-    for axis, n in enumerate(moving_shape):
-        index = torch.arange(disp.shape[axis + 2]).reshape(
-            [-1 if k == axis else 1 for k in range(inside.ndim)]
-        )
-        place = disp[0, axis] + index
-        inside &= (place > -0.5) & (place < n - 0.5)
-    return float(inside.float().mean())
-
-
 def _versions() -> dict[str, str]:
     import nibabel
 
@@ -642,7 +580,7 @@ def _page(before: Tensor, fixed: io.Image, moved: Tensor, own: Tensor) -> dict[s
     """What the report shows, turned and flipped so that a brain stands upright."""
     import nibabel
 
-    order = io.axis_order(fixed.affine, fixed.ndim)
+    order = fixed.grid.axis_order()
     axes = [0, 1, *(axis + 2 for axis, _ in order)]
     flipped = [k + 2 for k, (_, sign) in enumerate(order) if sign < 0]
 

@@ -8,7 +8,7 @@ says where in the moving image to look,
 A displacement `disp` has the shape (B, d, *S) with d = len(S) in {2, 3}. Channel i moves along
 array axis i, in voxels. Nothing here knows about millimetres, except `rigid_theta`, which takes the
 voxel size so that a rotation stays a rotation on anisotropic voxels; physical space lives in
-`regkit.io`.
+`regkit.transform`.
 
 Under autocast everything here still computes in float32: a displacement of 40.03 voxels has no room
 for its fraction in half precision.
@@ -171,8 +171,10 @@ def warp_points(points: Tensor, disp: Tensor) -> Tensor:
     """Map points of the fixed grid to the moving grid: p -> p + disp(p).
 
     Landmarks go the other way than images do. An image is pulled from moving to fixed, so the same
-    displacement carries a *fixed* landmark to its place in the *moving* image; to carry a moving
-    landmark to the fixed image use `invert(disp)`.
+    displacement carries a *fixed* landmark to its place in the *moving* image. To carry a moving
+    landmark to the fixed image use `invert(disp)` where both images are on one grid, and
+    `regkit.transform.Transform.points(p, start="moving")` where they are not: `invert` takes voxels
+    in and voxels out for the same.
 
     Args:
         points: (B, N, d) voxels of the fixed grid.
@@ -255,6 +257,9 @@ def invert(disp: Tensor, iterations: int = 30) -> Tensor:
     1), steps of 0.7 settle up to 1.8. Two residuals tell how it went: `compose(disp, invert(disp))`
     is near zero once the steps have settled; `compose(invert(disp), disp)` stays far from zero
     where the field folds, for there is no inverse.
+
+    In and out are voxels of one grid. Between two images of different grids, mirrored ones or ones
+    with other voxels, invert the `regkit.transform.Transform`.
 
     Args:
         disp: (B, d, *S), voxels, held constant beyond its border.
@@ -343,6 +348,8 @@ def jacobian_determinant(disp: Tensor) -> Tensor:
 
     1 where nothing changes, 2 where two voxels of the moving image are squeezed into one of the
     fixed image, 0 or less where the map folds. The identity is part of the map: det(I + d disp/dx).
+    Where moving and fixed have different grids, ask `regkit.transform.Transform` instead: there a
+    voxel of the one is not a voxel of the other.
 
     Args:
         disp: (B, d, *S), voxels. Derivatives are central differences, one-sided at the border.

@@ -11,8 +11,10 @@ A run in a folder leaves
 
 A run may be killed at any moment. Everything is saved after a validation, and history.json last: it
 is written beside its place and moved there, and its last step names the one folder below `state/`
-that counts. So a run goes on from the last validation that was saved completely; on the CPU, with
-the same number of threads, it ends in the same weights, bit by bit.
+that counts, which gets that name afterwards. So a run goes on from the last validation that was
+saved completely; on the CPU, with the same number of threads, it ends in the same weights, bit by
+bit. One process at a time works in a folder. A run in which something does not go together is not
+gone on with, and nothing in it is changed. What was refused before its first step leaves nothing.
 
 `state/` is Accelerate's own folder and holds pickled random states, and a pickle may run code when
 it is read. It serves to resume one's own run, and nothing else in regkit reads it: no download is
@@ -27,7 +29,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
@@ -59,6 +63,7 @@ from regkit.evaluate import (
     motion_errors,
     summary,
 )
+from regkit.files import alone, check_writable, staged
 from regkit.metrics import endpoint_error
 from regkit.models import Registration, RegistrationModel
 from regkit.recipes import Recipe, get
@@ -73,6 +78,7 @@ SIMILARITIES = {
 SEEDS = {"train": 0, "validation": 1, "test": 2, "fixed": 3}  # of the embedded population
 OTHER_BREATHS = 1_000_000  # the seed of those to validate with, which nobody takes to learn from
 Validate = Callable[[RegistrationModel, torch.device], dict[str, float]]
+FRESH = "new-"  # before the name of a state that the history does not hold yet
 MEMORY = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -668,9 +674,18 @@ def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> Any:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1))
-    partial.replace(path)
+    with staged(path.parent) as folder:
+        (folder / path.name).write_text(json.dumps(value, indent=1))
+
+
+def _read_json(path: Path) -> Any:
+    """What a file of a run holds; ValueError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise ValueError(
+            f"out holds a {path.name} that cannot be read, expected that of a run."
+        ) from None
 
 
 def train(
@@ -699,15 +714,33 @@ def train(
         task: images of your own to learn from and to judge by; the recipe then says only how.
 
     Raises:
-        ValueError: settings or data that do not fit, a folder that holds another run, or a term of
-            the objective that is not finite (named, with the step and the pairs of the batch).
+        ValueError: settings or data that do not fit, a folder that holds another run, a damaged one
+            or one that another process works in, a state that cannot be written, or a term of the
+            objective that is not finite (named, with the step and the pairs of the batch).
     """
     recipe = get(recipe) if isinstance(recipe, str) else recipe
     recipe = fitted(recipe, data) if task is None else recipe
     folder = None if out is None else Path(out)
     chosen = choose_device(device)
     _check(recipe, folder, resume, chosen)
+    with _alone_in(folder):
+        return _train(recipe, folder, resume, progress, chosen, start, data, task)
+
+
+def _train(
+    recipe: Recipe,
+    folder: Path | None,
+    resume: bool,
+    progress: bool,
+    chosen: torch.device,
+    start: str | os.PathLike | None,
+    data: str | os.PathLike | None,
+    task: Task | None,
+) -> Trained:
+    """What `train` does once the folder is this process's alone."""
     plan = recipes.plan(recipe)
+    if folder is not None:
+        _check_run(folder, plan, resume)
 
     AcceleratorState._reset_state(reset_partial_state=True)  # else precision stays the first run's
     set_seed(recipe.seed)
@@ -733,8 +766,6 @@ def train(
     # nothing is left behind by settings that do not fit
     if folder is not None and not (folder / "recipe.json").is_file():
         _rehearse(network.to(accelerator.device), recipe, accelerator)
-    if folder is not None and accelerator.is_main_process:
-        _prepare(folder, plan, resume)
 
     quiet = not (progress and accelerator.is_main_process)
     with accelerator.main_process_first():  # the others then read what the first one made
@@ -743,6 +774,10 @@ def train(
     model, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
 
     history = _resume(folder, accelerator) if resume and folder is not None else []
+    if (
+        folder is not None and accelerator.is_main_process
+    ):  # nothing can be said against it any more
+        _write_json(folder / "recipe.json", plan)
     done = len(history)
     if folder is not None:
         _wait_for_the_next_second(folder / "log")
@@ -751,7 +786,7 @@ def train(
     rest = Subset(task.pairs, range(done * recipe.batch, recipe.steps * recipe.batch))
     loader = accelerator.prepare(DataLoader(rest, batch_size=recipe.batch // processes))
     tested = [entry for entry in history if _validates(recipe, int(entry["step"]))]
-    best = max(map(task.score, tested), default=-math.inf)
+    best = _best(task, tested)
 
     bar = tqdm(loader, total=recipe.steps, initial=done, disable=quiet, desc=recipe.name)
     model.train()
@@ -893,34 +928,107 @@ def _save(
     scores: dict[str, float],
     better: bool,
 ) -> None:
-    """Write weights and state, then the history, which makes them count."""
+    """Write weights and state, then the history, which makes them count.
+
+    A state has its final name only after that. Where it cannot be written, what was saved before
+    stays as it is.
+    """
     step = len(history)
-    accelerator.save_state(str(folder / "state" / str(step)))
-    accelerator.wait_for_everyone()  # each process writes its random states
+    fresh = folder / "state" / f"{FRESH}{step}"
+    try:
+        accelerator.save_state(str(fresh))
+        accelerator.wait_for_everyone()  # each process writes its random states
+        if accelerator.is_main_process:
+            for tracker in accelerator.trackers:
+                tracker.tracker.flush()  # a run killed after its last step has it in its log
+            for name in ("last", "best") if better else ("last",):
+                models.save(network, folder / f"{name}.safetensors", step=step, validation=scores)
+            _write_json(folder / "history.json", history)
+    except (OSError, RuntimeError, SafetensorError) as error:  # the last two are PyTorch's words
+        shutil.rmtree(fresh, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ValueError(
+            f"out cannot hold the state of step {step} ({reason or 'it could not be written'}), "
+            "expected room on the disk: what was saved before is there, and resume=True goes on "
+            "from it."
+        ) from None
     if accelerator.is_main_process:
-        for tracker in accelerator.trackers:
-            tracker.tracker.flush()  # a run killed after its last step has it in its log
-        for name in ("last", "best") if better else ("last",):
-            models.save(network, folder / f"{name}.safetensors", step=step, validation=scores)
-        _write_json(folder / "history.json", history)
-        _keep_state(folder, step)
+        _settle(folder, step)
+
+
+def _settle(folder: Path, step: int) -> None:
+    """Give the state of a step that the history holds its name, and remove every other."""
+    fresh, settled = (folder / "state" / f"{kind}{step}" for kind in (FRESH, ""))
+    if fresh.is_dir():
+        if settled.is_dir():
+            shutil.rmtree(settled)
+        fresh.replace(settled)
+    for other in folder.glob("state/*"):
+        if other.name != settled.name:
+            shutil.rmtree(other)
 
 
 def _resume(folder: Path, accelerator: Accelerator) -> list[dict[str, float]]:
     """The history of the run in this folder, with its state loaded; [] if nothing was saved."""
-    held = folder / "history.json"
-    history = json.loads(held.read_text()) if held.is_file() else []
+    history = saved(folder)
+    state = folder / "state" / str(len(history))
     if history:
-        state = folder / "state" / str(len(history))
-        if not state.is_dir():
+        if not any(state.with_name(kind + state.name).is_dir() for kind in ("", FRESH)):
             raise ValueError(
                 f"out is {folder.name!r}, expected the folder state/{state.name} in it, "
                 "from which to go on."
             )
-        accelerator.load_state(str(state))
+        for name in ("last", "best"):
+            models.about(folder / f"{name}.safetensors")
     if accelerator.is_main_process:
-        _keep_state(folder, len(history))
+        _settle(folder, len(history))
+    accelerator.wait_for_everyone()
+    if not history:
+        return []
+    try:
+        accelerator.load_state(str(state))
+    except MemoryError:
+        raise
+    except Exception:  # pickle, zip, safetensors and PyTorch each have their own
+        raise ValueError(
+            f"out holds a state of step {state.name} that cannot be read: it is damaged or of "
+            "another model, expected that of this run."
+        ) from None
     return history
+
+
+def saved(folder: Path) -> list[dict[str, float]]:
+    """The history of the run in a folder, one dictionary a step; [] where nothing was saved yet.
+
+    Raises:
+        ValueError: it is damaged, or is not there while a state is that it should name.
+    """
+    file = folder / "history.json"
+    steps = [int(state.name) for state in folder.glob("state/*") if state.name.isdecimal()]
+    history = _read_json(file) if file.is_file() else []
+    sound = isinstance(history, list) and all(
+        isinstance(entry, dict)
+        and entry.get("step") == number
+        and all(isinstance(value, int | float) for value in entry.values())
+        for number, entry in enumerate(history, 1)
+    )
+    if not sound or (file.is_file() and not history) or max(steps, default=0) > len(history):
+        raise ValueError(
+            "out holds a history.json that does not go with its states, expected one entry a step "
+            "up to the last one saved; nothing was changed."
+        )
+    return history
+
+
+def _best(task: Task, tested: Sequence[dict[str, float]]) -> float:
+    """The best score of the validations of a history."""
+    try:
+        return max(map(task.score, tested), default=-math.inf)
+    except KeyError as error:
+        raise ValueError(
+            f"out holds a history.json whose validations lack {error.args[0]!r}, expected that of "
+            "this run."
+        ) from None
 
 
 def _wait_for_the_next_second(log: Path) -> None:
@@ -934,20 +1042,37 @@ def _wait_for_the_next_second(log: Path) -> None:
     time.sleep(min(1.0, max(0.0, written + 1 - time.time())))
 
 
-def _keep_state(folder: Path, step: int) -> None:
-    """Remove every state but that of one step: older ones, and what a killed run left behind."""
-    for other in folder.glob("state/*"):
-        if other.name != str(step):
-            shutil.rmtree(other)
+@contextmanager
+def _alone_in(folder: Path | None) -> Iterator[None]:
+    """Work in the run's folder while no other process does; a new one that stays empty goes again.
 
-
-def _prepare(folder: Path, plan: dict[str, Any], resume: bool) -> None:
-    """Make the run's folder, or make sure that it holds the same run."""
-    held = folder / "recipe.json"
-    if held.is_file():
-        if not resume:
-            raise ValueError(f"out is {folder.name!r}, which holds a run: expected resume=True.")
-        if recipes.complete(json.loads(held.read_text())) != plan:
-            raise ValueError(f"out is {folder.name!r}, which holds a run of another recipe.")
+    Of several processes that share one run, the first holds the folder for all.
+    """
+    if folder is None or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    check_writable(folder)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(held, plan)
+    try:
+        with alone(folder, "out", 0, "run"):
+            yield
+    finally:
+        with suppress(OSError):  # as soon as something is in it
+            for place in made:
+                place.rmdir()
+
+
+def _check_run(folder: Path, plan: dict[str, Any], resume: bool) -> None:
+    """Make sure that a folder holds this run, if it holds one: something was saved there."""
+    held = folder / "recipe.json"
+    if not (folder / "history.json").exists() and not any(folder.glob("state/*")):
+        return
+    if not resume:
+        raise ValueError(f"out is {folder.name!r}, which holds a run: expected resume=True.")
+    if not held.is_file():
+        raise ValueError(f"out is {folder.name!r}, which holds a run without its recipe.json.")
+    recipe = _read_json(held)
+    if not isinstance(recipe, dict) or recipes.complete(recipe) != plan:
+        raise ValueError(f"out is {folder.name!r}, which holds a run of another recipe.")
+    saved(folder)

@@ -193,7 +193,7 @@ def test_settings_that_make_no_sense(case):
     changes, sentence = SETTINGS[case]
     image = np.random.default_rng(0).random((20, 22))
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
-        regkit.register(image, image, **{"method": "rigid", "affine": False, **changes})
+        regkit.register(image, image, **{"method": "rigid", **changes})
     check_sentence(str(caught.value), sentence)
 
 

@@ -20,6 +20,7 @@ from regkit.classical import sitk as by_sitk
 from regkit.data import population
 from regkit.metrics import rotation_error
 from regkit.spatial import affine_to_disp, invert_theta, rigid_theta, warp
+from regkit.transform import Grid, resample
 
 PEERS = {"SimpleITK": by_sitk.align, "ANTs": by_ants.align}
 
@@ -41,8 +42,8 @@ def pair(d: int, truth: np.ndarray, contrast: str = "t1") -> tuple[io.Image, io.
         affine[0, 3] *= -1
     else:
         affine, shape = subject.affine @ np.diag([1.1, 0.9, 1.2, 1]), (38, 52, 35)
-    there = io.resample_to(
-        source.image[None], subject.affine, shape, affine, matrix=np.linalg.inv(truth)
+    there = resample(
+        source.image[None], subject.grid, Grid(shape, affine), matrix=np.linalg.inv(truth)
     )
     voxels = np.argwhere(subject.labels[0].numpy() > 0)[::50]
     voxels = np.pad(voxels, ((0, 0), (0, 3 - d)))
@@ -94,7 +95,7 @@ def test_a_slice_may_lie_in_any_plane(peer):
     between = []
     for place in (np.eye(4), upright):
         a, b = (io.Image(x.data, place @ x.affine) for x in (moving, fixed))
-        between.append(io.voxel_map(b.affine, a.affine, 2, peer(a, b, "rigid")))
+        between.append(b.grid.map_to(a.grid, peer(a, b, "rigid")))
     assert np.allclose(*between, atol=0.05)
 
 
@@ -169,6 +170,65 @@ def test_levels_widen_the_reach_of_plain_descent():
         classical.fit(moving, fixed, levels=0)
 
 
+@pytest.mark.parametrize("method", ["ncc", "mutual_information"])
+def test_one_thread_and_two_find_one_map(method):
+    """Two subjects, large enough that PyTorch shares the work: the end is no matter of rounding."""
+    moving, fixed = (s.image[None] for s in population(2, (36, 40, 36), seed=0))
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        theta = classical.fit(moving, fixed, "affine", method, search=False, levels=1)
+        found.append(affine_to_disp(theta, fixed.shape[2:]))
+    assert (found[0] - found[1]).norm(dim=1).max() < 1e-3
+    assert found[0].norm(dim=1).max() > 1
+
+
+@pytest.mark.parametrize("degrees", [90, 120, 180, -100])
+def test_a_head_turned_by_any_angle_is_found(degrees):
+    fixed = population(1, (80, 80), seed=5)[0].image[None]
+    truth = rigid_theta(torch.tensor([[math.radians(degrees)]]), torch.tensor([[3.0, -2.0]]))
+    moving = warp(fixed, affine_to_disp(invert_theta(truth), fixed.shape[2:]))
+    found = classical.fit(moving, fixed, "rigid", "mutual_information")
+    assert float(rotation_error(found, truth)) < 0.2
+
+
+@pytest.mark.parametrize(("axis", "quarters"), [(0, 2), (1, 1), (2, 2)])
+def test_a_head_on_its_side_or_upside_down_is_found_in_3d(axis, quarters):
+    """Turned by whole quarters, voxel by voxel, about each axis."""
+    fixed = population(1, (20, 24, 20), seed=5)[0].image[None]
+    fixed = torch.nn.functional.pad(fixed, (2, 2, 0, 0, 2, 2))
+    angles = torch.zeros(1, 3)
+    angles[0, axis] = quarters * math.pi / 2
+    truth = rigid_theta(angles, torch.zeros(1, 3))
+    moving = warp(fixed, affine_to_disp(invert_theta(truth), fixed.shape[2:]))
+    found = classical.fit(moving, fixed, "rigid", "ncc")
+    assert float(rotation_error(found, truth)) < 0.2
+
+
+@pytest.mark.parametrize("shape", [(1, 20, 20), (20, 1, 20), (20, 20, 1), (1, 20)])
+def test_an_axis_of_one_voxel_is_one_sentence(shape):
+    image = torch.rand(1, 1, *shape)
+    with pytest.raises(ValueError, match="moving has shape .*expected 2 voxels or more along each"):
+        classical.fit(image, image)
+    if len(shape) == 3:
+        with pytest.raises(ValueError, match="moving has shape .*expected 2 voxels or more"):
+            classical.align(io.Image(image, np.eye(4)), io.Image(image, np.eye(4)))
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_descent_takes_its_gradients_wherever_it_is_called(mode):
+    """Inside of inference mode too, with images that were made there."""
+    moving, fixed = (s.image[None] for s in population(2, (32, 40), seed=0))
+    theta = classical.fit(moving, fixed, "affine", "ncc")
+    disp = classical.refine(moving, fixed, affine_to_disp(theta, fixed.shape[2:]), 5)
+    with mode():
+        moving, fixed = moving * 1, fixed * 1
+        again = classical.fit(moving, fixed, "affine", "ncc")
+        start = affine_to_disp(again, fixed.shape[2:])
+        refined = classical.refine(moving, fixed, start, 5)
+    assert torch.allclose(again, theta, atol=1e-6) and torch.allclose(refined, disp, atol=1e-5)
+
+
 # SyN --------------------------------------------------------------------------------------------
 
 
@@ -189,7 +249,7 @@ def brains(d: int, upright: bool = False) -> tuple[io.Image, io.Image]:
     for affine, image, old in grids:
         middle = np.append((np.asarray(shape) - 1) / 2, [0.0] * (3 - d) + [1.0])
         affine[:3, 3] += (old @ middle - affine @ middle)[:3]  # one middle with the brain
-        there = io.resample_to(image[None], old, shape, affine)
+        there = resample(image[None], Grid(shape, old), Grid(shape, affine))
         found.append(io.Image(there, place @ affine if upright else affine))
     return found[0], found[1]
 
@@ -216,9 +276,7 @@ def test_syn_warps_as_ants_itself_does(d, metric, monkeypatch):
         inside &= (place > 0) & (place < n - 1)
     assert inside.mean() > 0.5 and np.abs(ours - seen[0])[inside].max() < 1e-4
     # and it has done something: more than the headers do
-    before = warp(moving.data, io.map_to_disp(
-        io.voxel_map(fixed.affine, moving.affine, d), fixed.shape
-    ))  # fmt: skip
+    before = warp(moving.data, fixed.grid.disp_to(moving.grid))
     after = torch.from_numpy(ours)[None, None]
     assert (after - fixed.data).square().mean() < 0.6 * (before - fixed.data).square().mean()
 

@@ -18,6 +18,7 @@ import regkit
 from regkit import cli, io, models, recipes
 from regkit.data import samples
 from regkit.spatial import warp
+from regkit.transform import Grid, Transform
 
 ROOT = Path(__file__).parents[1]
 
@@ -116,7 +117,8 @@ def test_apply_keeps_labels_whole(pair, tmp_path):
     labels = scan(tmp_path / "labels.nii.gz", labels=True)
     disp = 1.3 * torch.ones(1, 2, 30, 34)
     affine = nibabel.load(pair[1]).affine
-    io.write_displacement(disp, affine, affine, tmp_path / "d.nii.gz")
+    grid = Grid((30, 34), affine, across=2)
+    io.write_transform(Transform(grid, grid, np.eye(4), disp), tmp_path / "d.nii.gz")
     run("apply", labels, tmp_path / "d.nii.gz", "-o", tmp_path / "moved.nii.gz", "--labels")
     moved = np.asarray(nibabel.load(tmp_path / "moved.nii.gz").dataobj)
     assert moved.dtype == np.int32
@@ -165,6 +167,8 @@ def small_weights(monkeypatch, tmp_path):
     load = models.load
     monkeypatch.setattr(models, "pretrained", lambda: ["w2", "w3"])
     monkeypatch.setattr(models, "load", lambda name: load(tmp_path / f"{name}.safetensors"))
+    about = models.about
+    monkeypatch.setattr(models, "about", lambda name: about(tmp_path / f"{name}.safetensors"))
 
 
 def test_demo_runs_without_files_and_without_network(monkeypatch, tmp_path, small_weights):

@@ -25,6 +25,7 @@ from regkit.data import RandomPairs, RigidPairs, chain, prepared, samples
 from regkit.evaluate import evaluate
 from regkit.models import Registration
 from regkit.train import held_out, train
+from regkit.transform import Grid, resample
 
 SCRIPTS = Path(__file__).parents[1] / "data_scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -110,7 +111,7 @@ def test_the_slice_is_the_largest_cropped_about_its_centre_at_its_place(source, 
             assert float(image.data[0, 0][voxel]) == pytest.approx(expected, abs=1e-6)
         assert (np.diag(image.affine)[:3] > 0).all()  # to R, A, S
     labels = io.read(out / name / "labels.nii.gz", labels=True)
-    assert labels.data.unique().tolist() == [0, 4] and io.same_grid(labels, image)
+    assert labels.data.unique().tolist() == [0, 4] and labels.grid.same_as(image.grid)
     assert not (out / name / "t1ce.nii.gz").exists()
 
 
@@ -278,13 +279,13 @@ def _axes(codes):
 def test_a_coarser_grid_lies_on_voxels_of_the_old_one():
     affine = np.array([[0, 2.0, 0, 5], [-1, 0, 0, 6], [0, 0, 3.0, 7], [0, 0, 0, 1]])
     for step, first in ((1, 0), (2, 0), (4, 1)):
-        shape, new = layout.coarser((160, 192, 160), affine, step)
-        assert shape == (160 // step, 192 // step, 160 // step)
+        new = layout.coarser(Grid((160, 192, 160), affine), step)
+        assert new.shape == (160 // step, 192 // step, 160 // step)
         for voxel in ((0, 0, 0), (3, 1, 2)):
-            old = np.linalg.inv(affine) @ new @ [*voxel, 1]
+            old = np.linalg.inv(affine) @ new.affine @ [*voxel, 1]
             assert np.allclose(old[:3], np.array(voxel) * step + first)
     with pytest.raises(ValueError, match="spacing is 3, expected 1, 2 or 4"):
-        layout.coarser((8, 8), affine, 3)
+        layout.coarser(Grid((8, 8), affine), 3)
 
 
 # neurite-oasis ----------------------------------------------------------------------------------
@@ -478,9 +479,9 @@ def test_lpba40_has_54_structures_and_the_population_s_middle():
 
     assert len(lpba40.STRUCTURES) == 54 and lpba40.STRUCTURES[166] == "right hippocampus"
     assert np.allclose(lpba40.CENTRE, CENTRE)
-    shape, affine = lpba40.grid(1)
-    assert shape == (160, 192, 160)
-    assert np.allclose(affine @ [79.5, 95.5, 79.5, 1], [*CENTRE, 1])
+    grid = lpba40.grid(1)
+    assert grid.shape == (160, 192, 160)
+    assert np.allclose(grid.affine @ [79.5, 95.5, 79.5, 1], [*CENTRE, 1])
 
 
 @pytest.mark.parametrize(
@@ -536,7 +537,7 @@ def test_a_tilted_brain_is_laid_over_the_template(tmp_path, monkeypatch):
     tilt[1:3, 1:3] = [[np.cos(0.15), -np.sin(0.15)], [np.sin(0.15), np.cos(0.15)]]
     tilt[:3, 3] = (5, -8, 4)
     images = [
-        io.resample_to(values[None], subject.affine, GRID, subject.affine, mode, tilt)
+        resample(values[None], Grid(GRID, subject.affine), Grid(GRID, subject.affine), mode, tilt)
         for values, mode in (
             (subject.image, "linear"),
             (torch.from_numpy(labels.astype(np.int32))[None], "nearest"),
@@ -546,12 +547,9 @@ def test_a_tilted_brain_is_laid_over_the_template(tmp_path, monkeypatch):
         lpba40, "read", lambda *args: tuple(io.Image(x, subject.affine) for x in images)
     )
     made = lpba40.prepare(tmp_path, "S01", lpba40.template(), 4)
-    shape, affine = lpba40.grid(4)
-    truth = io.resample_to(
-        torch.from_numpy(labels.astype(np.int32))[None, None], subject.affine, shape, affine,
-        "nearest",
-    )  # fmt: skip
-    before = io.resample_to(images[1], subject.affine, shape, affine, "nearest")
+    whole, grid = Grid(GRID, subject.affine), lpba40.grid(4)
+    truth = resample(torch.from_numpy(labels.astype(np.int32))[None, None], whole, grid, "nearest")
+    before = resample(images[1], whole, grid, "nearest")
     inside = truth > 0
     right, wrong = (
         float((x == truth)[inside].float().mean()) for x in (made["labels"].data, before)

@@ -13,6 +13,7 @@ from PIL import Image as Picture
 
 from regkit import io
 from regkit.spatial import warp_points
+from regkit.transform import Grid, Transform, pull
 
 
 def oblique(angle: float = 0.3, spacing=(1.0, 1.7, 2.5), origin=(-20.0, 11.0, 7.0)) -> np.ndarray:
@@ -137,9 +138,10 @@ def test_scale_and_slope_of_the_header_are_applied(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shape", "expected"), [((5, 6, 1), (5, 6)), ((5, 6, 7, 1), (5, 6, 7)), ((5, 1, 6), (5, 1, 6))]
+    ("shape", "expected"),
+    [((5, 6, 1), (5, 6)), ((5, 6, 7, 1), (5, 6, 7)), ((5, 1, 6), (5, 6)), ((1, 5, 6), (5, 6))],
 )
-def test_trailing_axes_of_size_one_are_dropped(shape, expected):
+def test_an_axis_of_size_one_is_dropped(shape, expected):
     image = nibabel.Nifti1Image(np.ones(shape, np.float32), np.eye(4))
     assert io.from_nibabel(image).shape == expected
 
@@ -178,9 +180,6 @@ def test_a_header_without_orientation_is_noted():
     assert "no orientation" in io.from_nibabel(image).notes[0]
 
 
-# from grid to grid ------------------------------------------------------------------------------
-
-
 def sitk_image(image: torch.Tensor, affine: np.ndarray) -> sitk.Image:
     """The same image in SimpleITK, by way of LPS written out by hand."""
     out = sitk.GetImageFromArray(image[0, 0].numpy().T)
@@ -190,63 +189,6 @@ def sitk_image(image: torch.Tensor, affine: np.ndarray) -> sitk.Image:
     out.SetDirection((flip @ (affine[:3, :3] / spacing)).ravel().tolist())
     out.SetOrigin((flip @ affine[:3, 3]).tolist())
     return out
-
-
-@pytest.mark.parametrize("mode", ["linear", "nearest"])
-def test_resample_to_agrees_with_simpleitk(mode):
-    image, affine = smooth_image((21, 18, 15)), oblique(0.2)
-    new_shape, new_affine = (16, 17, 18), oblique(-0.25, (0.9, 1.1, 1.3), (-17.0, 9.0, 9.0))
-    ours = io.resample_to(image, affine, new_shape, new_affine, mode)
-    target = sitk_image(torch.zeros(1, 1, *new_shape), new_affine)
-    kind = sitk.sitkLinear if mode == "linear" else sitk.sitkNearestNeighbor
-    theirs = sitk.Resample(sitk_image(image, affine), target, sitk.Transform(), kind, -1.0)
-    theirs = sitk.GetArrayFromImage(theirs).T
-    inside = theirs >= 0  # ITK has no value where it would have to look beyond the image
-    assert inside.mean() > 0.5
-    apart = np.abs(ours[0, 0].numpy() - theirs)[inside]
-    assert (apart > 1e-4).mean() < (1e-9 if mode == "linear" else 1e-3)  # ties of nearest
-
-
-def test_resampling_to_larger_voxels_averages_and_does_not_pick():
-    checkers = torch.from_numpy(np.indices((32, 32)).sum(0) % 2).float()[None, None]
-    coarse = io.resample_to(checkers, np.eye(4), (8, 8), np.diag([4.0, 4.0, 1.0, 1.0]))
-    assert (coarse[..., 1:-1, 1:-1] - 0.5).abs().max() < 0.02
-
-
-def test_outside_an_image_lies_its_smallest_value():
-    air = torch.full((1, 1, 4, 4), -1000.0)
-    assert (
-        io.resample_to(air, np.eye(4), (4, 4), np.diag([1, 1, 1, 1]) + np.eye(4, k=3)) == -1000
-    ).all()
-
-
-@pytest.mark.parametrize("shape", [(10, 12), (10, 12, 14)])
-def test_a_working_grid_covers_the_image_and_points_to_ras(shape):
-    affine = np.array([[-1.0, 0, 0, 30], [0, 0, 1.5, -12], [0, -2.0, 0, 5], [0, 0, 0, 1]])
-    d = len(shape)
-    new_shape, new_affine = io.working_grid(shape, affine, (0.7, 0.8, 0.9)[:d])
-    np.testing.assert_allclose(io.spacing_of(new_affine, d), (0.7, 0.8, 0.9)[:d])
-    world = nibabel.aff2axcodes(new_affine)[:d]
-    assert world == (("R", "S") if d == 2 else ("R", "A", "S"))
-    to_new = io.voxel_map(affine, new_affine, d)
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(d, -1)
-    inside = to_new[:d, :d] @ corners + to_new[:d, d:]
-    assert inside.min() > -0.01 and (inside.max(1) < np.array(new_shape) - 0.99).all()
-
-
-def test_a_voxel_map_by_hand():
-    """Moving voxels are twice as large and start 3 mm to the right: x = 2 y + 3."""
-    moving = np.diag([2.0, 2.0, 2.0, 1.0])
-    moving[0, 3] = 3.0
-    matrix = io.voxel_map(np.eye(4), moving, 3)
-    np.testing.assert_allclose(matrix @ [5, 4, 2, 1], [1, 2, 1, 1])
-    disp = io.map_to_disp(matrix, (6, 6, 6))
-    np.testing.assert_allclose(disp[0, :, 5, 4, 2], [-4, -2, -1], atol=1e-6)
-    theta = io.map_to_theta(matrix, (6, 6, 6))
-    c = 2.5  # theta is about the centre: A (x - c) + c + t
-    np.testing.assert_allclose(
-        theta[0, :, :3] @ (torch.tensor([5.0, 4, 2]).double() - c) + c + theta[0, :, 3], [1, 2, 1]
-    )
 
 
 # displacements ----------------------------------------------------------------------------------
@@ -259,9 +201,9 @@ def warped(tmp_path_factory):
     fixed_affine = oblique(0.3, (1.0, 1.7, 2.5), (-20.0, 11.0, 7.0))
     moving_affine = oblique(0.2, (1.4, 1.2, 2.0), (-21.0, 12.0, 6.0))
     shape, moving_shape = (20, 16, 12), (17, 21, 14)
-    base = io.map_to_disp(io.voxel_map(fixed_affine, moving_affine, 3), shape)
-    disp = base + smooth_disp(shape)
-    io.write_displacement(disp, fixed_affine, moving_affine, folder / "disp.nii.gz")
+    fixed, moving = Grid(shape, fixed_affine), Grid(moving_shape, moving_affine)
+    disp = fixed.disp_to(moving) + smooth_disp(shape)
+    io.write_transform(Transform.from_voxels(disp, fixed, moving), folder / "disp.nii.gz")
     return folder / "disp.nii.gz", disp, fixed_affine, moving_affine, moving_shape
 
 
@@ -286,7 +228,7 @@ def test_simpleitk_maps_points_as_we_do(warped):
 def test_simpleitk_warps_an_image_as_we_do(warped):
     path, disp, fixed_affine, moving_affine, moving_shape = warped
     moving = smooth_image(moving_shape)
-    ours = io.pull(moving, disp)[0, 0].numpy()
+    ours = pull(moving, disp)[0, 0].numpy()
     transform = sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
     fixed = sitk_image(torch.zeros(1, 1, *disp.shape[2:]), fixed_affine)
     theirs = sitk.Resample(
@@ -298,10 +240,10 @@ def test_simpleitk_warps_an_image_as_we_do(warped):
 
 
 def test_a_displacement_comes_back_from_its_file(warped):
-    path, disp, fixed_affine, moving_affine, _ = warped
-    back, affine = io.read_displacement(path, moving_affine)
-    assert (back - disp).abs().max() < 1e-4
-    np.testing.assert_allclose(affine, fixed_affine, atol=1e-5)
+    path, disp, fixed_affine, moving_affine, moving_shape = warped
+    back = io.read_transform(path, Grid(moving_shape, moving_affine))
+    assert (back.voxels() - disp).abs().max() < 1e-4
+    np.testing.assert_allclose(back.fixed.affine, fixed_affine, atol=1e-5)
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal"])
@@ -309,19 +251,19 @@ def test_a_2d_displacement_comes_back_from_its_file(tmp_path, plane):
     fixed = np.diag([-1.0, 1.5, 1.0, 1.0]) if plane == "axial" else oblique()[:, [0, 2, 1, 3]]
     moving = fixed.copy()
     moving[:3, 3] += moving[:3, 2] * 4 + moving[:3, 0]  # another slice, and shifted by one voxel
-    disp = smooth_disp((14, 11))
-    io.write_displacement(disp, fixed, moving, tmp_path / "d.nii.gz")
+    disp, grids = smooth_disp((14, 11)), (Grid((14, 11), fixed), Grid((14, 11), moving))
+    io.write_transform(Transform.from_voxels(disp, *grids), tmp_path / "d.nii.gz")
     shape = nibabel.load(tmp_path / "d.nii.gz").shape
     assert shape == (14, 11, 1, 1, 2 if plane == "axial" else 3)
-    back, _ = io.read_displacement(tmp_path / "d.nii.gz", moving)
+    back = io.read_transform(tmp_path / "d.nii.gz", grids[1]).voxels()
     assert back.shape == disp.shape and (back - disp).abs().max() < 1e-4
 
 
 def test_simpleitk_maps_2d_points_as_we_do(tmp_path):
     affine = np.diag([-1.2, 1.5, 1.0, 1.0])
     affine[:2, 3] = (40.0, -30.0)
-    disp = smooth_disp((14, 11))
-    io.write_displacement(disp, affine, affine, tmp_path / "d.nii.gz")
+    disp, grid = smooth_disp((14, 11)), Grid((14, 11), affine)
+    io.write_transform(Transform.from_voxels(disp, grid, grid), tmp_path / "d.nii.gz")
     field = sitk.ReadImage(str(tmp_path / "d.nii.gz"), sitk.sitkVectorFloat64)
     assert field.GetDimension() == 2
     transform = sitk.DisplacementFieldTransform(field)
@@ -345,7 +287,7 @@ def test_ants_warps_an_image_as_we_do(warped, tmp_path):
         defaultvalue=-1,
     ).numpy()
     inside = theirs >= 0
-    ours = io.pull(moving, disp)[0, 0].numpy()
+    ours = pull(moving, disp)[0, 0].numpy()
     assert inside.mean() > 0.4 and np.abs(ours - theirs)[inside].max() < 1e-3
 
 

@@ -1,6 +1,7 @@
 """Losses against tables, invariances, NumPy, SciPy and MONAI."""
 
 import inspect
+import itertools
 import math
 import warnings
 
@@ -145,6 +146,54 @@ def test_ncc_does_not_mind_the_scale_in_float32(scale):
     assert float(losses.ncc(scale * a, scale * b)) == pytest.approx(
         float(losses.ncc(a, b)), abs=1e-5
     )
+
+
+def test_ncc_gradient():
+    a, b = (x.requires_grad_() for x in images((5, 6), batch=2, channels=2))
+    assert torch.autograd.gradcheck(losses.ncc, (a, b))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.3, -1000.0, 1e6 / 3, 1e-12])
+def test_constant_images_have_no_correlation_and_no_gradient(value):
+    """Also once they have been looked up between the voxels, which leaves rounding."""
+    flat = torch.full((1, 1, 24, 25), value)
+    noisy = spatial.warp(flat, torch.rand(1, 2, 24, 25) - 0.5, padding="border")
+    other = torch.rand(1, 1, 24, 25)
+    for a, b in itertools.product((flat, noisy), (flat, noisy, other)):
+        for x, y in ((a, b), (b, a)):
+            x = x.clone().requires_grad_()
+            losses.ncc(x, y).backward()
+            assert float(losses.ncc(x.detach(), y)) == 1 and not x.grad.any()
+    for a, b in itertools.product((flat, noisy), repeat=2):
+        assert float(losses.lncc(a, b)) == 0  # no box is left
+        assert float(losses.mse(a, b)) <= (2 * torch.finfo().eps * value) ** 2
+    assert abs(float(losses.mutual_information(flat, other))) < 1e-7
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(-1000, 4000), (1e6, 20), (0, 1e-12), (1e4, 1)])
+def test_correlations_of_large_numbers_are_those_of_float64(offset, scale):
+    """CT, an offset a million times the ulp, very small numbers: what float32 holds of them counts.
+
+    The reference is the same images in float64. Local boxes lose more: see `lncc`.
+    """
+    a, b = (offset + scale * x.float() for x in images((40, 40, 40)))
+    b = (a + b) / 2
+    for loss, error in (
+        (losses.ncc, 1e-6),
+        (losses.mutual_information, 1e-5),
+        (losses.lncc, 1e-4),
+    ):
+        assert float(loss(a, b)) == pytest.approx(float(loss(a.double(), b.double())), abs=error)
+    same = float(losses.mse(a.double(), b.double()))
+    assert float(losses.mse(a, b)) == pytest.approx(same, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e38])
+def test_mutual_information_of_numbers_at_the_ends_of_float32(scale):
+    a, b = (x.float() for x in images((20, 20)))
+    expected = float(losses.mutual_information(a, a + b))
+    found = float(losses.mutual_information(a * scale, (a + b) * scale))
+    assert found == pytest.approx(expected, abs=1e-4)
 
 
 # --- lncc --------------------------------------------------------------------------------------

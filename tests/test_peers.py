@@ -25,6 +25,7 @@ from scipy.spatial.transform import Rotation
 from torch.nn import functional as F
 
 from regkit import io, losses, metrics, spatial
+from regkit.transform import Grid, Transform
 
 some = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 10**6)
@@ -460,7 +461,9 @@ def to_itk(values, affine):
 
 
 def field_file(folder, disp, fixed_affine, moving_affine):
-    io.write_displacement(disp, fixed_affine, moving_affine, folder / "disp.nii.gz")
+    shape = tuple(disp.shape[2:])
+    grids = Grid(shape, fixed_affine), Grid(shape, moving_affine)
+    io.write_transform(Transform.from_voxels(disp, *grids), folder / "disp.nii.gz")
     return folder / "disp.nii.gz"
 
 
@@ -477,7 +480,7 @@ def grids(draw, smallest=8, largest=14):
     seed = draw(seeds)
     fixed = frame(seed, shape, draw(spacings(d)))
     moving = frame(seed + 1, other, draw(spacings(d)))
-    disp = io.map_to_disp(io.voxel_map(fixed, moving, d), shape).double() + smooth(seed, shape, 1.5)
+    disp = Grid(shape, fixed).disp_to(Grid(shape, moving)).double() + smooth(seed, shape, 1.5)
     return disp, fixed, moving, other, seed
 
 
@@ -630,7 +633,7 @@ def test_ants_applies_our_field_file_as_we_do(tmp_path, shape, seed):
     other = tuple(n + 3 for n in shape)
     fixed = frame(seed, shape, (1.0, 1.7, 2.5)[:d])
     moving = frame(seed + 10, other, (1.4, 1.2, 2.0)[:d])
-    disp = io.map_to_disp(io.voxel_map(fixed, moving, d), shape).double() + smooth(seed, shape, 2.0)
+    disp = Grid(shape, fixed).disp_to(Grid(shape, moving)).double() + smooth(seed, shape, 2.0)
     path = field_file(tmp_path, disp, fixed, moving)
     image = torch.rand(1, 1, *other, dtype=torch.float64)
     theirs = ants.apply_transforms(
@@ -662,7 +665,7 @@ def test_the_jacobian_determinant_is_that_of_ants(tmp_path, seed):
     if ratio < 0:  # a mirror image has negative determinants
         moving[:3, 0] *= -1
         ratio = -ratio
-    disp = io.map_to_disp(io.voxel_map(fixed, moving, 3), shape).double()
+    disp = Grid(shape, fixed).disp_to(Grid(shape, moving)).double()
     disp = disp + quadratic(seed, shape, 5.0)
     path = field_file(tmp_path, disp, fixed, moving)
     ours = ratio * spatial.jacobian_determinant(disp)[0].numpy()

@@ -19,6 +19,7 @@ from regkit.data.population import population
 from regkit.models import RegistrationModel
 from regkit.registration import Result
 from regkit.spatial import affine_to_disp, warp
+from regkit.transform import Grid, resample
 
 RAS = np.diag([2.0, 2.0, 2.0, 1.0])
 # axes to the left, down and to the front, as FreeSurfer stores them, with unequal voxels
@@ -205,8 +206,8 @@ def test_align_finds_a_known_map(d, kind):
         moving_affine[0, 3] *= -1
     else:
         moving_affine, moving_shape = subject.affine @ np.diag([1.1, 0.9, 1.2, 1]), (38, 52, 35)
-    there = io.resample_to(
-        fixed.data, fixed.affine, moving_shape, moving_affine, matrix=np.linalg.inv(truth)
+    there = resample(
+        fixed.data, fixed.grid, Grid(moving_shape, moving_affine), matrix=np.linalg.inv(truth)
     )
     moving = io.Image(100 * there.sqrt() + 7, moving_affine)
     found = classical.align(moving, fixed, kind)
@@ -221,8 +222,11 @@ def test_theta_and_disp_say_the_same():
     shape = (48, 56)
     subject = population(1, shape, seed=2)[0]
     matrix = turned(2, 0.1, (5.0, 3.0))
-    there = io.resample_to(
-        subject.image[None], subject.affine, (50, 60), subject.affine, matrix=np.linalg.inv(matrix)
+    there = resample(
+        subject.image[None],
+        subject.grid,
+        Grid((50, 60), subject.affine),
+        matrix=np.linalg.inv(matrix),
     )
     moving = nifti(there[0, 0].numpy(), subject.affine)
     fixed = nifti(subject.image[0].numpy(), subject.affine)
@@ -290,9 +294,10 @@ def test_refinement_improves_what_it_minimises_and_comes_closer_to_the_truth(sha
     assert torch.equal(classical.refine(image, fixed, start, 0), start)
 
 
-def test_refinement_is_part_of_register():
+def test_refinement_is_part_of_register(network):
     a, b = blobs((40, 44)), np.roll(blobs((40, 44)), 3, axis=0)
-    plain, refined = (regkit.register(a, b, "rigid", affine=False, refine=n) for n in (0, 30))
+    network([0.0, 0.0])
+    plain, refined = (regkit.register(a, b, "constant.safetensors", refine=n) for n in (0, 30))
     assert refined.metrics["lncc"]["after"] > plain.metrics["lncc"]["after"] + 0.1
     assert refined.metrics["refine"] == 30
 
@@ -615,7 +620,7 @@ def test_two_heads_that_are_not_aligned(sample):
     moving, fixed = samples.load_oasis_heads()
     a, b = (io.Image(x.image[None], x.affine) for x in (moving, fixed))
     matrix = classical.align(a, b, "affine")
-    after = io.resample_to(a.data, a.affine, b.shape, b.affine, matrix=matrix)
+    after = resample(a.data, a.grid, b.grid, matrix=matrix)
     assert 1 - losses.ncc(after, b.data) > 0.86
 
 
@@ -634,7 +639,7 @@ def test_structures_of_two_heads_that_are_not_aligned(sample):
     moving, fixed = samples.load_oasis_pair()[0], samples.load_oasis_heads()[0]
     a, b = (io.Image(x.image[None], x.affine) for x in (moving, fixed))
     matrix = classical.align(a, b, "affine", similarity="lncc", largest=800_000)
-    disp = io.map_to_disp(io.voxel_map(b.affine, a.affine, 3, matrix), b.shape)
+    disp = b.grid.disp_to(a.grid, matrix)
     labels = samples.merge_structures(moving.labels)[None].int()
     moved = warp(labels, disp, mode="nearest")
     structures = list(samples.oasis_structures())
@@ -686,7 +691,7 @@ def test_ants_applies_what_syn_has_left_in_a_file(tmp_path):
         affine = tilt @ subject.affine @ np.diag([1.4, -1.3 if name == "moving" else 1.3, 1.5, 1])
         middle = [(n - 1) / 2 for n in shape]
         affine[:3, 3] = -affine[:3, :3] @ middle + (0, -17, 5)  # about the middle of the brain
-        image = io.resample_to(subject.image[None], subject.affine, shape, affine)
+        image = resample(subject.image[None], subject.grid, Grid(shape, affine))
         io.write_image(image, affine, tmp_path / f"{name}.nii.gz")
     paths = [str(tmp_path / f"{name}.nii.gz") for name in ("moving", "fixed")]
     result = regkit.register(*paths, "syn", affine=False)

@@ -16,6 +16,7 @@ from regkit.evaluate import motion_errors
 from regkit.models import Registration
 from regkit.models.resnet import SCALE
 from regkit.spatial import affine_to_disp, identity_grid, rigid_theta, warp, warp_points
+from regkit.transform import resample
 
 SHAPE = (64, 64)
 KINDS = [(kind, ndim) for kind in ("rigid", "affine") for ndim in (2, 3)]
@@ -419,9 +420,7 @@ def test_two_visits_by_the_twin_and_by_network_and_descent(sample, way):
     # the direction is not stated: as it is, it aligns the images
     there, back = (
         losses.ncc(
-            io.resample_to(
-                followup.data, followup.affine, baseline.shape, baseline.affine, matrix=matrix
-            ),
+            resample(followup.data, followup.grid, baseline.grid, matrix=matrix),
             baseline.data,
         )
         for matrix in (known, np.linalg.inv(known))

@@ -313,6 +313,34 @@ def test_the_full_transformer_is_that_of_torch():
         torch.testing.assert_close(ours(x).flatten(1, 2), theirs(x.flatten(1, 2)))
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [64, 4096, 50_000])
+def test_linear_attention_in_half_precision_is_that_of_float64(half, tokens):
+    """A sum over thousands of tokens is more than float16 holds: it must not be taken there."""
+    q, k, v = (2 * torch.randn(3, 1, 2, tokens, 32)).to(half)
+    found = blocks.linear_attention(q, k, v)
+    expected = blocks.linear_attention(*(x.double() for x in (q, k, v)))
+    assert found.dtype == half and expected.dtype == torch.float64
+    size = expected.abs().max()
+    assert (found.double() - expected).abs().max() < 2 * torch.finfo(half).eps * size
+    assert (found != 0).double().mean() > 0.99
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again = blocks.linear_attention(q.float(), k.float(), v.float())
+    assert (again.double() - expected).abs().max() < 1e-4 * size
+
+
+@pytest.mark.parametrize("kind", blocks.ATTENTION)
+def test_attention_in_half_precision_is_that_of_float64(kind):
+    """Whole layers, weights and all: sums over tokens or channels are taken in float32."""
+    layer = blocks.TransformerLayer(32, 64, blocks.Attention(32, 4, kind)).double()
+    x = torch.randn(1, 40, 48, 32, dtype=torch.float64)
+    expected = layer(x)
+    for half in (torch.float16, torch.bfloat16):
+        found = layer.to(half)(x.to(half)).double()
+        layer.double()
+        assert (found - expected).abs().max() < 16 * torch.finfo(half).eps * expected.abs().max()
+
+
 def test_kinds_of_attention_share_their_weights_and_differ_in_their_answer():
     found = []
     pair = images((48, 64))

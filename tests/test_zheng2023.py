@@ -20,6 +20,7 @@ from regkit.evaluate import evaluate, summary
 from regkit.models import Registration
 from regkit.tables import TABLES
 from regkit.train import held_out
+from regkit.transform import resample
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "data_scripts"))
@@ -249,9 +250,8 @@ def test_affine_only_is_no_displacement_after_alignment(made):
     for moving, fixed in pairs:
         images = (io.Image(one.image[None], one.affine) for one in (moving, fixed))
         matrix = align(*images)
-        grid = moving.affine, recipe.shape, fixed.affine
-        image = io.resample_to(moving.image[None], *grid, "linear", matrix)[0]
-        labels = io.resample_to(moving.labels[None], *grid, "nearest", matrix)[0]
+        image = resample(moving.image[None], moving.grid, fixed.grid, "linear", matrix)[0]
+        labels = resample(moving.labels[None], moving.grid, fixed.grid, "nearest", matrix)[0]
         nobody = torch.empty(0)
         placed.append((Subject(moving.name, image, labels, fixed.affine, nobody), fixed))
 

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from regkit.classical.frame import InFrame, common_frame
 from regkit.classical.linear import LARGEST
-from regkit.io import LPS, Image, read_displacement, voxel_map
+from regkit.io import LPS, Image, read_transform
+from regkit.transform import Grid, check_one_plane
 
 METRICS = {"mutual_information": "mattes", "correlation": "GC"}
 TYPES = {"rigid": "Rigid", "affine": "Affine"}
@@ -144,10 +145,11 @@ def syn(
             raise ValueError(
                 f"{name} has shape {image.shape}, expected {SMALLEST} or more voxels per axis."
             )
+    check_one_plane(moving.grid, fixed.grid)
     ants, d = load(), fixed.ndim
     # mm along the axes of the fixed grid, see `regkit.classical.frame`
     grid = np.diag([*fixed.spacing, 1.0])
-    there = grid @ np.linalg.inv(voxel_map(fixed.affine, moving.affine, d))
+    there = grid @ np.linalg.inv(fixed.grid.map_to(moving.grid))
     a = InFrame(moving.data[0, 0].numpy(), there)
     b = InFrame(fixed.data[0, 0].numpy(), grid)
     name, parameter = SYN_METRICS[metric]
@@ -169,4 +171,5 @@ def syn(
             ) from None
         full, axes = np.eye(4), [*range(d), 3]
         full[np.ix_(axes, axes)] = there
-        return read_displacement(found["fwdtransforms"][0], LPS @ full)[0]
+        there_grid = Grid(moving.shape, LPS @ full)
+        return read_transform(found["fwdtransforms"][0], there_grid).voxels()

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from regkit.classical.linear import KINDS, cubic
-from regkit.io import Image, map_to_theta, spacing_of, theta_to_world, voxel_map
+from regkit.io import Image
+from regkit.transform import check_one_plane
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InFrame:
     """An image on cubic voxels, in [0, 1], and where they lie in the frame.
 
@@ -68,21 +69,26 @@ def common_frame(
         if image.data.min() == image.data.max():
             raise ValueError(f"{name} is constant, expected an image that shows something.")
     d = fixed.ndim
-    (moving_values, moving_affine), (fixed_values, fixed_affine) = (
+    check_one_plane(moving.grid, fixed.grid)
+    (moving_values, moving_grid), (fixed_values, grid) = (
         cubic(image, largest) for image in (moving, fixed)
     )
-    fixed_matrix = np.diag([*spacing_of(fixed_affine, d), 1.0])
-    moving_matrix = fixed_matrix @ np.linalg.inv(voxel_map(fixed_affine, moving_affine, d))
-    shape = tuple(fixed_values.shape[2:])
+    fixed_matrix = np.diag([*grid.spacing, 1.0])
+    moving_matrix = fixed_matrix @ np.linalg.inv(grid.map_to(moving_grid))
 
     def to_world(found: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        size = max(shape) * fixed_matrix[0, 0]  # far apart, for tools of single precision
+        size = max(grid.shape) * fixed_matrix[0, 0]  # far apart, for tools of single precision
         ends = found(np.concatenate([np.zeros((1, d)), size * np.eye(d)]))
         between = np.eye(d + 1)
         between[:d, :d] = (ends[1:] - ends[0]).T / size
         between[:d, d] = ends[0]
-        voxels = np.linalg.inv(moving_matrix) @ between @ fixed_matrix
-        return theta_to_world(map_to_theta(voxels, shape), shape, fixed_affine, moving_affine)
+        voxels, full, axes = (
+            np.linalg.inv(moving_matrix) @ between @ fixed_matrix,
+            np.eye(4),
+            [*range(d), 3],
+        )
+        full[np.ix_(axes, axes)] = voxels
+        return moving_grid.affine @ full @ np.linalg.inv(grid.affine)
 
     return (
         InFrame(moving_values[0, 0].numpy(), moving_matrix),

@@ -11,24 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
-from regkit.io import (
-    Image,
-    map_to_disp,
-    map_to_theta,
-    resample_to,
-    spacing_of,
-    theta_to_world,
-    voxel_map,
-    working_grid,
-)
+from regkit.classical.refine import with_gradients
+from regkit.io import Image
 from regkit.losses import lncc, mutual_information, ncc
 from regkit.spatial import (
     affine_to_disp,
@@ -39,6 +30,7 @@ from regkit.spatial import (
     rigid_theta,
     warp,
 )
+from regkit.transform import Grid, blur, check_one_plane, resample
 
 KINDS = ("rigid", "affine")
 
@@ -51,13 +43,15 @@ ENERGIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 # Finer than this many voxels costs time and moves an affine map by less than a tenth of a voxel.
 LARGEST = 400_000
 COARSEST = 24  # voxels along the longest axis of the coarsest level, about
-# Turns that are tried first, at the coarsest level, in degrees; in 3D about each axis in turn.
-TURNS = (20.0, -20.0, 40.0, -40.0, 60.0, -60.0)
-GUESSES = 4  # so many of the best are followed
+# Turns that are tried first, at the coarsest level, in degrees; in 3D about each axis in turn. The
+# far ones are a class of their own: heads that lie on their side, or upside down.
+NEAR = (20.0, -20.0, 40.0, -40.0, 60.0, -60.0)
+FAR = (80.0, -80.0, 100.0, -100.0, 120.0, -120.0, 140.0, -140.0, 160.0, -160.0, 180.0)
+GUESSES = {"near": 4, "far": 2}  # so many of the best of either class are followed
 ITERATIONS = 40  # of L-BFGS per level, at most
 
 
-@torch.enable_grad()
+@with_gradients
 def fit(
     moving: Tensor,
     fixed: Tensor,
@@ -81,60 +75,71 @@ def fit(
         theta: (1, d, d+1), where to start; by default the identity.
         spacing: voxel size of the fixed image: a rigid motion is rigid in millimetres.
         iterations: of L-BFGS per level, at most.
-        search: at the coarsest level try several turns, and the shift that lays the centres of mass
-            over each other. Without it only the nearest minimum is found.
+        search: at the coarsest level try turns of a full circle (in 3D about each axis in turn),
+            and the shift that lays the centres of mass over each other. Without it only the nearest
+            minimum is found.
         levels: of the pyramid, the finest ones; by default all, from about 24 voxels up. 1 is plain
             descent at full size, to polish the answer of a network.
         progress: called with the fraction done, 0 to 1.
 
     Returns:
-        (1, d, d+1), voxels, as in `regkit.spatial.affine_to_disp`: fixed voxel -> moving voxel.
+        (1, d, d+1) float32, voxels, as in `regkit.spatial.affine_to_disp`: fixed voxel -> moving
+        voxel. The numbers of the motion, and every sum over voxels, are float64, so that descent
+        stops where the images say and not where rounding does: with another number of threads the
+        answer is the same to a thousandth of a voxel.
+
+    Raises:
+        ValueError: unknown kind or similarity, shapes that do not fit, an axis of one voxel, a
+            constant image.
     """
+    _check_pair(moving, fixed)
     d = fixed.ndim - 2
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, expected 'rigid' or 'affine'.")
     if similarity not in ENERGIES:
         raise ValueError(f"similarity is {similarity!r}, expected one of {', '.join(ENERGIES)}.")
+    if levels is not None and levels < 1:
+        raise ValueError(f"levels is {levels}, expected 1 or more.")
+    size = check_spacing(spacing, d)
+    start = torch.eye(d, d + 1)[None] if theta is None else theta.detach()
+    if search and similarity == "lncc":  # its hills are narrow
+        start = fit(moving, fixed, kind, "ncc", start, spacing, iterations, True, levels)
+        search, levels = False, 1
+    if search and kind == "affine":  # turn and shift first
+        start = fit(moving, fixed, "rigid", similarity, start, spacing, iterations, True, levels)
+    start = start.double()
+
+    shapes = _levels(tuple(fixed.shape[2:]))[-levels if levels else 0 :]
+    numbers = torch.zeros(_Motion(kind, shapes[-1], size).count, dtype=torch.float64)
+    for level, shape in enumerate(shapes):
+        at = _level(moving, fixed, start, shape, size, kind, ENERGIES[similarity])
+        if level == 0 and search and kind == "rigid":
+            turn, numbers = _search(at, iterations)
+            start = compose_theta(start, rigid_theta(turn[None], torch.zeros(1, d).double(), size))
+            at = at.turned(turn)
+        numbers = _descend(at, numbers, iterations)
+        if progress is not None:
+            progress((level + 1) / len(shapes))
+    return compose_theta(start, _Motion(kind, shapes[-1], size).theta(numbers)).float()
+
+
+def _check_pair(moving: Tensor, fixed: Tensor) -> None:
+    """Raise ValueError unless both are (1, 1, *S) of one number of axes and show something."""
     for name, image in (("moving", moving), ("fixed", fixed)):
         if image.shape[:2] != (1, 1) or image.ndim not in (4, 5) or image.ndim != fixed.ndim:
             raise ValueError(
                 f"{name} has shape {tuple(image.shape)}, expected (1, 1, H, W) or (1, 1, D, H, W), "
                 "as the other."
             )
+        if min(image.shape[2:]) < 2:
+            raise ValueError(
+                f"{name} has shape {tuple(image.shape)}, expected 2 voxels or more along each "
+                "axis (a slice is an image of two axes)."
+            )
         if image.min() == image.max():
             raise ValueError(
                 f"{name} is constant, expected an image: the correlation is undefined."
             )
-    size = check_spacing(spacing, d).float()
-    start = torch.eye(d, d + 1)[None] if theta is None else theta.detach().float()
-    if search and similarity == "lncc":  # its hills are narrow
-        start = fit(moving, fixed, kind, "ncc", start, spacing, iterations, True, levels)
-        search, levels = False, 1
-    if search and kind == "affine":  # turn and shift first
-        start = fit(moving, fixed, "rigid", similarity, start, spacing, iterations, True, levels)
-
-    whole, whole_moving = tuple(fixed.shape[2:]), tuple(moving.shape[2:])
-    if levels is not None and levels < 1:
-        raise ValueError(f"levels is {levels}, expected 1 or more.")
-    shapes = _levels(whole)[-levels if levels else 0 :]
-    numbers = torch.zeros(_Motion(kind, whole, size).count)
-    for level, shape in enumerate(shapes):
-        factor = [(n - 1) / max(m - 1, 1) for n, m in zip(whole, shape)]
-        moving_shape = tuple(max(1, round((n - 1) / f) + 1) for n, f in zip(whole_moving, factor))
-        at = _Level(
-            _smaller(moving, moving_shape),
-            _smaller(fixed, shape),
-            _at_level(start, whole, shape, whole_moving, moving_shape),
-            _Motion(kind, shape, size * torch.tensor(factor)),
-            ENERGIES[similarity],
-        )
-        if level == 0 and search and kind == "rigid":
-            guesses = sorted(_first_guesses(at), key=at.value)[:GUESSES]
-            numbers = min((_descend(at, guess, iterations) for guess in guesses), key=at.value)
-        numbers = _descend(at, numbers, iterations)
-        if progress is not None:
-            progress((level + 1) / len(shapes))
-    return compose_theta(start, _Motion(kind, whole, size).theta(numbers))
 
 
 class _Motion:
@@ -155,7 +160,7 @@ class _Motion:
         linear, shift = numbers[: self.turns] / self.radius, numbers[self.turns :] / self.spacing
         if self.kind == "rigid":
             return rigid_theta(linear[None], shift[None], self.spacing)
-        matrix = torch.eye(self.d) + linear.reshape(self.d, self.d)
+        matrix = torch.eye(self.d, dtype=linear.dtype) + linear.reshape(self.d, self.d)
         matrix = matrix * self.spacing / self.spacing[:, None]
         return torch.cat([matrix, shift[:, None]], dim=1)[None]
 
@@ -168,16 +173,16 @@ def _at_level(
     new_moving: Sequence[int],
 ) -> Tensor:
     """The same map (1, d, d+1) between resized grids: corner voxels stay corner voxels."""
-    down = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(fixed, new_fixed)])
-    up = torch.tensor([(m - 1) / max(n - 1, 1) for n, m in zip(moving, new_moving)])
-    old_centre = (torch.tensor(fixed) - 1) / 2
-    new_centre = (torch.tensor(new_fixed) - 1) / 2
+    down = theta.new_tensor([(n - 1) / max(m - 1, 1) for n, m in zip(fixed, new_fixed)])
+    up = theta.new_tensor([(m - 1) / max(n - 1, 1) for n, m in zip(moving, new_moving)])
+    old_centre = (theta.new_tensor(fixed) - 1) / 2
+    new_centre = (theta.new_tensor(new_fixed) - 1) / 2
     linear = up[:, None] * theta[0, :, :-1] * down
     shift = up * (old_centre + theta[0, :, -1]) - new_centre
     return torch.cat([linear, shift[:, None]], dim=1)[None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Level:
     """One level of the pyramid: two images, where to start, and what is minimised.
 
@@ -195,9 +200,37 @@ class _Level:
         disp = affine_to_disp(theta, self.fixed.shape[2:])
         return self.dissimilarity(warp(self.moving, disp), self.fixed)
 
+    def turned(self, angles: Tensor) -> _Level:
+        """With a turn by these angles (see `rigid_theta`) before `start`."""
+        still = torch.zeros(1, self.motion.d, dtype=torch.float64)
+        turn = rigid_theta(angles[None], still, self.motion.spacing)
+        return replace(self, start=compose_theta(self.start, turn))
+
     @torch.no_grad()
     def value(self, numbers: Tensor) -> float:
         return float(self.energy(numbers))
+
+
+def _level(
+    moving: Tensor,
+    fixed: Tensor,
+    start: Tensor,
+    shape: Sequence[int],
+    size: Tensor,
+    kind: str,
+    dissimilarity: Callable[[Tensor, Tensor], Tensor],
+) -> _Level:
+    """Both images on the grid `shape` of the pyramid; start and size are those of the finest."""
+    whole, whole_moving = tuple(fixed.shape[2:]), tuple(moving.shape[2:])
+    factor = [(n - 1) / max(m - 1, 1) for n, m in zip(whole, shape)]
+    moving_shape = tuple(max(1, round((n - 1) / f) + 1) for n, f in zip(whole_moving, factor))
+    return _Level(
+        _smaller(moving, moving_shape),
+        _smaller(fixed, shape),
+        _at_level(start, whole, shape, whole_moving, moving_shape),
+        _Motion(kind, shape, size * torch.tensor(factor, dtype=torch.float64)),
+        dissimilarity,
+    )
 
 
 def _descend(level: _Level, numbers: Tensor, iterations: int) -> Tensor:
@@ -216,31 +249,48 @@ def _descend(level: _Level, numbers: Tensor, iterations: int) -> Tensor:
     return numbers.detach()
 
 
-def _first_guesses(level: _Level) -> list[Tensor]:
-    """Several turns, each with two shifts: none, and centre of mass on centre of mass."""
+def _search(level: _Level, iterations: int) -> tuple[Tensor, Tensor]:
+    """The best of several first turns, as angles, and the numbers that descent adds to it."""
+    followed = []
+    for name, count in GUESSES.items():
+        guesses = [
+            (turn, level.turned(turn), numbers)
+            for turn in _turns(level.motion.turns, name)
+            for numbers in _first_shifts(level, turn)
+        ]
+        guesses.sort(key=lambda guess: guess[1].value(guess[2]))
+        for turn, turned, numbers in guesses[:count]:
+            numbers = _descend(turned, numbers, iterations)
+            followed.append((turned.value(numbers), turn, numbers))
+    return min(followed, key=lambda found: found[0])[1:]
+
+
+def _turns(count: int, name: str) -> list[Tensor]:
+    """Angles (count,) in radians of the first turns "near" or "far"; see `rigid_theta`."""
+    angles = NEAR if name == "near" else FAR
+    turns = [torch.zeros(count, dtype=torch.float64)] if name == "near" else []
+    for axis in range(count):
+        for degrees in angles:
+            turns.append(torch.zeros(count, dtype=torch.float64))
+            turns[-1][axis] = math.radians(degrees)
+    return turns
+
+
+def _first_shifts(level: _Level, turn: Tensor) -> list[Tensor]:
+    """Numbers of two shifts after a turn: none, and centre of mass on centre of mass."""
     motion, d = level.motion, level.motion.d
-    centre = (torch.tensor(level.fixed.shape[2:]) - 1) / 2
+    still = torch.zeros(motion.count, dtype=torch.float64)
     # where, from the fixed centre, `start` finds the middle of the moving image
+    centre = (torch.tensor(level.fixed.shape[2:], dtype=torch.float64) - 1) / 2
     target = _centre_of_mass(level.moving) - centre - level.start[0, :, d]
-    target = torch.linalg.solve(level.start[0, :, :d], target)
-    middle = _centre_of_mass(level.fixed) - centre
-    turns = [torch.zeros(motion.turns)]
-    for axis in range(motion.turns):
-        for degrees in TURNS:
-            turns.append(torch.zeros(motion.turns))
-            turns[-1][axis] = math.radians(degrees) * motion.radius
-    guesses = []
-    for turn in turns:
-        still = torch.cat([turn, torch.zeros(d)])
-        rotation = motion.theta(still)[0, :, :d]
-        shift = (target - rotation @ middle) * motion.spacing
-        guesses += [still, torch.cat([turn, shift])]
-    return guesses
+    target = torch.linalg.solve(level.turned(turn).start[0, :, :d], target)
+    shift = (target - (_centre_of_mass(level.fixed) - centre)) * motion.spacing
+    return [still, torch.cat([still[: motion.turns], shift])]
 
 
 def _centre_of_mass(image: Tensor) -> Tensor:
     """(d,) voxels, of the intensities above the smallest."""
-    mass = (image - image.min())[0, 0]
+    mass = (image - image.min())[0, 0].double()
     return (identity_grid(mass.shape) * mass).flatten(1).sum(1) / mass.sum()
 
 
@@ -259,10 +309,7 @@ def _smaller(image: Tensor, shape: Sequence[int]) -> Tensor:
     """Blurred by what is lost, then resampled: (1, 1, *M) to (1, 1, *shape)."""
     if tuple(image.shape[2:]) == tuple(shape):
         return image
-    steps = [n / m for n, m in zip(image.shape[2:], shape)]
-    sigmas = [0.0, 0.0, *(0.4 * max(step**2 - 1, 0.0) ** 0.5 for step in steps)]
-    blurred = ndimage.gaussian_filter(image.numpy(), sigmas, mode="nearest")
-    return resize(torch.from_numpy(blurred), shape)
+    return resize(blur(image, [n / m for n, m in zip(image.shape[2:], shape)]), shape)
 
 
 def align(
@@ -290,27 +337,29 @@ def align(
     """
     if moving.ndim != fixed.ndim:
         raise ValueError(f"moving is {moving.ndim}D and fixed {fixed.ndim}D, expected the same.")
-    d = fixed.ndim
-    small_moving, moving_affine = cubic(moving, largest)
-    small_fixed, fixed_affine = cubic(fixed, largest)
-    shape = small_fixed.shape[2:]
-    start = map_to_theta(voxel_map(fixed_affine, moving_affine, d), shape).float()
-    size = spacing_of(fixed_affine, d)
-    theta = fit(small_moving, small_fixed, kind, similarity, start, size, progress=progress)
-    return theta_to_world(theta, shape, fixed_affine, moving_affine)
+    for name, image in (("moving", moving), ("fixed", fixed)):
+        if min(image.shape) < 2:
+            raise ValueError(
+                f"{name} has shape {tuple(image.shape)}, expected 2 voxels or more along each axis."
+            )
+    check_one_plane(moving.grid, fixed.grid)
+    small_moving, moving_grid = cubic(moving, largest)
+    small_fixed, grid = cubic(fixed, largest)
+    start = grid.theta_to(moving_grid)
+    theta = fit(small_moving, small_fixed, kind, similarity, start, grid.spacing, progress=progress)
+    return grid.matrix_of(theta, moving_grid)
 
 
 def affine(moving: Image, fixed: Image) -> Tensor:
     """The map of `align` as displacement on the fixed grid, voxels: (1, d, *S)."""
-    matrix = align(moving, fixed)
-    return map_to_disp(voxel_map(fixed.affine, moving.affine, fixed.ndim, matrix), fixed.shape)
+    return fixed.grid.disp_to(moving.grid, align(moving, fixed))
 
 
-def cubic(image: Image, largest: int = LARGEST) -> tuple[Tensor, np.ndarray]:
-    """An image on cubic voxels, at most about `largest` of them, in [0, 1]; and their affine."""
+def cubic(image: Image, largest: int = LARGEST) -> tuple[Tensor, Grid]:
+    """An image on cubic voxels, at most about `largest` of them, in [0, 1]; and their grid."""
     volume = float(np.prod([n * s for n, s in zip(image.shape, image.spacing, strict=True)]))
     size = max(min(image.spacing), (volume / largest) ** (1 / image.ndim))
-    shape, affine = working_grid(image.shape, image.affine, [size] * image.ndim)
-    values = resample_to(image.data, image.affine, shape, affine)
+    grid = image.grid.covering([size] * image.ndim)
+    values = resample(image.data, image.grid, grid)
     low, high = values.min(), values.max()
-    return (values - low) / (high - low).clamp_min(1e-12), affine
+    return (values - low) / (high - low).clamp_min(1e-12), grid

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +18,24 @@ RATE = 0.2  # voxels per step, about
 SMOOTHNESS = 6.0
 
 
-@torch.enable_grad()
+def with_gradients(function: Callable) -> Callable:
+    """Let `function` take gradients wherever it is called, `torch.inference_mode` included.
+
+    A tensor that was made in inference mode takes part in no gradient: such arguments are copied.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        def usable(x: Any) -> Any:
+            return x.clone() if isinstance(x, Tensor) and x.is_inference() else x
+
+        with torch.inference_mode(False), torch.enable_grad():
+            return function(*map(usable, args), **{k: usable(v) for k, v in kwargs.items()})
+
+    return wrapper
+
+
+@with_gradients
 def refine(
     moving: Tensor,
     fixed: Tensor,

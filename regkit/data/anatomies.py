@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from regkit.data.cache import cache_folder
+from regkit.data.cache import cache_folder, source_hash, written_once
 from regkit.data.population import (
     LABELS,
     SLICE_Z,
@@ -35,7 +33,7 @@ from regkit.data.population import (
 )
 from regkit.data.population import _recipe_hash as _population_hash
 from regkit.data.samples import load_labelmaps
-from regkit.spatial import identity_grid, integrate, resize_disp, warp
+from regkit.spatial import identity_grid, integrate, resize, resize_disp, warp
 
 CSF, CORTEX, WHITE, DEEP = range(4)  # the order of `CONTRASTS` of the population
 # FreeSurfer's numbers in `brain_labelmaps`, left and right in one, and the CSF that we add
@@ -83,7 +81,7 @@ LEARNED = {
 ALIGNED = (176, 211, 176)  # voxels of the field of view at 1 mm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Anatomy:
     """A deformed brain to be painted.
 
@@ -184,10 +182,9 @@ def _make(family: str, number: int, shape: tuple[int, ...], seed: int, index: in
 
 
 def _recipe_hash() -> str:
-    """Changes whenever this file or that of the population does."""
-    return hashlib.sha256(
-        Path(__file__).read_bytes() + _population_hash().encode()
-    ).hexdigest()[:12]  # fmt: skip
+    """Changes whenever the code that makes anatomies, or the population, does."""
+    own = source_hash(__file__, resize_disp, resize)
+    return hashlib.sha256((own + _population_hash()).encode()).hexdigest()[:12]
 
 
 def _anatomy(family: str, number: int, shape: tuple[int, ...], seed: int, index: int) -> Anatomy:
@@ -199,10 +196,8 @@ def _anatomy(family: str, number: int, shape: tuple[int, ...], seed: int, index:
         with np.load(path, allow_pickle=False) as held:
             return Anatomy(path.stem, family, torch.from_numpy(held["labels"]))
     made = _make(family, number, shape, seed, index)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez_compressed(partial, labels=made.labels.numpy())
-    partial.replace(path)
+    with written_once(path) as partial:
+        np.savez_compressed(partial, labels=made.labels.numpy())
     return made
 
 

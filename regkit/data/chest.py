@@ -26,6 +26,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from regkit.data.cache import place_of
 from regkit.data.population import _smooth_noise
 from regkit.data.prepared import Scan
 from regkit.data.vessels import murray
@@ -45,7 +46,7 @@ FADE = 0.35  # of the image's height: the breath fades over it, from DIAPHRAGM u
 DIAPHRAGM = 0.2  # where a breath moves most
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chest:
     """One synthetic chest, in mm; see `chests`.
 
@@ -318,6 +319,7 @@ class ChestPairs(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        index = place_of(index, self)
         random = np.random.default_rng([self.seed, index])
         real = bool(self.volumes) and (index % 2 == 0 or not self.patients)
         among = self.volumes if real else self.patients

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from regkit.data.anatomies import LEARNED, MATERIALS, OUTER_CSF, Anatomy
+from regkit.data.cache import place_of
 from regkit.data.population import CONTRASTS, Subject, _affine
 from regkit.spatial import affine_to_disp, rigid_theta, warp
 
@@ -86,6 +87,7 @@ class PaintedPairs(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        index = place_of(index, self)
         random = np.random.default_rng([self.seed, index])
         first = self.anatomies[int(random.integers(len(self.anatomies)))]
         others = [a for a in self.families[first.family] if a is not first]

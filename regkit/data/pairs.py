@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from regkit.data.cache import place_of
 from regkit.data.population import Subject, true_displacement
 
 
@@ -54,6 +55,7 @@ class RandomPairs(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        index = place_of(index, self)
         random = np.random.default_rng([self.seed, index])
         if self.fixed is None:
             first, second = random.choice(len(self.subjects), 2, replace=False)
@@ -97,6 +99,7 @@ class GivenPairs(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        index = place_of(index, self)
         epoch, place = divmod(index, len(self.pairs))
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pairs))
         moving, fixed = self.pairs[order[place]]

@@ -23,11 +23,8 @@ thin slivers would measure the grid, not the registration.
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,8 +34,10 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from regkit.data.cache import cache_folder
+from regkit import spatial
+from regkit.data.cache import cache_folder, source_hash, written_once
 from regkit.spatial import compose, identity_grid, integrate, warp
+from regkit.transform import Grid
 
 FIELD_OF_VIEW = np.array([176.0, 211.2, 176.0])  # mm: the whole brain, its CSF, and room to move
 CENTRE = np.array([0.0, -17.0, 5.0])  # MNI mm
@@ -83,9 +82,20 @@ CONTRASTS = {
 # smooth noise of the velocity: (standard deviation of the smoothing, of the velocity), both mm
 SCALES = ((9.0, 1.6), (18.0, 2.3), (36.0, 2.1))
 LATTICE = 4.4  # mm between the points at which the velocity is drawn
+# what subjects are made with, see `_recipe_hash`
+SPATIAL = (
+    integrate,
+    compose,
+    warp,
+    identity_grid,
+    spatial._Scaled,
+    spatial._sample,
+    spatial._as_float,
+    spatial.full_precision,
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """One synthetic brain.
 
@@ -105,6 +115,11 @@ class Subject:
     def spacing(self) -> tuple[float, ...]:
         """Voxel size along each array axis, mm."""
         return tuple(float(self.affine[i, i]) for i in range(self.image.ndim - 1))
+
+    @property
+    def grid(self) -> Grid:
+        """Its voxels, and where they lie."""
+        return Grid(tuple(self.image.shape[1:]), self.affine)
 
     @property
     def svf(self) -> Tensor:
@@ -319,8 +334,11 @@ def _make(
 
 
 def _recipe_hash() -> str:
-    """Changes whenever this file does: a cache never serves subjects of another recipe."""
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    """Changes whenever the code that makes subjects does, so that the cache serves no others.
+
+    That is this file, and from `regkit.spatial` what it calls and what these call in turn.
+    """
+    return source_hash(__file__, *SPATIAL)
 
 
 def _subject(
@@ -340,11 +358,9 @@ def _subject(
             velocity=held["velocity"],
         )
     subject = _make(shape, seed, index, amplitude, contrast)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
     tensors = {"image": subject.image, "labels": subject.labels.to(torch.uint8)}
-    partial.write_bytes(to_bytes({**tensors, "velocity": subject.velocity}))
-    partial.replace(path)
+    with written_once(path) as partial:
+        partial.write_bytes(to_bytes({**tensors, "velocity": subject.velocity}))
     return subject
 
 

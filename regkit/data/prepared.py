@@ -122,7 +122,7 @@ def _unexpected(what: str, came: Any, wanted: str) -> ValueError:
     return ValueError(f"{place}, expected {wanted}.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scan(Subject):
     """A real subject: its axes may run any way, and nobody knows its true correspondence.
 
@@ -136,7 +136,7 @@ class Scan(Subject):
     @property
     def spacing(self) -> tuple[float, ...]:
         """Voxel size along each array axis, mm."""
-        return io.spacing_of(self.affine, self.image.ndim - 1)
+        return self.grid.spacing
 
 
 class _Subjects(Sequence[Scan]):
@@ -180,7 +180,7 @@ class _Subjects(Sequence[Scan]):
             called = f"{name}, labels"
             read = io.read(folder / "labels.nii.gz", called, labels=True)
             _check_shape(called, read.shape, self.shape)
-            if not io.same_grid(read, image):
+            if not read.grid.same_as(image.grid):
                 raise ValueError(
                     f"{called} lies elsewhere than {self.contrast}, expected one grid for both."
                 )

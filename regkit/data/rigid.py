@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from regkit.data.cache import place_of
 from regkit.data.population import FIELD_OF_VIEW, Subject, population
 from regkit.spatial import affine_to_disp, compose_theta, invert_theta, rigid_theta, warp
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RigidPair:
     """One pair and its truth.
 
@@ -89,6 +90,7 @@ class RigidPairs(Dataset):
 
     def pair(self, index: int) -> RigidPair:
         """The pair of this index, with labels and truth."""
+        index = place_of(index, self)
         drawn = self._draw(index)
         sides = []
         for subject, theta, image in zip(drawn.subjects, drawn.thetas, drawn.images):
@@ -99,6 +101,7 @@ class RigidPairs(Dataset):
         return RigidPair(moving=sides[0], fixed=sides[1], theta=drawn.answer)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        index = place_of(index, self)
         drawn = self._draw(index)
         moving, fixed = drawn.images
         return {
@@ -137,7 +140,7 @@ class RigidPairs(Dataset):
         return theta / math.exp(random.uniform(-self.size, self.size))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Drawn:
     """A pair as drawn: per side (moving, fixed) the subject, the map through which it is looked up
     (None: as it is) and the image; and the motion (1, d, d+1) that registration should find."""

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from regkit import io
 from regkit.data.cache import cache_folder
 from regkit.names import unknown
+from regkit.transform import Grid
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,13 @@ class Scan:
     image: Tensor | None
     labels: Tensor | None
     affine: np.ndarray
+
+    @property
+    def grid(self) -> Grid:
+        """Its voxels, and where they lie."""
+        held = self.labels if self.image is None else self.image
+        assert held is not None  # one of them is there
+        return Grid(tuple(held.shape[1:]), self.affine)
 
     def nifti(self, labels: bool = False) -> nib.Nifti1Image:
         """The image (or the label map) as nibabel image, which `regkit.register` takes."""
@@ -166,6 +174,14 @@ def fetch(name: str, progress: bool = False) -> Path:
 
     import requests  # slow to import, and only needed here
 
+    from regkit.data import download
+
+    sizes = {file.url: file.bytes for file in missing}
+
+    def bounded(url: str, output: Any, pooch: Any) -> None:
+        with download.get(url) as answer, Path(output).open("wb") as out:
+            download.write(answer, out, sizes[url])
+
     store = pooch.create(
         path=folder,
         base_url="",
@@ -181,7 +197,7 @@ def fetch(name: str, progress: bool = False) -> Path:
         with tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=not progress) as bar:
             for done, file in enumerate(missing):
                 try:
-                    store.fetch(file.path, downloader=pooch.HTTPDownloader(timeout=30))
+                    store.fetch(file.path, downloader=bounded)
                 except requests.RequestException as error:
                     left = len(missing) - done
                     more = f" and {left - 1} more of this sample" if left > 1 else ""

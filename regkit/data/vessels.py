@@ -42,7 +42,7 @@ BACKGROUND, PALE = (0.78, 0.40, 0.17), (0.98, 0.85, 0.55)  # red, green, blue
 VESSEL = (0.75, 0.45, 0.60)  # what a vessel leaves of each colour
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VesselPair:
     """Two photographs of one synthetic retina.
 
@@ -75,7 +75,7 @@ class VesselPair:
         return 100 * float(self.overlap.sum() / self.inside.sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Motion:
     """A map of the plane, fixed to moving: projective, then a wave. Lengths in radii."""
 

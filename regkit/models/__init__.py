@@ -13,29 +13,39 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
 from safetensors.torch import save as to_bytes
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from regkit.device import is_out_of_memory
+from regkit.files import staged
 from regkit.models.base import Registration, RegistrationModel
 from regkit.models.cascade import Rcn, Vtn
 from regkit.models.dense_unet import DenseUNet
 from regkit.models.dilformer import Dilformer
 from regkit.models.dual_prnet import DualPRNet
 from regkit.models.fcn import Fcn
+from regkit.models.info import check_info
+from regkit.models.options import check_options, option_types, short
 from regkit.models.resnet import LinearResNet
 from regkit.models.unfolding import Unfolding
 from regkit.models.voxelmorph import Vxm, VxmDiff, VxmStrided
 from regkit.names import unknown
 
+KINDS = ("F16", "BF16", "F32", "F64")  # of numbers that weights may be
 __all__ = [
+    "About",
     "Registration",
     "RegistrationModel",
+    "about",
     "create",
     "load",
     "names",
@@ -45,29 +55,23 @@ __all__ = [
 ]
 
 
-def _vxm2(ndim: int = 3, **options: Any) -> VxmStrided:
-    return VxmStrided(ndim, **{"decoder": (32, 32, 32, 32, 32, 16, 16), **options})
-
-
-def _rcn(ndim: int = 3, **options: Any) -> Rcn:
-    return Rcn({name: make for name, make in _MODELS.items() if name != "rcn"}, ndim, **options)
-
-
+_BASES: dict[str, Callable[..., RegistrationModel]] = {}  # what a cascade may be made of
 _MODELS: dict[str, Callable[..., RegistrationModel]] = {
     "rigid_resnet34": functools.partial(LinearResNet, "rigid"),
     "affine_resnet34": functools.partial(LinearResNet, "affine"),
     "vxm1": VxmStrided,
-    "vxm2": _vxm2,
+    "vxm2": functools.partial(VxmStrided, decoder=(32, 32, 32, 32, 32, 16, 16)),
     "vxm": Vxm,
     "vxm_diff": VxmDiff,
     "dense_unet_eca": DenseUNet,
     "fcn": Fcn,
     "vtn": Vtn,
-    "rcn": _rcn,
+    "rcn": functools.partial(Rcn, _BASES),
     "dual_prnet": DualPRNet,
     "dilformer": Dilformer,
     "unfolding": Unfolding,
 }
+_BASES.update((name, make) for name, make in _MODELS.items() if name != "rcn")
 
 
 def names() -> list[str]:
@@ -91,13 +95,31 @@ def create(name: str, ndim: int = 3, **options: Any) -> RegistrationModel:
     if ndim not in (2, 3):
         raise ValueError(f"ndim is {ndim!r}, expected 2 or 3.")
     try:
+        check_options(options, _known_options(name, options))
         model = _MODELS[name](ndim=ndim, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"options {options} do not fit the model {name!r}: {str(error).rstrip('.')}."
+            f"options {short(options)} do not fit the model {name!r}: {str(error).rstrip('.')}."
+        ) from None
+    except (ArithmeticError, LookupError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"options {short(options)} do not fit the model {name!r}: no network can be made of "
+            "them."
         ) from None
     model.name, model.options = name, options
     return model
+
+
+def _known_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The types of a model's options; of a cascade, those of its base network as well."""
+    known = option_types(_MODELS[name])
+    if name == "rcn":
+        base = options.get("base", "vtn")
+        if isinstance(base, str) and base in _MODELS and base != name:
+            known = option_types(_MODELS[base]) | known
+    return known
 
 
 def parameter_count(model: RegistrationModel) -> int:
@@ -116,21 +138,23 @@ def save(
         half: keep weights in float16, three digits each, for half the file; `load` gives float32.
         info: anything JSON can hold that a user of the weights should know: recipe, seed, spacing,
             orientation, metrics. Added to `model.info`.
+
+    Raises:
+        ValueError: the folder of `path` does not exist or cannot be written.
+        OSError: the system refuses, such as a full disk.
     """
     header = {"name": model.name, "ndim": model.ndim, "options": model.options}
     header["info"] = {**model.info, **info}
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    dtype = torch.float16 if half else None
-    weights = {key: value.to(dtype).contiguous() for key, value in model.state_dict().items()}
-    try:
-        partial.write_bytes(to_bytes(weights, metadata={"regkit": json.dumps(header)}))
-        partial.replace(path)
-    except (OSError, safetensors.SafetensorError):
-        partial.unlink(missing_ok=True)
+    if not path.parent.is_dir():
         raise ValueError(
             f"path is {path.name!r}, expected a file in a folder that exists and can be written."
-        ) from None
+        )
+    dtype = torch.float16 if half else None
+    weights = {key: value.to(dtype).contiguous() for key, value in model.state_dict().items()}
+    content = to_bytes(weights, metadata={"regkit": json.dumps(header)})
+    with staged(path.parent, "path") as folder:
+        (folder / path.name).write_bytes(content)
 
 
 def pretrained() -> list[str]:
@@ -143,8 +167,76 @@ def pretrained() -> list[str]:
     )
 
 
+class About(NamedTuple):
+    """What a weights file says of itself.
+
+    name, ndim, options: as `create` takes them. info: see `save`. tensors: of each parameter the
+    type of its numbers and its shape.
+    """
+
+    name: str
+    ndim: int
+    options: dict[str, Any]
+    info: dict[str, Any]
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+
+
+def about(path_or_name: str | os.PathLike) -> About:
+    """What a weights file says of itself, checked, without reading its weights.
+
+    Raises:
+        FileNotFoundError: neither a file nor the name of shipped weights.
+        ValueError: not a file of `save`, or one that says something of the wrong kind.
+    """
+    path = _weights_file(path_or_name)
+    foreign = ValueError(
+        f"path_or_name is {path.name!r}, expected a safetensors file written by regkit."
+    )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {})["regkit"]
+            parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {k: (p.get_dtype(), tuple(p.get_shape())) for k, p in parts.items()}
+        header = json.loads(text)
+        name, ndim, options, info = (header[k] for k in ("name", "ndim", "options", "info"))
+    except PermissionError:
+        raise ValueError(
+            f"path_or_name is {path.name!r}, which may not be read; check its permissions."
+        ) from None
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError):
+        raise foreign from None
+    well_formed = (
+        isinstance(name, str)
+        and type(ndim) is int
+        and isinstance(options, dict)
+        and not {"name", "ndim"} & set(options)
+        and isinstance(info, dict)
+        and all(kind in KINDS for kind, _ in tensors.values())
+    )
+    if not well_formed:
+        raise foreign
+    check_info(info, ndim, path.name)
+    return About(name, ndim, options, info, tensors)
+
+
+def _weights_file(path_or_name: str | os.PathLike) -> Path:
+    path = Path(path_or_name)
+    if str(path_or_name) in pretrained():
+        return Path(str(resources.files("regkit") / "weights" / f"{path_or_name}.safetensors"))
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"path_or_name is {path.name!r}, expected a weights file or one of "
+            f"{', '.join(pretrained()) or 'the shipped weights (none here)'}."
+        )
+    return path
+
+
 def load(path_or_name: str | os.PathLike, **options: Any) -> RegistrationModel:
     """A model with trained weights, in evaluation mode, on the CPU.
+
+    The file may be a stranger's: what its header says is checked, and the network is laid out
+    without memory and compared with the file, before anything is allotted. No random number is
+    drawn.
 
     Args:
         path_or_name: a file written by `save`, or one of `pretrained()`.
@@ -155,30 +247,44 @@ def load(path_or_name: str | os.PathLike, **options: Any) -> RegistrationModel:
         FileNotFoundError: neither a file nor the name of shipped weights.
         ValueError: not a file of `save`, or weights that do not fit the model it names.
     """
-    path = Path(path_or_name)
-    if str(path_or_name) in pretrained():
-        path = Path(str(resources.files("regkit") / "weights" / f"{path_or_name}.safetensors"))
-    elif not path.is_file():
-        raise FileNotFoundError(
-            f"path_or_name is {path.name!r}, expected a weights file or one of "
-            f"{', '.join(pretrained()) or 'the shipped weights (none here)'}."
-        )
+    path, held = _weights_file(path_or_name), about(path_or_name)
+    misfit = ValueError(
+        f"path_or_name is {path.name!r}: its weights do not fit the model {held.name!r} "
+        "that it names."
+    )
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["regkit"])
-            name, ndim, held, info = (header[k] for k in ("name", "ndim", "options", "info"))
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError):
-        raise ValueError(
-            f"path_or_name is {path.name!r}, expected a safetensors file written by regkit."
-        ) from None
-    model = create(name, ndim, **{**held, **options})
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError:
-        raise ValueError(
-            f"path_or_name is {path.name!r}: its weights do not fit the model "
-            f"{name!r} that it names."
-        ) from None
-    model.info = info
+        with torch.device("meta"), _at_most(2 * len(held.tensors) + 1000):
+            model = create(held.name, held.ndim, **{**held.options, **options})
+            model.load_state_dict({k: torch.empty(shape) for k, (_, shape) in held.tensors.items()})
+    except (RuntimeError, _TooMany) as error:  # names or shapes
+        if is_out_of_memory(error):
+            raise
+        raise misfit from None
+    with safetensors.safe_open(path, framework="pt") as file:
+        # copies: what was read stays as it is when the file is overwritten
+        weights = {k: file.get_tensor(k).to(torch.float32, copy=True) for k in held.tensors}
+    model.load_state_dict(weights, assign=True)
+    model.info = held.info
     return model.eval()
+
+
+class _TooMany(Exception):
+    """A constructor makes more parameters than a file could hold."""
+
+
+@contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Stop a constructor in this thread that makes more parameters than `count`."""
+    made, thread = 0, threading.get_ident()
+
+    def watch(module: Any, name: str, parameter: Any) -> None:
+        nonlocal made
+        made += threading.get_ident() == thread
+        if made > count:
+            raise _TooMany
+
+    handle = register_module_parameter_registration_hook(watch)
+    try:
+        yield
+    finally:
+        handle.remove()

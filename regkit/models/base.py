@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from regkit.spatial import pad_to_multiple, warp
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Registration:
     """The answer of a model. All tensors live on the grid of the fixed image.
 

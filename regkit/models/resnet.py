@@ -71,7 +71,8 @@ class LinearResNet(RegistrationModel):
         if reduce < 1:
             raise ValueError(f"reduce is {reduce}, expected 1 or more")
         self.kind, self.reduce = kind, reduce
-        self.spacing = check_spacing(spacing, ndim).tolist()
+        with torch.device("cpu"):  # numbers, also where the network is laid out without memory
+            self.spacing = check_spacing(spacing, ndim).tolist()
         self.stem = nn.Sequential(
             CONV[ndim](2, width, kernel_size=7, stride=2, padding=3, bias=False),
             group_norm(width),

@@ -57,6 +57,11 @@ class VxmStrided(RegistrationModel):
         save_memory: bool = False,
     ):
         super().__init__(ndim)
+        if len(encoder) != 4 or len(decoder) < 6 or min(*encoder, *decoder) < 1:
+            raise ValueError(
+                f"encoder is {encoder} and decoder {decoder}, expected 4 positive numbers and "
+                "6 or more"
+            )
         e1, e2, e3, e4 = encoder
         d1, d2, d3, d4, d5, d6, *last = decoder
         self.down = nn.ModuleList(
@@ -146,8 +151,6 @@ class Vxm(RegistrationModel):
         save_memory: compute the layers again on the way back instead of keeping them.
     """
 
-    divisor = 16
-
     def __init__(
         self,
         ndim: int = 3,
@@ -158,6 +161,12 @@ class Vxm(RegistrationModel):
         save_memory: bool = False,
     ):
         super().__init__(ndim)
+        if len(encoder) != len(decoder) or min(*encoder, *decoder, *last, 0 if not last else 1) < 1:
+            raise ValueError(
+                f"encoder is {encoder}, decoder {decoder} and last {last}, expected as many "
+                "positive numbers in decoder as in encoder, and at least one in last"
+            )
+        self.divisor = 2 ** len(encoder)
         self.unet = UNet(ndim, encoder, decoder, last, half_resolution)
         self.head = DispHead(ndim, last[-1])
         if save_memory:
