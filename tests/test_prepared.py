@@ -197,6 +197,30 @@ def test_headers_tell_what_does_not_fit_before_anything_is_read(tmp_path):
     write(folder / "c" / "t2.nii.gz", np.zeros((6, 8), np.float32), np.diag([1, 2.0, 1, 1]))
     with pytest.raises(ValueError, match="c, t2 has voxels of 1 x 2 mm, expected 1 x 1 mm"):
         prepared.check(folder, ("t1", "t2"))
+    save(tmp_path / "set", contrasts=("t1", "t2"))
+    elsewhere(folder, "labels")
+    with pytest.raises(ValueError, match="b, labels lies elsewhere than t1, expected one grid"):
+        prepared.check(folder, ("t1", "t2"))
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 1), (6, 1, 8), (1, 6, 8)])
+def test_a_slice_may_lie_across_any_axis_and_in_any_unit(tmp_path, shape):
+    """As headers tell it and as it is read: one shape, in mm."""
+    folder = save(tmp_path / "set", names=("a", "b"))
+    for name in ("a", "b"):
+        for key, kind in (("t1", np.float32), ("labels", np.int32)):
+            image = nibabel.Nifti1Image(np.ones(shape, kind), np.diag([2000.0, 2000, 2000, 1]))
+            image.header.set_xyzt_units("micron")
+            nibabel.save(image, folder / name / f"{key}.nii.gz")
+    assert prepared.check(folder, ("t1",)) == (6, 8)
+    subject = prepared.subjects(folder, "t1")[1]
+    assert subject.image.shape == (1, 6, 8) and subject.spacing == pytest.approx((2, 2))
+    for key, kind in (("t1", np.float32), ("labels", np.int32)):  # the same numbers, in mm
+        image = nibabel.Nifti1Image(np.ones(shape, kind), np.diag([2000.0, 2000, 2000, 1]))
+        image.header.set_xyzt_units("mm")
+        nibabel.save(image, folder / "b" / f"{key}.nii.gz")
+    with pytest.raises(ValueError, match="b, t1 has voxels of 2000 x 2000 mm, expected 2 x 2 mm"):
+        prepared.check(folder, ("t1",))
 
 
 @pytest.mark.parametrize(
