@@ -434,7 +434,7 @@ def evaluate(
     from regkit.benchmark import commit
     from regkit.book import cost
     from regkit.device import choose_device
-    from regkit.measure import measure, write_csv
+    from regkit.measure import finite, measure, write_csv
 
     for file, kind in ((out, "out"), (table, "csv")):
         if file is not None:
@@ -478,7 +478,7 @@ def evaluate(
             held = {"made": made, "summary": found.summary, "pairs": found.rows}
             if data is not None:
                 held["structures"] = found.per_structure()
-            (folder / out.name).write_text(json.dumps(held, indent=1) + "\n")
+            (folder / out.name).write_text(json.dumps(finite(held), indent=1) + "\n")
 
 
 def _tell_structures(found: dict[str, dict[str, float]]) -> None:

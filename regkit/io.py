@@ -203,6 +203,24 @@ def from_nibabel(
     return Image(data, volumes[0][1], True, notes, volumes[0][2])
 
 
+def read_grid(path: str | os.PathLike, name: str = "image") -> Grid:
+    """The grid of a NIfTI file as `read` gives it, from its header alone; errors as of `read`."""
+    import nibabel
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{name}: there is no such file.")
+    with _readable(name, "NIfTI"):
+        image: Any = nibabel.load(path)
+        affine, _ = _nibabel_affine(image, name)
+    if affine is None:
+        raise ValueError(
+            f"{name} has a header whose matrix cannot be inverted, expected a valid one."
+        )
+    voxels = np.broadcast_to(np.float32(0), image.shape)  # takes no memory
+    flat, plane, across = _flat(voxels, right_angles(affine, image.shape), name)
+    return Grid(flat.shape, plane, across)
+
+
 def _nibabel_affine(image: Any, name: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """The first usable of sform, qform and plain voxel sizes, in mm, and what is odd about it.
 

@@ -197,6 +197,52 @@ def test_headers_tell_what_does_not_fit_before_anything_is_read(tmp_path):
     write(folder / "c" / "t2.nii.gz", np.zeros((6, 8), np.float32), np.diag([1, 2.0, 1, 1]))
     with pytest.raises(ValueError, match="c, t2 has voxels of 1 x 2 mm, expected 1 x 1 mm"):
         prepared.check(folder, ("t1", "t2"))
+    save(tmp_path / "set", contrasts=("t1", "t2"))
+    elsewhere(folder, "labels")
+    with pytest.raises(ValueError, match="b, labels lies elsewhere than t1, expected one grid"):
+        prepared.check(folder, ("t1", "t2"))
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 1), (6, 1, 8), (1, 6, 8)])
+def test_a_slice_may_lie_across_any_axis_and_in_any_unit(tmp_path, shape):
+    """As headers tell it and as it is read: one shape, in mm."""
+    folder = save(tmp_path / "set", names=("a", "b"))
+    for name in ("a", "b"):
+        for key, kind in (("t1", np.float32), ("labels", np.int32)):
+            image = nibabel.Nifti1Image(np.ones(shape, kind), np.diag([2000.0, 2000, 2000, 1]))
+            image.header.set_xyzt_units("micron")
+            nibabel.save(image, folder / name / f"{key}.nii.gz")
+    assert prepared.check(folder, ("t1",)) == (6, 8)
+    subject = prepared.subjects(folder, "t1")[1]
+    assert subject.image.shape == (1, 6, 8) and subject.spacing == pytest.approx((2, 2))
+    for key, kind in (("t1", np.float32), ("labels", np.int32)):  # the same numbers, in mm
+        image = nibabel.Nifti1Image(np.ones(shape, kind), np.diag([2000.0, 2000, 2000, 1]))
+        image.header.set_xyzt_units("mm")
+        nibabel.save(image, folder / "b" / f"{key}.nii.gz")
+    with pytest.raises(ValueError, match="b, t1 has voxels of 2000 x 2000 mm, expected 2 x 2 mm"):
+        prepared.check(folder, ("t1",))
+
+
+@pytest.mark.parametrize(
+    ("affine", "said"),
+    [
+        (np.diag([-1.0, 1, 1, 1]), "L, A"),
+        (np.eye(4)[[1, 0, 2, 3]], "A, R"),
+        (np.diag([1.0, -1, 1, 1])[[0, 2, 1, 3]], "R, I"),
+        (np.eye(4)[[0, 2, 1, 3]], None),  # a coronal slice: right, superior
+        (np.eye(4)[[2, 0, 1, 3]], None),  # a sagittal one: anterior, superior
+    ],
+)
+def test_axes_run_as_the_scripts_turn_them(tmp_path, affine, said):
+    """`register` turns an image to R, A, S before a network sees it."""
+    folder = save(tmp_path / "set", names=("a",))
+    for key, kind in (("t1", np.float32), ("labels", np.int32)):
+        write(folder / "a" / f"{key}.nii.gz", np.zeros((6, 8), kind), affine)
+    if said is None:
+        assert prepared.check(folder, ("t1",)) == (6, 8)
+        return
+    with pytest.raises(ValueError, match=f"a, t1 has axes to {said}, expected to R, A and S in"):
+        prepared.check(folder, ("t1",))
 
 
 def test_a_slice_of_subjects_is_lazy_and_shares_what_is_held(tmp_path):

@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch import Tensor
 from regkit import io
 from regkit.data.population import Subject
 from regkit.names import unknown
+from regkit.transform import Grid
 
 SPLITS = ("fixed", "train", "validation", "test")
 SIDES = ("moving", "fixed")  # the contrasts of a set of pairs
@@ -325,61 +326,57 @@ def check(folder: str | os.PathLike, contrasts: Sequence[str]) -> tuple[int, ...
 
     Raises:
         FileNotFoundError: `folder` is no prepared set, or a file is not there.
-        ValueError: dataset.json is damaged; or a person's image cannot be read, or has another
-            shape or another voxel size than the first of the set.
+        ValueError: dataset.json is damaged; or a person's image cannot be read, has another shape
+            or voxel size than the first of the set, axes that do not run to R, A, S, or another
+            grid than the person's first image.
     """
     held, folder = complete(folder), Path(folder)
-    first: tuple[tuple[int, ...], np.ndarray] | None = None
-    for called, file in _files(folder, held, contrasts):
-        shape, sizes = _header(file, called)
-        first = first or (shape, sizes)
-        _check_shape(called, shape, first[0])
-        if not np.allclose(sizes, first[1], rtol=0.01):
-            raise ValueError(
-                f"{called} has voxels of {_millimetres(sizes)}, expected {_millimetres(first[1])} "
-                "as the first of the set."
-            )
+    first: Grid | None = None
+    for entry in held["subjects"]:
+        own: tuple[str, Grid] | None = None  # of the person's first image
+        for key in (*contrasts, *["labels"] * entry["labels"]):
+            called = f"{entry['name']}, {key}"
+            grid = io.read_grid(folder / entry["name"] / f"{key}.nii.gz", called)
+            first, own = first or grid, own or (key, grid)
+            _check_shape(called, grid.shape, first.shape)
+            if not np.allclose(grid.spacing, first.spacing, rtol=0.01):
+                raise ValueError(
+                    f"{called} has voxels of {_millimetres(grid)}, expected {_millimetres(first)} "
+                    "as the first of the set."
+                )
+            _check_axes(called, grid)
+            if not of_pairs(held) and not grid.same_as(own[1]):
+                raise ValueError(
+                    f"{called} lies elsewhere than {own[0]}, expected one grid for both."
+                )
     if first is None:
         raise ValueError("dataset.json lists no subjects, expected at least one.")
-    return first[0]
+    return first.shape
 
 
-def _files(
-    folder: Path, held: dict[str, Any], contrasts: Sequence[str]
-) -> Iterator[tuple[str, Path]]:
-    """What errors call an image, and its file."""
-    for entry in held["subjects"]:
-        for key in (*contrasts, *["labels"] * entry["labels"]):
-            yield f"{entry['name']}, {key}", folder / entry["name"] / f"{key}.nii.gz"
+def _check_axes(called: str, grid: Grid) -> None:
+    """Weights that have learned from other axes would see what `register` shows them turned."""
+    import nibabel
+
+    codes = nibabel.aff2axcodes(grid.affine)[: grid.ndim]
+    places = ["RAS".find(code) if code else -1 for code in codes]
+    if -1 in places or places != sorted(places):
+        raise ValueError(
+            f"{called} has axes to {', '.join(map(str, codes))}, expected to R, A and S in this "
+            "order, as the scripts of data_scripts write them."
+        )
 
 
 def _first_shape(folder: Path, held: dict[str, Any]) -> tuple[int, ...]:
     """Of the first image, () where there is none."""
-    for called, file in _files(folder, held, held["contrasts"]):
-        return _header(file, called)[0]
+    for entry in held["subjects"][:1]:
+        key, name = held["contrasts"][0], entry["name"]
+        return io.read_grid(folder / name / f"{key}.nii.gz", f"{name}, {key}").shape
     return ()
 
 
-def _header(file: Path, called: str) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape of an image, as `regkit.io.read` gives it, and its voxel sizes."""
-    import nibabel
-
-    if not file.is_file():
-        raise FileNotFoundError(f"{called}: there is no such file.")
-    try:
-        image: Any = nibabel.load(file)
-        shape, affine = tuple(image.shape), np.asarray(image.affine)
-    except Exception:  # nibabel raises whatever comes
-        raise ValueError(
-            f"{called} cannot be read as NIfTI: the file is cut short, damaged or of another type."
-        ) from None
-    while len(shape) > 2 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape, np.linalg.norm(affine[:3, : len(shape)], axis=0)
-
-
-def _millimetres(sizes: np.ndarray) -> str:
-    return " x ".join(f"{size:g}" for size in sizes) + " mm"
+def _millimetres(grid: Grid) -> str:
+    return " x ".join(f"{size:g}" for size in grid.spacing) + " mm"
 
 
 def _entries(held: dict[str, Any], split: str | None) -> list[dict[str, Any]]:
