@@ -166,9 +166,10 @@ def small_weights(monkeypatch, tmp_path):
         models.save(models.create("vxm_diff", ndim=d), tmp_path / f"w{d}.safetensors")
     load = models.load
     monkeypatch.setattr(models, "pretrained", lambda: ["w2", "w3"])
-    monkeypatch.setattr(models, "load", lambda name: load(tmp_path / f"{name}.safetensors"))
     about = models.about
-    monkeypatch.setattr(models, "about", lambda name: about(tmp_path / f"{name}.safetensors"))
+    places = {f"w{d}": tmp_path / f"w{d}.safetensors" for d in (2, 3)}
+    monkeypatch.setattr(models, "load", lambda name: load(places.get(name, name)))
+    monkeypatch.setattr(models, "about", lambda name: about(places.get(name, name)))
 
 
 def test_demo_runs_without_files_and_without_network(monkeypatch, tmp_path, small_weights):
