@@ -202,9 +202,13 @@ def case(name: str) -> Transform:
 
 
 def inner_points(t: Transform, n: int = 50) -> np.ndarray:
-    """mm, some voxels inside the fixed grid."""
+    """mm, inside the fixed grid, and sent to places inside the moving one."""
     random = np.random.default_rng(0)
-    return t.fixed.to_mm(random.uniform(3, np.array(t.fixed.shape) - 4, (n, t.fixed.ndim)))
+    p = t.fixed.to_mm(random.uniform(3, np.array(t.fixed.shape) - 4, (n, t.fixed.ndim)))
+    there = t.moving.to_voxels(t.points(p))
+    kept = p[((there > 1) & (there < np.array(t.moving.shape) - 2)).all(1)]
+    assert len(kept) > n / 3
+    return kept
 
 
 def voxels_apart(grid: Grid, a: np.ndarray, b: np.ndarray) -> float:
