@@ -750,7 +750,9 @@ def _is_row(row: Any) -> bool:
     ):
         return False
     pairs, seeds = row.get("dice_pairs") or [], row.get("dice_pairs_seeds") or [[]]
-    if not all(isinstance(part, list) for part in (pairs, seeds, *seeds)):
+    if not isinstance(pairs, list) or not isinstance(seeds, list):
+        return False
+    if not all(isinstance(part, list) for part in seeds):
         return False
     single = [row.get(key) for _, key, _ in COLUMNS]
     numbers = [*single, *pairs, *(one for part in seeds for one in part)]
