@@ -115,8 +115,8 @@ def metaimage_payload(path: Path) -> Payload:
         if not found:
             raise ValueError("no ElementDataFile")
         names = [match[1].strip() for match in found]
-        text = header[: found[0].start()]
-        start = found[0].end()
+        text = header[: found[-1].start()]
+        start = found[-1].end()
     _check_lines(text.splitlines())
     axes = re.search(rb"NDims[ \t]*[=:][ \t]*(\d+)", text)
     if axes is None or not 1 <= int(axes[1][:4]) <= 4:
