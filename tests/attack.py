@@ -412,7 +412,7 @@ def manifests(home: Path) -> Callable:
 def run_folders(home: Path) -> Callable:
     """A run that has ended: gone on with, or refused with nothing in it changed."""
     recipe = train.get(
-        "vxm_diff_2d", "smoke", subjects=2, validation=2, shape=(16, 16), batch=1, steps=2,
+        "vxm_diff_2d", "smoke", subjects=2, validation=2, shape=(32, 48), batch=1, steps=2,
         validate_every=1, options={"encoder": (4, 4), "decoder": (4, 4), "last": (4,)},
     )  # fmt: skip
     train.train(recipe, home / "good", progress=False, device="cpu")

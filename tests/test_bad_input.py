@@ -411,7 +411,7 @@ def test_memory_of_the_machine_that_is_not_there_is_a_sentence():
         torch.empty(1 << 60)
     with pytest.raises(ValueError, match=r"^too large\.$"), enough_memory("too large."):
         np.empty(1 << 55)
-    with pytest.raises(RuntimeError, match="shape"), enough_memory("too large."):
+    with pytest.raises(RuntimeError, match="size"), enough_memory("too large."):
         torch.ones(2) @ torch.ones(3)
     assert 1e6 < free_memory(torch.device("cpu")) < 1e15
 
