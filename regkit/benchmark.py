@@ -755,6 +755,9 @@ def _is_row(row: Any) -> bool:
     if not all(isinstance(part, list) for part in seeds):
         return False
     single = [row.get(key) for _, key, _ in COLUMNS]
+    whole = [row.get(key) for _, key, form in COLUMNS if form == "d"]
+    if not all(one is None or isinstance(one, int) for one in whole):
+        return False
     numbers = [*single, *pairs, *(one for part in seeds for one in part)]
     return len({len(part) for part in seeds}) == 1 and all(
         one is None or (isinstance(one, int | float) and not isinstance(one, bool))
