@@ -158,6 +158,11 @@ def torn(rng: np.random.Generator, content: bytes) -> bytes:
     return flipped(rng, content)
 
 
+def hostile(rng: np.random.Generator) -> Any:
+    """A value that does not belong where it stands."""
+    return copy.deepcopy(HOSTILE[rng.integers(len(HOSTILE))])
+
+
 def twisted(rng: np.random.Generator, value: Any) -> Any:
     """A JSON value with one or two of its parts replaced, removed or renamed."""
     value = copy.deepcopy(value)
@@ -174,7 +179,7 @@ def twisted(rng: np.random.Generator, value: Any) -> Any:
         if isinstance(value, dict | list):
             collect(value)
         if not places or rng.random() < 0.05:
-            return HOSTILE[rng.integers(len(HOSTILE))]
+            return hostile(rng)
         part, key = places[rng.integers(len(places))]
         match rng.integers(5):
             case 0:
@@ -182,7 +187,7 @@ def twisted(rng: np.random.Generator, value: Any) -> Any:
             case 1 if isinstance(part, dict):
                 part[f"{key}_"] = part.pop(key)
             case _:
-                part[key] = HOSTILE[rng.integers(len(HOSTILE))]
+                part[key] = hostile(rng)
     return value
 
 
@@ -356,7 +361,7 @@ def weights(home: Path) -> Callable:
                 changed = copy.deepcopy(said)
                 changed["name"] = models.names()[rng.integers(len(models.names()))]
                 option = OPTIONS[rng.integers(len(OPTIONS))]
-                changed["options"] = {option: HOSTILE[rng.integers(len(HOSTILE))]}
+                changed["options"] = {option: hostile(rng)}
             held["__metadata__"]["regkit"] = json.dumps(changed)
             if rng.random() < 0.1:
                 held["__metadata__"]["regkit"] = as_json(rng, changed).decode("latin1")
