@@ -391,25 +391,31 @@ def manifests(home: Path) -> Callable:
     good = home / "good"
     for entry in said["subjects"]:
         (good / entry["name"]).mkdir(parents=True)
-        for name, kind in (("t1", "f4"), ("labels", "i2")):
-            image = nibabel.Nifti1Image(VALUES.astype(kind), np.eye(4))
+        for name, values in (("t1", VALUES / VALUES.max()), ("labels", VALUES.astype("i2"))):
+            image = nibabel.Nifti1Image(values, np.eye(4))
             nibabel.save(image, good / entry["name"] / f"{name}.nii.gz")
+
+    (good / "dataset.json").write_text(json.dumps(said))
+
+    def use(folder: Path) -> None:
+        prepared.description(folder)
+        prepared.structures(folder)
+        for subject in prepared.subjects(folder, "t1"):
+            if not torch.isfinite(subject.image).all():
+                raise Silent("an image that is not finite was read")
+
+    use(good)  # what is not damaged is used
 
     def one(rng: np.random.Generator, room: Path) -> None:
         folder = room / "set"
         shutil.copytree(good, folder)
-        (folder / "dataset.json").write_bytes(json.dumps(said).encode())
         if rng.random() < 0.8:
             (folder / "dataset.json").write_bytes(as_json(rng, said))
         else:
             files = sorted(folder.rglob("*.nii.gz"))
             file = files[rng.integers(len(files))]
             file.write_bytes(torn(rng, file.read_bytes()))
-        prepared.description(folder)
-        prepared.structures(folder)
-        for subject in prepared.subjects(folder, "t1"):
-            if not torch.isfinite(subject.image).all():
-                raise Silent("an image that is not finite was read")
+        use(folder)
 
     return one
 
