@@ -2,6 +2,7 @@
 # make test        lint, types, unit tests, every notebook at budget smoke
 # make test-site   open every page of the book in a browser
 # make test-cpu    every notebook at budget cpu (minutes each)
+# make attack      ten thousand damaged inputs, from a seed (COUNT=, SEED=; about half an hour)
 # make notebooks   execute the notebooks at budget cpu and write them (NAMES="01 03" for some)
 # make bench       speed and memory beside other libraries, into results/ (under ten minutes)
 # make gpu-results all tables of Sun (2025) in 3D on a GPU, into results/; run again, it goes on
@@ -23,7 +24,7 @@ BENCH := -m pytest benchmarks/bench.py --disable-warnings --quiet -p no:cachepro
     --benchmark-columns=min,median,rounds --benchmark-sort=fullname
 
 .DEFAULT_GOAL := help
-.PHONY: help book test unit test-site test-cpu notebooks bench gpu-results lint format clean
+.PHONY: help book test unit test-site test-cpu attack notebooks bench gpu-results lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -63,6 +64,11 @@ test: lint unit
 unit: $(READY)
 	REGKIT_BUDGET=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	    -n 2 --dist loadfile $(NBVAL) --nbval-cell-timeout=300 --ignore=tests/site tests notebooks
+
+COUNT ?= 10000
+SEED ?= 0
+attack: $(READY)
+	REGKIT_BUDGET=smoke OMP_NUM_THREADS=1 $(BIN)/python tests/attack.py --count $(COUNT) --seed $(SEED)
 
 test-cpu: $(READY)
 	REGKIT_BUDGET=cpu $(BIN)/python -m pytest \

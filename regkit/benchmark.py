@@ -867,9 +867,15 @@ def _is_row(row: Any) -> bool:
     ):
         return False
     pairs, seeds = row.get("dice_pairs") or [], row.get("dice_pairs_seeds") or [[]]
-    if not all(isinstance(part, list) for part in (pairs, seeds, *seeds)):
+    if not isinstance(pairs, list) or not isinstance(seeds, list):
         return False
-    single = [row.get(key) for of_one in (*COLUMNS.values(), COSTS) for _, key, _ in of_one]
+    if not all(isinstance(part, list) for part in seeds):
+        return False
+    columns = [column for of_one in (*COLUMNS.values(), COSTS) for column in of_one]
+    single = [row.get(key) for _, key, _ in columns]
+    whole = [row.get(key) for _, key, form in columns if form == "d"]
+    if not all(one is None or isinstance(one, int) for one in whole):
+        return False
     numbers = [*single, *pairs, *(one for part in seeds for one in part)]
     return len({len(part) for part in seeds}) == 1 and all(
         one is None or (isinstance(one, int | float) and not isinstance(one, bool))

@@ -26,6 +26,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 DEFLATE = 1032  # deflate, the method of gzip, zlib and PNG, makes nothing smaller than this
 BLOCK = 1 << 20  # bytes read at a time
+LONGEST = 500  # characters of a field in the header of a MetaImage or NRRD file
 SLACK = 1 << 24  # bytes that may stand behind the voxels
 WAIT = 60.0  # seconds for another process to move its files
 
@@ -114,8 +115,12 @@ def metaimage_payload(path: Path) -> Payload:
         if not found:
             raise ValueError("no ElementDataFile")
         names = [match[1].strip() for match in found]
-        text = header[: found[0].start()]
-        start = found[0].end()
+        text = header[: found[-1].start()]
+        start = found[-1].end()
+    _check_lines(text.splitlines())
+    axes = re.search(rb"NDims[ \t]*[=:][ \t]*(\d+)", text)
+    if axes is None or not 1 <= int(axes[1][:4]) <= 4:
+        raise ValueError("the number of axes is none that an image has")
     packed = "zlib" if re.search(rb"CompressedData[ \t]*[=:][ \t]*[Tt1]", text) else ""
     outside = [name for name in names if name.upper() != b"LOCAL"]
     if not outside:
@@ -130,6 +135,8 @@ def nrrd_payload(path: Path) -> Payload:
         end = re.search(rb"\r?\n\r?\n", header)
         text = header[: end.start()] if end else header[:]
         start = end.end() if end else len(header)
+    # notes of any length follow # or stand behind :=
+    _check_lines(line for line in text.splitlines() if line[:1] != b"#" and b":=" not in line)
     encoding = re.search(rb"encoding[ \t]*:[ \t]*(\w+)", text, re.IGNORECASE)
     word = encoding[1].lower() if encoding else b"raw"
     packed = {b"raw": "", b"gzip": "gzip", b"gz": "gzip"}.get(word, "other")
@@ -144,6 +151,12 @@ def nrrd_payload(path: Path) -> Payload:
 def _mapped(path: Path) -> Iterator[mmap.mmap]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
         yield held
+
+
+def _check_lines(lines: Iterable[bytes]) -> None:
+    """Refuse a field that is longer than any: it overwrites memory in ITK's readers."""
+    if any(len(line) > LONGEST for line in lines):
+        raise ValueError("a field of the header is too long")
 
 
 def _beside(path: Path, names: Iterable[bytes]) -> Path:
@@ -267,14 +280,17 @@ def _lock(folder: Path, work: str = "files") -> BaseFileLock:
 
 def _forget(lock: BaseFileLock) -> None:
     """Let go of a lock and leave no file; whoever waits for the removed file takes a new one."""
-    with suppress(OSError):  # Windows removes no open file
+    if os.name == "nt":  # which removes no open file
+        lock.release()
+    with suppress(OSError):
         os.unlink(lock.lock_file)
     lock.release()
 
 
 def _sweep(place: Path, name: str) -> None:
-    """Remove the hidden folders of processes that are gone: nobody holds their lock any more."""
-    if not os.access(place, os.W_OK | os.X_OK) or not any(place.glob(f"{STAGED}*")):
+    """Remove what processes that are gone have left hidden: nobody holds its lock any more."""
+    hidden = [*place.glob(f"{STAGED}*"), *place.glob(Path(_lock(place).lock_file).name)]
+    if not hidden or not os.access(place, os.W_OK | os.X_OK):
         return
     with alone(place, name, WAIT):
         for left in place.glob(f"{STAGED}*"):

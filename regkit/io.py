@@ -405,11 +405,11 @@ def _itk_image(path: Path, name: str) -> Any:
             payload = files.nrrd_payload(path)
         else:
             payload = files.Payload(path, packed="other")
-        if kind == "PNGImageIO":
+        if kind in ("PNGImageIO", "JPEGImageIO"):
             from PIL import Image as Picture
 
-            with Picture.open(path) as opened:
-                opened.verify()  # the checksums
+            with Picture.open(path) as opened:  # ITK fills what a JPEG lacks with grey
+                opened.verify() if kind == "PNGImageIO" else opened.load()
         reader = sitk.ImageFileReader()
         reader.SetImageIO(kind)  # the suffix decides, not what the content looks like
         reader.SetFileName(str(path))

@@ -29,6 +29,7 @@ import math
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -774,6 +775,7 @@ def _train(
     model, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
 
     history = _resume(folder, accelerator) if resume and folder is not None else []
+    best = _best(task, [entry for entry in history if _validates(recipe, int(entry["step"]))])
     if (
         folder is not None and accelerator.is_main_process
     ):  # nothing can be said against it any more
@@ -785,8 +787,6 @@ def _train(
         accelerator.init_trackers("log", init_kwargs={"tensorboard": purge})
     rest = Subset(task.pairs, range(done * recipe.batch, recipe.steps * recipe.batch))
     loader = accelerator.prepare(DataLoader(rest, batch_size=recipe.batch // processes))
-    tested = [entry for entry in history if _validates(recipe, int(entry["step"]))]
-    best = _best(task, tested)
 
     bar = tqdm(loader, total=recipe.steps, initial=done, disable=quiet, desc=recipe.name)
     model.train()
@@ -978,14 +978,21 @@ def _resume(folder: Path, accelerator: Accelerator) -> list[dict[str, float]]:
                 f"out is {folder.name!r}, expected the folder state/{state.name} in it, "
                 "from which to go on."
             )
-        for name in ("last", "best"):
-            models.about(folder / f"{name}.safetensors")
+        models.about(folder / "last.safetensors")
+        if (folder / "best.safetensors").is_file():  # images without labels choose none
+            models.about(folder / "best.safetensors")
     if accelerator.is_main_process:
         _settle(folder, len(history))
     accelerator.wait_for_everyone()
     if not history:
         return []
     try:
+        # PyTorch's files are zip archives with checksums; Accelerate goes on without random states
+        random = state / f"random_states_{accelerator.process_index}.pkl"
+        for file in {random, *state.glob("*.bin"), *state.glob("*.pkl")}:
+            with zipfile.ZipFile(file) as held:
+                if held.testzip() is not None:
+                    raise zipfile.BadZipFile
         accelerator.load_state(str(state))
     except MemoryError:
         raise

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import struct
 import tempfile
+import tracemalloc
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 
 import regkit
 from regkit import cli, io, models
+from regkit.device import enough_memory, free_memory
 
 
 def save(path, values, affine=None):
@@ -227,6 +230,190 @@ def test_weights_of_another_program(tmp_path):
     with pytest.raises(ValueError, match="safetensors") as caught:
         regkit.register(image, image, tmp_path / "w.safetensors")
     check_sentence(str(caught.value), "expected")
+
+
+# files of strangers ----------------------------------------------------------------------------
+
+
+def claims(folder, shape, suffix, offset=None):
+    """A small NIfTI file whose header claims another shape."""
+    raw = bytearray(nibabel.Nifti1Image(np.zeros((12, 13, 11)), np.eye(4)).to_bytes())
+    struct.pack_into("<4h", raw, 40, 3, *shape)
+    path = folder / f"m{suffix}"
+    path.write_bytes(gzip.compress(bytes(raw)) if suffix.endswith("gz") else bytes(raw))
+    return path
+
+
+def peak_of(work) -> int:
+    """How many bytes more than before were held at once (by Python and NumPy) while it ran."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("shape", [(2000, 1000, 500), (32767, 32767, 32767), (-3, 13, 11)])
+def test_a_claim_that_the_file_cannot_hold_takes_no_memory(suffix, shape, tmp_path):
+    path = claims(tmp_path, shape, suffix)
+
+    def refused():
+        with pytest.raises(ValueError) as caught:
+            io.read(path, "moving")
+        check_sentence(str(caught.value), "moving cannot be read as NIfTI: the file is cut short")
+
+    assert peak_of(refused) < 50e6
+
+
+def test_a_header_of_text_claims_nothing_either(tmp_path):
+    for packed in ("False", "True"):
+        (tmp_path / "m.mha").write_text(
+            f"ObjectType = Image\nNDims = 3\nDimSize = 1500 1500 1500\nElementType = MET_UCHAR\n"
+            f"CompressedData = {packed}\nElementDataFile = LOCAL\n"
+        )
+        with pytest.raises(ValueError, match="moving cannot be read as MHA"):
+            io.read(tmp_path / "m.mha", "moving")
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mgz", ".mha", ".nrrd", ".png"])
+def test_a_bit_that_has_turned_over_is_seen_by_its_checksum(suffix, tmp_path):
+    """Each of 60 single bits of the second half: refused, or the voxels are what they were."""
+    values = np.random.default_rng(0).integers(0, 200, (20, 22)).astype("u1")
+    good_path, path = tmp_path / f"good{suffix}", tmp_path / f"bad{suffix}"
+    if suffix in (".nii.gz", ".mgz"):
+        make = nibabel.MGHImage if suffix == ".mgz" else nibabel.Nifti1Image
+        nibabel.save(make(values[..., None], np.eye(4)), good_path)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(values), str(good_path), True)
+    content, whole = good_path.read_bytes(), io.read(good_path).data
+    refused = 0
+    for bit in np.random.default_rng(1).integers(4 * len(content), 8 * len(content), 60):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(bytes(damaged))
+        try:
+            assert torch.equal(io.read(path).data, whole)
+        except ValueError as error:
+            check_sentence(str(error), "cannot be read as")
+            refused += 1
+    assert refused > 45
+
+
+def test_a_picture_that_is_cut_short_is_not_filled_with_grey(tmp_path):
+    values = np.random.default_rng(0).integers(0, 200, (60, 62)).astype("u1")
+    for suffix in (".jpg", ".png", ".tif"):
+        path = tmp_path / f"m{suffix}"
+        sitk.WriteImage(sitk.GetImageFromArray(values), str(path))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(ValueError, match="cut short"):
+            io.read(path)
+
+
+ELSEWHERE = ["../secret.raw", "{secret}", "LIST", "s%d.raw 1 3 1", "link.raw", "..", "C:secret.raw"]
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nhdr", ".nrrd"])
+def test_a_header_that_names_a_file_elsewhere(suffix, name, tmp_path):
+    """SimpleITK itself reads it, wherever it lies."""
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    secret = tmp_path / "secret.raw"
+    kind = ".mhd" if suffix[1] == "m" else ".nhdr"
+    sitk.WriteImage(sitk.Image([20, 22], sitk.sitkFloat32) + 77, str(inside / f"m{kind}"))
+    (inside / "m.raw").rename(secret)
+    (inside / "link.raw").symlink_to(secret)
+    text = (inside / f"m{kind}").read_text()
+    name = name.format(secret=secret)
+    (inside / f"m{suffix}").write_text(text.replace("m.raw", name))
+    if name == str(secret) and suffix == kind:
+        assert (sitk.GetArrayFromImage(sitk.ReadImage(str(inside / f"m{kind}"))) == 77).all()
+    sentence = "expected data in the file itself or in a file of a plain name beside it"
+    decoy = "Comment = ElementDataFile = LOCAL\n" if suffix[1] == "m" else ""
+    for front in ("", decoy):
+        (inside / f"m{suffix}").write_text(front + text.replace("m.raw", name))
+        with pytest.raises(ValueError) as caught:
+            io.read(inside / f"m{suffix}", "moving")
+        check_sentence(str(caught.value), sentence)
+    (inside / "beside.raw").write_bytes(secret.read_bytes())
+    (inside / f"m{suffix}").write_text(text.replace("m.raw", "beside.raw"))
+    assert (io.read(inside / f"m{suffix}").data == 77).all()
+
+
+def test_a_field_that_overwrites_memory_in_the_reader_of_itk(tmp_path):
+    """It ended the process with a segmentation fault."""
+    image = sitk.Image([20, 22, 24], sitk.sitkFloat32)
+    for suffix, fields in ((".nrrd", ("space origin", "kinds")), (".mha", ("Offset", "DimSize"))):
+        path = tmp_path / f"m{suffix}"
+        sitk.WriteImage(image, str(path))
+        content = path.read_bytes()
+        for field in fields:
+            line = re.compile(rb"(" + field.encode() + rb" ?[=:] ?)[^\n]*")
+            path.write_bytes(line.sub(rb"\1" + b"a" * 5000, content, count=1))
+            with pytest.raises(ValueError, match="cannot be read as"):
+                io.read(path)
+
+
+def test_the_suffix_chooses_the_reader(tmp_path):
+    """Other readers of ITK look at the content, and their formats may name files elsewhere."""
+    sitk.WriteImage(sitk.Image([20, 22], sitk.sitkUInt8), str(tmp_path / "m.mha"))
+    (tmp_path / "m.mha").rename(tmp_path / "m.png")
+    with pytest.raises(ValueError, match="moving cannot be read as PNG"):
+        io.read(tmp_path / "m.png", "moving")
+
+
+# what ends a command ------------------------------------------------------------------------------
+
+ENDS = {
+    "our sentence": (ValueError("x is 1, expected 2."), 2, "x is 1, expected 2."),
+    "Python's words": (ValueError("too many values to unpack"), 1, "ValueError: .* a fault of"),
+    "a fault": (KeyError("split"), 1, "KeyError: this is a fault of regkit's"),
+    "memory": (MemoryError(), 2, "The memory is too small"),
+    "memory of PyTorch": (
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."),
+        2,
+        "The memory is too small",
+    ),
+    "memory of a GPU": (torch.OutOfMemoryError("CUDA out of memory."), 2, "memory is too small"),
+    "a missing package": (
+        ModuleNotFoundError("No module named 'x'", name="x"), 2, "The package x is not installed",
+    ),
+    "the system": (OSError(28, "No space left", "/home/me"), 2, "failed: No space left"),
+    "Ctrl-C": (KeyboardInterrupt(), 130, "stopped"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_whatever_happens_a_command_ends_in_one_sentence(case, monkeypatch):
+    error, code, sentence = ENDS[case]
+
+    def stop():
+        raise error
+
+    monkeypatch.setattr(models, "names", stop)
+    result = CliRunner().invoke(cli.app, ["models"])
+    assert result.exit_code == code
+    assert result.stderr.startswith("regkit: ")
+    check_sentence(result.stderr.removeprefix("regkit: "), sentence)
+    assert "/home/me" not in result.stderr
+
+
+def test_the_traceback_of_a_fault_can_be_seen(monkeypatch):
+    monkeypatch.setattr(models, "names", lambda: {}["split"])
+    monkeypatch.setenv("REGKIT_DEBUG", "1")
+    assert isinstance(CliRunner().invoke(cli.app, ["models"]).exception, KeyError)
+
+
+def test_memory_of_the_machine_that_is_not_there_is_a_sentence():
+    with pytest.raises(ValueError, match=r"^too large\.$"), enough_memory("too large."):
+        torch.empty(1 << 60)
+    with pytest.raises(ValueError, match=r"^too large\.$"), enough_memory("too large."):
+        np.empty(1 << 55)
+    with pytest.raises(RuntimeError, match="size"), enough_memory("too large."):
+        torch.ones(2) @ torch.ones(3)
+    assert 1e6 < free_memory(torch.device("cpu")) < 1e15
 
 
 # places that cannot be read or written ----------------------------------------------------------

@@ -491,3 +491,141 @@ def test_a_model_without_estimate_says_so():
 
     with pytest.raises(NotImplementedError, match="Empty does not define estimate"):
         Empty(2)(*pair((4, 4)))
+
+
+# --- files of strangers --------------------------------------------------------------------------
+
+TINY = {"encoder": [4, 4], "decoder": [4, 4], "last": [4]}
+
+
+def stranger(path, **said):
+    """A weights file of a tiny network whose header says something else."""
+    model = models.create("vxm", 2, **TINY)
+    header = {"name": "vxm", "ndim": 2, "options": TINY, "info": {}, **said}
+    weights = {k: v.contiguous() for k, v in model.state_dict().items()}
+    save_file(weights, path, metadata={"regkit": json.dumps(header)})
+    return path
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"name": ["vxm"]},
+        {"name": None},
+        {"ndim": 2.0},
+        {"ndim": True},
+        {"options": None},
+        {"options": {"ndim": 2}},
+        {"options": {"name": "vxm"}},
+        {"options": {"encoder": []}},
+        {"options": {**TINY, "encoder": [-4, 4]}},
+        {"options": {**TINY, "encoder": [10**6, 10**6]}},
+        {"options": {**TINY, "encoder": [4.0, 4]}},
+        {"options": {**TINY, "encoder": [True, 4]}},
+        {"options": {**TINY, "encoder": [4] * 1000}},
+        {"options": {**TINY, "half_resolution": "yes"}},
+        {"name": "rcn", "options": {"cascades": 10**6}},
+        {"name": "rcn", "options": {"base": "rcn"}},
+        {"name": "rcn", "options": {"base": ["vxm"]}},
+        {"name": "rcn", "options": {"cascades": 100, "base": "unfolding", "stages": 100}},
+        {"name": "unfolding", "options": {"stages": 10**6}},
+        {"name": "unfolding", "options": {"layers": 100, "stages": 100}},
+        {"name": "unfolding", "options": {"tolerance": float("nan"), "shared": True}},
+        {"name": "dual_prnet", "options": {"correlation": 10**4}},
+        {"name": "vxm_diff", "options": {**TINY, "steps": 10**6}},
+        {"name": "vtn", "options": {"channels": 10**30}},
+        {"name": "rigid_resnet34", "options": {"spacing": [1.0, "1"]}},
+        {"info": []},
+    ],
+)
+def test_a_header_of_a_stranger_is_a_sentence_before_anything_is_made(said, tmp_path, monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("weights were read")
+
+    path = stranger(tmp_path / "w.safetensors", **said)
+    monkeypatch.setattr(torch.Tensor, "to", never)
+    with pytest.raises(ValueError) as caught:
+        models.load(path)
+    sentence = str(caught.value)
+    assert sentence.endswith(".") and "\n" not in sentence and len(sentence) < 800
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"name": ' + "1" * 5000 + "}", "\x00", "null"])
+def test_a_header_that_json_chokes_on(text, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file({"a": torch.zeros(2)}, path, metadata={"regkit": text})
+    with pytest.raises(ValueError, match="expected a safetensors file written by regkit"):
+        models.load(path)
+
+
+@pytest.mark.parametrize(
+    ("info", "sentence"),
+    [
+        ({"spacing": 2.0}, "spacing is 2.0, expected 2 voxel sizes"),
+        ({"spacing": [2.0, 2.0, 2.0]}, "spacing is .*, expected 2 voxel sizes"),
+        ({"spacing": [2.0, 0.0]}, "expected 2 voxel sizes"),
+        ({"spacing": [2.0, 1e-45]}, "expected 2 voxel sizes"),
+        ({"spacing": [2.0, float("nan")]}, "expected 2 voxel sizes"),
+        ({"spacing": ["2", 2.0]}, "expected 2 voxel sizes"),
+        ({"range": [1, 0]}, r"range is \[1, 0\], expected two numbers, the lower one first"),
+        ({"range": "01"}, "expected two numbers"),
+        ({"motion": 5}, "motion is 5, expected an angle and a shift"),
+        ({"motion": [5, 5]}, "motion has no spacing beside it"),
+        ({"recipe": []}, r"recipe is \[\], expected the settings of a training"),
+        ({"recipe": {"shape": [48]}}, "recipe: shape is .*, expected 2 numbers of voxels"),
+        ({"recipe": {"shape": [10**9, 10**9]}}, "expected 2 numbers of voxels"),
+        ({"recipe": {"similarity": ["ncc"]}}, "recipe: similarity is .*, expected a word"),
+        ({"recipe": {"motion": 3}}, "recipe: motion is 3, expected settings or None"),
+    ],
+)
+def test_what_weights_say_of_their_training_is_of_its_kind(info, sentence, tmp_path):
+    path = stranger(tmp_path / "w.safetensors", info=info)
+    for read in (models.load, models.about):
+        with pytest.raises(ValueError, match=sentence) as caught:
+            read(path)
+        assert str(caught.value).startswith("path_or_name is 'w.safetensors'")
+
+
+def test_what_a_file_says_of_itself_is_read_without_its_weights():
+    for name in models.pretrained():
+        about, model = models.about(name), models.load(name)
+        assert (about.name, about.ndim, about.options, about.info) == (
+            model.name, model.ndim, model.options, model.info,
+        )  # fmt: skip
+        shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+        assert {key: shape for key, (_, shape) in about.tensors.items()} == shapes
+    with pytest.raises(FileNotFoundError, match="expected a weights file or one of"):
+        models.about("nowhere.safetensors")
+
+
+def test_loading_draws_no_random_numbers_and_keeps_nothing_of_the_file(tmp_path):
+    torch.manual_seed(3)
+    path = tmp_path / "w.safetensors"
+    model = with_visible_output("vxm", 2)
+    models.save(model, path)
+    before = torch.random.get_rng_state()
+    loaded = models.load(path)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    path.write_bytes(bytes(path.stat().st_size))  # the file is overwritten in place
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
+    assert all(p.requires_grad and p.device.type == "cpu" for p in loaded.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_types_of_all_options_are_known(name):
+    """Each keyword argument of a model's class, and of its parents where it hands them on."""
+    known = models._known_options(name, {})
+    assert "ndim" not in known and known
+    if name == "vxm_diff":
+        assert {"steps", "encoder", "half_resolution"} <= set(known)
+    if name == "rcn":
+        assert {"cascades", "base", "channels"} <= set(known)
+    with pytest.raises(ValueError, match="colour.* is no option"):
+        models.create(name, 2, colour=1)
+
+
+def test_a_network_of_more_levels_takes_any_size():
+    """The images are padded to what its levels need."""
+    wide = {"encoder": [4] * 6, "decoder": [4] * 6, "last": [4]}
+    assert models.create("vxm", 2, **wide)(*pair((20, 22))).disp.shape == (1, 2, 20, 22)

@@ -207,6 +207,7 @@ def about(path_or_name: str | os.PathLike) -> About:
         raise foreign from None
     well_formed = (
         isinstance(name, str)
+        and len(name) < 100
         and type(ndim) is int
         and isinstance(options, dict)
         and not {"name", "ndim"} & set(options)
