@@ -334,14 +334,13 @@ def evaluate(
 
     import regkit
     from regkit import io, models
-    from regkit.benchmark import commit
-    from regkit.book import cost
     from regkit.data.pairs import chain
     from regkit.data.population import population
     from regkit.data.rigid import moved_heads
     from regkit.device import choose_device
     from regkit.evaluate import evaluate as run
     from regkit.evaluate import motion_errors, summary
+    from regkit.record import made_now, peak_memory
     from regkit.train import SEEDS
 
     if out is not None:
@@ -375,10 +374,8 @@ def evaluate(
             made = {
                 "command": f"regkit evaluate {Path(method).name} --pairs {pairs} --seed {seed}"
                 + " --distances" * distances,
-                "device": chosen.type,
-                "threads": torch.get_num_threads(),
-                "memory_gb": round(cost()[1], 2),
-                "commit": commit(),
+                **made_now(chosen),
+                "memory_gb": round(peak_memory(), 2),
                 "versions": {"regkit": regkit.__version__, "torch": torch.__version__},
                 "training": model.info,
             }
