@@ -25,6 +25,7 @@ from torch import Tensor
 from regkit.classical.frame import InFrame, common_frame
 from regkit.classical.linear import LARGEST
 from regkit.io import LPS, Image, read_displacement, voxel_map
+from regkit.names import install
 
 METRICS = {"mutual_information": "mattes", "correlation": "GC"}
 TYPES = {"rigid": "Rigid", "affine": "Affine"}
@@ -44,8 +45,7 @@ def load() -> Any:
         import ants
     except ImportError:
         raise ImportError(
-            "ANTs is not installed, expected the package antspyx: "
-            'pip install "regkit-course[baselines]".'
+            f"ANTs is not installed, expected the package antspyx: {install('baselines')}."
         ) from None
     return ants
 
