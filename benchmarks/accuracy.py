@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regkit.data import population
+from regkit.record import made_now
 from regkit.spatial import (
     affine_to_disp,
     compose,
@@ -326,18 +326,11 @@ def measure() -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    """The commit of the work tree."""
-    command = ["git", "rev-parse", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-
 def main() -> None:
     start = time.perf_counter()
     made = {
         "command": "python benchmarks/accuracy.py",
-        "device": "cpu",
-        "commit": commit(),
+        **made_now(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
     text = json.dumps({"made": made, **rounded(measure())}, indent=1)

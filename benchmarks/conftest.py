@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import cpuinfo
 import pytest
 import torch
+
+from regkit.record import device_name
 
 ROOT = Path(__file__).parents[1]
 LOAD = pytest.StashKey[float]()
@@ -49,17 +50,13 @@ def _versions() -> dict[str, str]:
 def _made(config: pytest.Config, device: str) -> dict[str, object]:
     """How, from what, where, when; `load`: processes that wanted the processor at the start."""
     threads = config.getoption("--threads")
-    if device == "cuda":
-        where = torch.cuda.get_device_name()
-    else:
-        brand = cpuinfo.get_cpu_info().get("brand_raw", platform.machine())
-        where = f"{brand}, {threads} thread{'s' if threads > 1 else ''}"
     changed = _git("status", "--porcelain", "--", "regkit", "benchmarks")
     return {
         "command": "make bench" if threads == 2 else f"make bench, with --threads {threads}",
         "commit": _git("rev-parse", "HEAD") + (" with changes" if changed else ""),
         "date": datetime.date.today().isoformat(),
-        "device": where,
+        "device": device_name(device),
+        "threads": threads,
         "load": config.stash[LOAD],
         "python": platform.python_version(),
         "versions": _versions(),

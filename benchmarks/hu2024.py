@@ -43,6 +43,7 @@ from torch import Tensor
 
 from regkit import classical, io, metrics, models
 from regkit.data import RigidPair, RigidPairs, heads
+from regkit.record import device_name
 from regkit.spatial import affine_to_disp, warp
 
 ROOT = Path(__file__).parents[1]
@@ -298,24 +299,15 @@ def made(threads: int, command: str) -> Row:
         except PackageNotFoundError:
             continue
     changed = git("status", "--porcelain", "--", "regkit", "benchmarks")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "command": command,
         "commit": git("rev-parse", "HEAD") + (" with changes" if changed else ""),
         "date": datetime.date.today().isoformat(),
-        "device": _processor() + (f"; {gpu}" if gpu else ""),
+        "device": device_name(),
         "threads": threads,
         "load": round(os.getloadavg()[0], 2),  # processes that wanted the processor at the start
         "versions": versions,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def run(

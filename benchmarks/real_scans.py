@@ -33,7 +33,6 @@ import datetime
 import hashlib
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -52,6 +51,7 @@ import regkit
 from regkit import classical, io, metrics, models
 from regkit.data import samples
 from regkit.data.samples import Scan
+from regkit.record import device_name
 from regkit.transform import resample
 
 ROOT = Path(__file__).parents[1]
@@ -215,7 +215,7 @@ def made(command: str) -> Row:
         "command": command,
         "commit": git("rev-parse", "HEAD") + (" with changes" if changed else ""),
         "date": datetime.date.today().isoformat(),
-        "device": f"{platform.machine()} CPU",
+        "device": device_name(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),  # processes that wanted the processor at the start
         "seed": 0,  # nothing is drawn at random

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import resource
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +31,7 @@ import hu2024
 import torch
 import typer
 
-from regkit import io, models, recipes, train
+from regkit import io, models, recipes, record, train
 
 RESULTS = Path(__file__).parents[1] / "results"
 SHAPE = (160, 192, 160)
@@ -55,10 +54,9 @@ def inference(name: str, device: str, threads: int, bf16: bool, last: bool) -> R
             disp = model(*pair).disp
             disp.sum().item()  # wait for the GPU
             times.append(time.perf_counter() - start)
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if device == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    return {"seconds": round(min(times), 3), "gigabytes": round(peak / 1e9, 2)}
+    cuda = device == "cuda"
+    peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else record.peak_memory()
+    return {"seconds": round(min(times), 3), "gigabytes": round(peak, 2)}
 
 
 def step(name: str, device: str, threads: int, bf16: bool, save: bool) -> Row:
@@ -86,8 +84,8 @@ def step(name: str, device: str, threads: int, bf16: bool, save: bool) -> Row:
             optimizer.step()
             torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
-        peak = torch.cuda.max_memory_allocated()
-        return {"seconds": round(min(times), 3), "gigabytes": round(peak / 1e9, 2)}
+        peak = torch.cuda.max_memory_allocated() / 1e9
+        return {"seconds": round(min(times), 3), "gigabytes": round(peak, 2)}
 
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 
@@ -133,12 +131,12 @@ def main(
     out = out or RESULTS / f"{model}_cost.json"
     rows = json.loads(out.read_text())["rows"] if out.is_file() else []
     wanted: list[tuple[Row, Any]] = [
-        ({"part": "step", "device": device, "bf16": bf16, "save_memory": save}, step)
+        ({"part": "step", "where": device, "bf16": bf16, "save_memory": save}, step)
         for bf16 in (False, True)
         for save in (False, True)
     ]
     wanted += [
-        ({"part": "inference", "device": device, "bf16": bf16, "channels_last": last}, inference)
+        ({"part": "inference", "where": device, "bf16": bf16, "channels_last": last}, inference)
         for bf16 in (False, True)
         for last in (False, True)
     ]

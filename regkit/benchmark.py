@@ -25,13 +25,11 @@ recipe, its pairs or the kind of device are others.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -46,7 +44,6 @@ from torch import Tensor
 
 import regkit
 from regkit import classical, io, metrics, models, recipes
-from regkit.book import cost
 from regkit.data import LABELS, Subject, prepared
 from regkit.device import choose_device
 from regkit.evaluate import (
@@ -62,6 +59,7 @@ from regkit.files import alone
 from regkit.models import Registration
 from regkit.names import unknown
 from regkit.recipes import Recipe
+from regkit.record import made_now, peak_memory
 from regkit.spatial import warp
 from regkit.tables import LAMBDA2, TABLES, Printed, Row, Table
 from regkit.train import (
@@ -541,7 +539,7 @@ def run(
                     found |= _optimised(row.method, tests)
             except (ValueError, ImportError) as error:
                 found = {"state": f"left out: {error}"}
-        fresh = {"label": row.label, "key": key, **_made_now(chosen), **_rounded(found)}
+        fresh = {"label": row.label, "key": key, **made_now(chosen), **_rounded(found)}
         if row.note:
             fresh["note"] = row.note
         with _alone(Path(runs) / file.name):
@@ -927,7 +925,7 @@ def _peak(device: torch.device) -> Iterator[list[float]]:
             Path("/proc/self/clear_refs").write_text("5")
     yield found
     cuda = device.type == "cuda"
-    found[0] = torch.cuda.max_memory_allocated(device) / 1e9 if cuda else cost()[1]
+    found[0] = torch.cuda.max_memory_allocated(device) / 1e9 if cuda else peak_memory()
 
 
 def _made(command: str, device: torch.device) -> Json:
@@ -939,35 +937,4 @@ def _made(command: str, device: torch.device) -> Json:
             "regkit": regkit.__version__,
             "torch": torch.__version__,
         },
-    } | _made_now(device)
-
-
-def _made_now(device: torch.device) -> Json:
-    """Where, from what, and when."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "commit": commit(),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-def _processor() -> str:
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    return platform.processor() or platform.machine()
-
-
-def commit() -> str | None:
-    """The commit of the code that runs, if it is a git checkout; and whether it was changed."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + " with changes" * bool(git("status", "--porcelain", "."))
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    } | made_now(device)

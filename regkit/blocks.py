@@ -58,6 +58,11 @@ def recompute(module: nn.Module) -> None:
         module.save_memory = True
 
 
+def raised(x: Tensor) -> Tensor:
+    """In float32 at least: what a head answers, before anything is computed with it."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 class DispHead(nn.Module):
     """Features to a displacement or velocity: (B, c_in, *S) -> (B, d, *S), voxels, float32.
 
@@ -73,8 +78,7 @@ class DispHead(nn.Module):
             nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        return x.float() if x.dtype.itemsize < 4 else x
+        return raised(self.conv(x))
 
 
 def first_weights(module: nn.Module) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from regkit.data.samples import cached
 from regkit.plot import STYLE
 from regkit.recipes import BUDGETS, budget
+from regkit.record import peak_memory
 
 T = TypeVar("T")
 _started = time.perf_counter()
@@ -113,13 +114,8 @@ def check(
 
 
 def cost() -> tuple[float, float]:
-    """Seconds since `setup()`, and the peak memory of this process in GB (NaN on Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return time.perf_counter() - _started, math.nan
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return time.perf_counter() - _started, peak / (1e9 if sys.platform == "darwin" else 1e6)
+    """Seconds since `setup()`, and the peak memory of this process, see `record.peak_memory`."""
+    return time.perf_counter() - _started, peak_memory()
 
 
 def sample(name: str, load: Callable[[], T]) -> T | None:

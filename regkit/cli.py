@@ -431,10 +431,9 @@ def evaluate(
     """Measure a trained model on pairs that it has not seen: of the population, or of --data."""
     import regkit
     from regkit import io, models, recipes
-    from regkit.benchmark import commit
-    from regkit.book import cost
     from regkit.device import choose_device
     from regkit.measure import finite, measure, write_csv
+    from regkit.record import made_now, peak_memory
 
     for file, kind in ((out, "out"), (table, "csv")):
         if file is not None:
@@ -468,10 +467,8 @@ def evaluate(
         with io.staged(out.parent) as folder:
             made = {
                 "command": _typed(),
-                "device": chosen.type,
-                "threads": torch.get_num_threads(),
-                "memory_gb": round(cost()[1], 2),
-                "commit": commit(),
+                **made_now(chosen),
+                "memory_gb": round(peak_memory(), 2),
                 "versions": {"regkit": regkit.__version__, "torch": torch.__version__},
                 "training": model.info,
             }

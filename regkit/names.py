@@ -1,4 +1,4 @@
-"""A name that is not known, and the one that was probably meant."""
+"""What sentences to a user share: names that are not known, and how to install an extra."""
 
 from __future__ import annotations
 
@@ -16,3 +16,11 @@ def unknown(argument: str, name: object, known: Iterable[str]) -> ValueError:
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}" if near else ""
     return ValueError(f"{argument} is {name!r}, expected one of {', '.join(known)}{hint}.")
+
+
+def install(extra: str) -> str:
+    """The command that installs what an extra of pyproject.toml asks for.
+
+    From a clone: no index has the project, and its name there could be taken by anybody.
+    """
+    return f'in a clone of the repository, pip install -e ".[{extra}]"'

@@ -189,7 +189,10 @@ def moved_by(moving: Tensor, angle: float, shift: Sequence[float] = (0.0, 0.0)) 
         angle: degrees.
         shift: voxels, along each axis.
     """
-    theta = rigid_theta(torch.tensor([[math.radians(angle)]]), torch.tensor([list(shift)]))
+    theta = rigid_theta(
+        torch.tensor([[math.radians(angle)]], dtype=torch.float32),
+        torch.tensor([list(shift)], dtype=torch.float32),
+    )
     return warp(moving, affine_to_disp(theta.to(moving), moving.shape[2:]))
 
 

@@ -2,9 +2,12 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from importlib.metadata import entry_points, packages_distributions, version
 from pathlib import Path
 
@@ -65,6 +68,25 @@ def test_constraints_pin_everything_that_pyproject_names_inside_its_bounds():
         if not Requirement(f"{name}{bound}").specifier.contains(pinned[name])
     ]
     assert outside == []
+
+
+def test_the_lock_has_the_sums_of_everything_in_constraints_but_torch():
+    """What torch alone brings differs from index to index, and has a version only."""
+    text = (ROOT / "requirements.lock").read_text()
+    entries = [x for x in re.split(r"(?m)^(?=\w)", text) if not x.startswith("#")]
+    locked = {}
+    for entry in entries:
+        name, version = re.match(r"([\w.-]+)==([\w.]+)", entry).groups()
+        locked[canonicalize_name(name)] = version
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), name
+    assert len(locked) == len(entries)  # each package once
+    pinned = pins("constraints.txt")
+    assert set(DIRECT) - set(locked) == {"torch"}
+    alone = re.compile("torch|triton|nvidia-|cuda-")
+    assert {n for n in pinned if not alone.match(n)} <= set(locked)
+    assert {n: v for n, v in locked.items() if pinned.get(n, v) != v} == {}
+    workflows = [path.read_text() for path in (ROOT / ".github/workflows").glob("*.yml")]
+    assert all("--require-hashes -r requirements.lock" in workflow for workflow in workflows)
 
 
 def test_core_has_lower_bounds_only_and_they_admit_what_colab_has():
@@ -141,6 +163,67 @@ def test_weights_are_small_and_in_the_distribution():
     assert sum(p.stat().st_size for p in present) <= 20_000_000
 
 
+@pytest.fixture(scope="module")
+def distribution(tmp_path_factory) -> Path:
+    """The wheel and the source distribution, built from what git tracks."""
+    folder = tmp_path_factory.mktemp("distribution")
+    source = folder / "source"
+    for name in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines():
+        if re.match("regkit/|README|LICENSE|NOTICE|pyproject", name) and (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    code = "from setuptools import build_meta as b; b.build_wheel('..'); b.build_sdist('..')"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    return folder
+
+
+def test_the_wheel_holds_weights_licence_and_notice_and_nothing_else(distribution):
+    """The weights are made from the MNI152 template, and NOTICE has its terms: they go together."""
+    with zipfile.ZipFile(next(distribution.glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+        (notice,) = (name for name in names if name.endswith("/licenses/NOTICE"))
+        assert wheel.read(notice) == (ROOT / "NOTICE").read_bytes()
+    assert b"MNI152" in (ROOT / "NOTICE").read_bytes()
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+    here = {str(p.relative_to(ROOT)) for p in (ROOT / "regkit/weights").glob("*.safetensors")}
+    assert here and here <= set(names)
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"regkit", "regkit_course"}
+
+
+def test_the_source_distribution_holds_what_the_wheel_is_made_of(distribution):
+    with tarfile.open(next(distribution.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "NOTICE", "README.md", "pyproject.toml", "regkit/py.typed"} <= names
+    assert {str(p.relative_to(ROOT)) for p in (ROOT / "regkit/weights").iterdir()} <= names
+
+
+# ------------------------------------------------------------------------------- the workflows
+
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.y*ml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_runs_pinned_actions_with_rights_to_read(path):
+    """A tag can be moved to other code, a commit cannot. Only the job that publishes may write."""
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    for name, job in workflow["jobs"].items():
+        uses = [step["uses"] for step in job["steps"] if "uses" in step]
+        for action in uses:
+            assert re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}", action), action
+        for step in job["steps"]:
+            if step.get("uses", "").startswith("actions/checkout@"):
+                assert step["with"]["persist-credentials"] is False
+        writes = {k for k, v in job.get("permissions", {}).items() if v == "write"}
+        assert writes == (
+            {"pages", "id-token"} if (path.stem, name) == ("pages", "deploy") else set()
+        )
+        if writes:  # nothing that the project or its dependencies say is run there
+            assert not any("run" in step for step in job["steps"])
+    lines = [line for line in path.read_text().splitlines() if "uses:" in line]
+    assert all(re.search(r"@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line) for line in lines)
+
+
 # ---------------------------------------------------------------------------------- every file
 
 
@@ -163,6 +246,7 @@ def tracked() -> dict[str, str]:
 # Written so that this file does not contain what it looks for.
 FORBIDDEN = {
     "the index's name `regkit` belongs to somebody else": r'pip install (-\S+ )*"?regkit(?!-|\w)',
+    "the index's name `regkit-course` is nobody's yet": r'install (-\S+ )*"?regkit-course\[',
     "the name of a package registry's host": r"py[p]i\.org|python[h]osted\.org|npm[j]s\.",
     "a path of one machine": r"(?<![\w.:/*])/(?:work|root|home/\w+|Users/\w+)/",
     "code in a data file may run when it is read": r"pickle\.loads?\(|allow_pickle=Tru[e]",

@@ -725,4 +725,4 @@ def test_the_command_line_knows_syn(tmp_path, monkeypatch):
     command[-1] = str(tmp_path / "again")
     failed = CliRunner().invoke(app, command)
     assert failed.exit_code == 2 and not (tmp_path / "again").exists()
-    assert "antspyx" in failed.output and 'pip install "regkit-course[baselines]"' in failed.output
+    assert "antspyx" in failed.output and 'pip install -e ".[baselines]"' in failed.output

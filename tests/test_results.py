@@ -3,15 +3,18 @@
 import hashlib
 import json
 import re
+import subprocess
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 
 import figures
+import numpy as np
 import pytest
 import torch
 
-from regkit import models, recipes
+from regkit import models, recipes, record
+from regkit.book import cost
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -71,6 +74,64 @@ def test_the_readme_quotes_the_real_scans():
             file = Path(models.__file__).parents[1] / "weights" / f"{method}.safetensors"
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
             assert digest.startswith(rows[method]["sha256"])
+
+
+# --------------------------------------------------------------------- how the numbers were made
+
+RESULTS = sorted((ROOT / "results").glob("*.json"))
+
+
+def parts(held) -> list[dict]:
+    """Every dictionary in a file of results."""
+    inner = held.values() if isinstance(held, dict) else held if isinstance(held, list) else ()
+    return [held] * isinstance(held, dict) + [part for x in inner for part in parts(x)]
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_result_says_with_what_from_which_code_and_when_it_was_made(path):
+    held = json.loads(path.read_text())
+    made = held.get("made", held)
+    assert made["command"] and re.match("[0-9a-f]{40}", made["commit"])
+    for part in parts(held):
+        if "date" in part:
+            assert re.fullmatch(r"20\d\d-\d\d-\d\d", part["date"])
+        if "device" in part:  # the name of a processor or a GPU, and nothing else
+            assert re.search(r"AMD|Intel|NVIDIA|Apple|CPU, model not recorded", part["device"])
+            assert "thread" not in part["device"]
+        assert part.get("threads", 1) >= 1
+    assert made["date"] and made["device"]
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_no_memory_of_a_process_on_a_cpu_was_read_from_what_survives_exec(path):
+    """Since then `record.peak_memory` reads the process's own; a later number has a later date."""
+    for part in parts(json.loads(path.read_text())):
+        if "memory_gb" in part or "training_memory_gb" in part:
+            on_gpu = "NVIDIA" in part.get("device", "")
+            assert on_gpu or part.get("date", "2026-11-29") > "2026-11-27"
+
+
+def test_peak_memory_is_that_of_this_process_in_units_of_1e9_bytes():
+    """Not that of the process which started it; and it grows with what is held."""
+    code = """if True:
+        import sys
+        import numpy as np
+        from regkit.record import peak_memory
+        before = peak_memory()
+        held = np.ones(25_000_000)  # 0.2e9 bytes
+        print(before, peak_memory() - before)
+    """
+    ours = np.ones(2 * 10**8, dtype=np.int8)  # we are larger than what we start
+    big = np.ones(100_000_000)  # 0.8e9 bytes
+    before, more = map(float, subprocess.check_output([sys.executable, "-c", code]).split())
+    assert record.peak_memory() > 0.8 + 0.2 * len(ours) / 2e8
+    assert 0.19 < more < 0.22 and before < 0.6
+    del big
+
+
+def test_cost_is_the_peak_in_the_same_units():
+    assert cost()[1] == pytest.approx(record.peak_memory(), rel=1e-6)
+    assert record.device_name() and record.made_now()["device"] == record.device_name()
 
 
 # ---------------------------------------------------------------- what chapters 04 to 06 reach

@@ -251,8 +251,8 @@ def test_lists_of_heads_that_do_not_fit(groups):
 def test_training_finds_the_motion():
     motion = {"angle": 5.0, "shift": 30.0, "contrasts": ("t1",)}
     recipe = recipes.get(
-        "rigid_resnet34_2d", "smoke", shape=SHAPE, subjects=6, validation=8, batch=8, steps=120,
-        validate_every=120, warmup=10, options={"width": 8}, motion=motion,
+        "rigid_resnet34_2d", "smoke", shape=SHAPE, subjects=6, validation=8, batch=8, steps=200,
+        validate_every=200, warmup=10, options={"width": 8}, motion=motion,
     )  # fmt: skip
     trained = train.train(recipe, progress=False)
     held_out = moved_heads(8, SHAPE, 1, 8, **motion)

@@ -25,6 +25,7 @@ from torch import Tensor
 from regkit.classical.frame import InFrame, common_frame
 from regkit.classical.linear import LARGEST
 from regkit.io import LPS, Image, read_transform
+from regkit.names import install
 from regkit.transform import Grid, check_one_plane
 
 METRICS = {"mutual_information": "mattes", "correlation": "GC"}
@@ -45,8 +46,7 @@ def load() -> Any:
         import ants
     except ImportError:
         raise ImportError(
-            "ANTs is not installed, expected the package antspyx: "
-            'pip install "regkit-course[baselines]".'
+            f"ANTs is not installed, expected the package antspyx: {install('baselines')}."
         ) from None
     return ants
 

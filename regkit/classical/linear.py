@@ -101,7 +101,7 @@ def fit(
     if levels is not None and levels < 1:
         raise ValueError(f"levels is {levels}, expected 1 or more.")
     size = check_spacing(spacing, d)
-    start = torch.eye(d, d + 1)[None] if theta is None else theta.detach()
+    start = torch.eye(d, d + 1, dtype=torch.float64)[None] if theta is None else theta.detach()
     if search and similarity == "lncc":  # its hills are narrow
         start = fit(moving, fixed, kind, "ncc", start, spacing, iterations, True, levels)
         search, levels = False, 1
@@ -115,7 +115,7 @@ def fit(
         at = _level(moving, fixed, start, shape, size, kind, ENERGIES[similarity])
         if level == 0 and search and kind == "rigid":
             turn, numbers = _search(at, iterations)
-            start = compose_theta(start, rigid_theta(turn[None], torch.zeros(1, d).double(), size))
+            start = compose_theta(start, rigid_theta(turn[None], turn.new_zeros(1, d), size))
             at = at.turned(turn)
         numbers = _descend(at, numbers, iterations)
         if progress is not None:

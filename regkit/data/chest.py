@@ -240,7 +240,7 @@ def breath(
     noise = np.stack([_smooth_noise(random, lattice, 2.0) for _ in range(d)])
     velocity = other * resize(torch.from_numpy(noise).float()[None], shape)
     velocity[:, -1] += torch.from_numpy(deep * fading).float()
-    return integrate(velocity / torch.tensor(spacing).reshape(1, d, *[1] * d))
+    return integrate(velocity / velocity.new_tensor(spacing).reshape(1, d, *[1] * d))
 
 
 class ChestPairs(Dataset):

@@ -155,7 +155,7 @@ def _draw_contrast(random: np.random.Generator, family: str) -> Tensor:
         name = random.choice(list(CONTRASTS))
         means = np.array(CONTRASTS[name][:4])[tissues]
     means = means * random.uniform(0.9, 1.1, len(materials))
-    brightness = torch.zeros(256)
+    brightness = torch.zeros(256, dtype=torch.float32)
     for (labels, _), mean in zip(materials, means, strict=True):
         brightness[list(labels)] = float(mean)
     if random.random() < 0.4:

@@ -158,12 +158,12 @@ def _draw(branches: Iterable[tuple[np.ndarray, float]], size: int) -> Tensor:
 
 
 def _colour(colour: Sequence[float]) -> Tensor:
-    return torch.tensor(colour).reshape(1, 3, 1, 1)
+    return torch.tensor(colour, dtype=torch.float32).reshape(1, 3, 1, 1)
 
 
 def _around(places: Tensor, centre: Sequence[float]) -> Tensor:
     """Distance (1, 1, *S) of the voxels at `places` (2, *S) from a centre."""
-    return (places - torch.tensor(centre).reshape(2, 1, 1)).norm(dim=0)[None, None]
+    return (places - places.new_tensor(centre).reshape(2, 1, 1)).norm(dim=0)[None, None]
 
 
 def _retina(random: np.random.Generator, vessels: Tensor) -> Tensor:

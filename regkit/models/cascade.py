@@ -50,7 +50,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regkit.blocks import CONV, ConvBlock
+from regkit.blocks import CONV, ConvBlock, raised
 from regkit.models.base import RegistrationModel
 from regkit.names import unknown
 from regkit.spatial import affine_to_disp, compose, warp
@@ -149,7 +149,7 @@ class Vtn(RegistrationModel):
         *skips, x = self.encoder(torch.cat([moving, fixed], dim=1))
         for up, skip in zip(self.up, reversed(skips), strict=True):
             x = up(x, skip)
-        return {"disp": SCALE * _cut(self.head(x).float(), fixed.shape[2:])}
+        return {"disp": SCALE * _cut(raised(self.head(x)), fixed.shape[2:])}
 
 
 class AffineStem(nn.Module):
@@ -184,8 +184,8 @@ class AffineStem(nn.Module):
         x = self.encoder(torch.cat([moving, fixed], dim=1))[-1]
         if self.size is None:
             x = ADAPTIVE_POOL[d](x, 2)
-        linear, shift = self.numbers(x.flatten(1)).float().split([d * d, d], dim=1)
-        linear = torch.eye(d, device=linear.device) + linear.reshape(-1, d, d)
+        linear, shift = raised(self.numbers(x.flatten(1))).split([d * d, d], dim=1)
+        linear = torch.eye(d, device=linear.device, dtype=linear.dtype) + linear.reshape(-1, d, d)
         half = linear.new_tensor(shape) / 2
         return torch.cat([linear, (half * shift)[:, :, None]], dim=2)
 

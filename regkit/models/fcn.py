@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regkit.blocks import CONV, MAX_POOL, ConvBlock, DispHead, first_weights, recompute
+from regkit.blocks import CONV, MAX_POOL, ConvBlock, DispHead, first_weights, raised, recompute
 from regkit.models.base import RegistrationModel
 from regkit.spatial import resize, resize_disp
 
@@ -131,7 +131,7 @@ class Fcn(RegistrationModel):
         seen, logits = [moving, fixed], []
         if self.segmentation is not None:
             for image in (moving, fixed):
-                logits.append(resize(self.segmentation(image), shape).float())  # (B, classes, *S)
+                logits.append(raised(resize(self.segmentation(image), shape)))  # (B, classes, *S)
                 seen.append(logits[-1].softmax(dim=1)[:, 1:])
         disp = self.registration(torch.cat(seen, dim=1))
         return {"disp": resize_disp(disp, shape), "logits": tuple(logits)}

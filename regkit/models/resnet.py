@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regkit.blocks import AVERAGE_POOL, CONV, MAX_POOL, ResidualBlock, group_norm
+from regkit.blocks import AVERAGE_POOL, CONV, MAX_POOL, ResidualBlock, group_norm, raised
 from regkit.models.base import RegistrationModel
 from regkit.spatial import affine_to_disp, check_spacing, rigid_theta
 
@@ -99,7 +99,7 @@ class LinearResNet(RegistrationModel):
             pair = AVERAGE_POOL[self.ndim](self.reduce, ceil_mode=True)(pair)
         features = self.features(self.stem(pair))
         features = features.flatten(2).mean(2)  # (B, 8 width)
-        numbers = SCALE * self.numbers(torch.relu(self.hidden(features))).float()
+        numbers = SCALE * raised(self.numbers(torch.relu(self.hidden(features))))
         theta = self.theta(numbers, shape)
         return {"disp": affine_to_disp(theta, shape), "theta": theta}
 
@@ -111,5 +111,5 @@ class LinearResNet(RegistrationModel):
         if self.kind == "rigid":
             return rigid_theta(turn, shift, spacing)
         d = self.ndim
-        matrix = torch.eye(d, device=turn.device) + turn.reshape(-1, d, d)
+        matrix = torch.eye(d, device=turn.device, dtype=turn.dtype) + turn.reshape(-1, d, d)
         return torch.cat([matrix * spacing / spacing[:, None], shift[:, :, None]], dim=2)
