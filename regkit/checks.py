@@ -155,8 +155,9 @@ def beyond_training(model: RegistrationModel, theta: Tensor) -> list[str]:
     if "motion" not in model.info:
         return []
     angle, shift = model.info["motion"]
-    turned = float(metrics.rotation_error(theta, torch.eye(*theta.shape[1:])[None])[0])
-    spacing = torch.tensor(model.info["spacing"])
+    still = torch.eye(*theta.shape[1:], dtype=theta.dtype)
+    turned = float(metrics.rotation_error(theta, still[None])[0])
+    spacing = theta.new_tensor(model.info["spacing"])
     moved = float((theta[0, :, -1] * spacing).abs().max())
     if turned <= angle and moved <= shift:
         return []

@@ -327,7 +327,8 @@ def _need_affine(moving: io.Image, fixed: io.Image) -> bool:
         matrix = classical.align(moving, fixed, "rigid", largest=30_000)
     except ValueError:  # nothing to align by
         return False
-    away = fixed.grid.disp_to(fixed.grid, matrix)[0].movedim(0, -1) * torch.tensor(fixed.spacing)
+    size = torch.tensor(fixed.spacing, dtype=torch.float32)
+    away = fixed.grid.disp_to(fixed.grid, matrix)[0].movedim(0, -1) * size
     bright = fixed.data[0, 0] > fixed.data.mean()
     return bool(away[bright].square().sum(-1).mean().sqrt() > APART)
 
@@ -373,7 +374,8 @@ def _answer(work: _Work, images: tuple[Tensor, Tensor], tell: Progress) -> Tenso
         f"{work.grid.shape} voxels and refine={work.refine}, expected device='cpu', images cropped "
         "to the organ, or refine=0."
     )
-    inner = torch.zeros(1, work.fixed.ndim, *work.grid.shape, device=work.device)
+    shape = 1, work.fixed.ndim, *work.grid.shape
+    inner = torch.zeros(shape, dtype=torch.float32, device=work.device)
     with enough_memory(memory):
         if work.model is not None:
             inner = _network(work, work.model, images, tell)
@@ -580,7 +582,7 @@ def _page(before: Tensor, fixed: io.Image, moved: Tensor, own: Tensor) -> dict[s
     def turned(x: Tensor) -> Tensor:
         return x.permute(axes).flip(flipped)
 
-    signs = torch.tensor([float(sign) for _, sign in order]).reshape(1, -1, *[1] * fixed.ndim)
+    signs = own.new_tensor([float(sign) for _, sign in order]).reshape(1, -1, *[1] * fixed.ndim)
     letters: tuple[str, ...] = ()
     if fixed.physical:
         codes = nibabel.aff2axcodes(fixed.affine)

@@ -327,7 +327,7 @@ class Transform:
     @classmethod
     def affine(cls, fixed: Grid, moving: Grid, matrix: np.ndarray | None = None) -> Transform:
         """A map without displacement; without a matrix, what the two headers say."""
-        disp = torch.zeros(1, fixed.ndim, *fixed.shape)
+        disp = torch.zeros(1, fixed.ndim, *fixed.shape, dtype=torch.float32)
         return cls(fixed, moving, np.eye(4) if matrix is None else np.asarray(matrix), disp)
 
     @classmethod

@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from typer.testing import CliRunner
 
@@ -243,3 +244,68 @@ def test_an_interrupted_command_leaves_nothing(pair, tmp_path, monkeypatch):
     )
     assert result.exit_code != 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f.nii.gz", "m.nii.gz"]
+
+
+# apply ------------------------------------------------------------------------------------------
+
+
+def test_apply_takes_a_series_and_a_displacement_of_simpleitk(pair, tmp_path):
+    out = tmp_path / "out"
+    run("register", *pair, "-o", out, "--method", "rigid")
+    one = nibabel.load(pair[0])
+    values = np.asarray(one.dataobj)
+    nibabel.save(
+        nibabel.Nifti1Image(np.stack([values, 2 * values], -1), one.affine), tmp_path / "s.nii.gz"
+    )
+    run("apply", tmp_path / "s.nii.gz", out / "disp.nii.gz", "-o", tmp_path / "m.nii.gz")
+    moved = nibabel.load(tmp_path / "m.nii.gz").get_fdata()
+    first = nibabel.load(out / "moved.nii.gz").get_fdata()
+    np.testing.assert_allclose(moved[..., 0], first, atol=1e-3 * np.ptp(first))
+    np.testing.assert_allclose(moved[..., 1], 2 * moved[..., 0], atol=1e-3 * np.ptp(first))
+    field = sitk.ReadImage(str(out / "disp.nii.gz"), sitk.sitkVectorFloat64)
+    sitk.WriteImage(field, str(tmp_path / "d.mha"))
+    run("apply", pair[0], tmp_path / "d.mha", "-o", tmp_path / "again.nii.gz")
+    again = nibabel.load(tmp_path / "again.nii.gz").get_fdata()
+    np.testing.assert_allclose(again, first, atol=1e-3 * np.ptp(first))
+
+
+def test_apply_takes_a_matrix_with_the_image_whose_grid_is_wanted(pair, tmp_path):
+    shift = sitk.TranslationTransform(3, (4.0, 0.0, 0.0))
+    sitk.WriteTransform(shift, str(tmp_path / "0GenericAffine.mat"))
+    command = ["apply", pair[0], tmp_path / "0GenericAffine.mat", "-o", tmp_path / "m.nii.gz"]
+    assert "expected with it the fixed image" in run(*command, code=2).stderr
+    run(*command, "--like", pair[1])
+    image = sitk.ReadImage(str(pair[0]))
+    theirs = sitk.Resample(image, sitk.ReadImage(str(pair[1])), shift, sitk.sitkLinear, -1.0)
+    theirs = sitk.GetArrayFromImage(theirs).T
+    ours = nibabel.load(tmp_path / "m.nii.gz").get_fdata()
+    seen = theirs >= 0
+    assert seen.mean() > 0.5 and np.abs(ours - theirs)[seen].max() < 0.01 * np.ptp(ours)
+
+
+def test_apply_refuses_a_field_that_lies_elsewhere(pair, tmp_path):
+    affine = nibabel.load(pair[1]).affine.copy()
+    affine[0, 3] += 1000
+    grid = Grid((30, 34), affine, across=2)
+    io.write_transform(Transform.affine(grid, grid), tmp_path / "d.nii.gz")
+    before = sorted(tmp_path.iterdir())
+    failed = run("apply", pair[0], tmp_path / "d.nii.gz", "-o", tmp_path / "m.nii.gz", code=2)
+    assert "disp leads nowhere into image" in failed.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_outside_a_map_of_z_values_lies_zero(tmp_path):
+    """A slab of values between -8 and 8, on a larger grid: as ITK and ANTs fill it."""
+    index = np.indices((40, 40, 40))
+    inside = np.sqrt(((index - 19.5) ** 2).sum(0)) < 12
+    z = np.where(inside, 8 * np.sin(index[0] / 3), 0).astype(np.float32)
+    affine = np.diag([2.0, 2, 2, 1])
+    up = affine.copy()
+    up[2, 3] += 16
+    nibabel.save(nibabel.Nifti1Image(z[:, :, 8:32], up), tmp_path / "z.nii.gz")
+    grid = Grid((40, 40, 40), affine)
+    io.write_transform(Transform.affine(grid, grid), tmp_path / "d.nii.gz")
+    run("apply", tmp_path / "z.nii.gz", tmp_path / "d.nii.gz", "-o", tmp_path / "m.nii.gz")
+    moved = nibabel.load(tmp_path / "m.nii.gz").get_fdata()
+    assert (moved[:, :, :7] == 0).all() and (moved[:, :, 33:] == 0).all()
+    np.testing.assert_allclose(moved[:, :, 8:32], z[:, :, 8:32], atol=1e-4)

@@ -5,6 +5,7 @@ import importlib
 import pytest
 import torch
 
+import regkit
 from regkit import classical, data, losses, metrics, models
 from regkit.data import chest, rigid, vessels
 from regkit.data.anatomies import anatomies
@@ -97,3 +98,16 @@ def test_a_model_made_before_answers_the_same_afterwards(request, name):
     assert after.disp.dtype == before.disp.dtype == torch.float32
     assert torch.allclose(before.disp, after.disp, atol=1e-6)
     assert made.disp.dtype == torch.float64
+
+
+@pytest.mark.parametrize("method", ["vxm_diff_brain_2d", "rigid", "rigid_resnet34_2d"])
+def test_register_is_the_same(request, method):
+    found = []
+    for _ in range(2):
+        moving, fixed = (x[0, 0].numpy() for x in pair())
+        result = regkit.register(moving, fixed, method, affine="auto", refine=2)
+        assert result.disp.dtype == result.moved.dtype == torch.float32
+        found.append(result.disp)
+        if len(found) == 1:
+            request.getfixturevalue("double")
+    torch.testing.assert_close(*found, atol=1e-2, rtol=0)

@@ -327,3 +327,25 @@ def test_nothing_of_the_input_header_is_written(tmp_path):
     io.write_image(read.data, read.affine, tmp_path / "out.nii")
     content = (tmp_path / "out.nii").read_bytes()
     assert b"Roe" not in content and b"Jane" not in content
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.bfloat16]
+)
+def test_every_kind_of_number_can_be_written(tmp_path, dtype):
+    """nibabel refuses 64-bit integers and half precision; a label map may come as either."""
+    values = torch.arange(24).reshape(1, 1, 2, 3, 4) % 2
+    io.write_image(values.to(dtype), np.eye(4), tmp_path / "a.nii.gz")
+    assert torch.equal(io.read(tmp_path / "a.nii.gz", labels=True).data, values.int())
+    with pytest.raises(ValueError, match="holds labels beyond 2"):
+        io.write_image(values + 2**40, np.eye(4), tmp_path / "b.nii.gz")
+
+
+def test_a_picture_s_resolution_for_printing_is_no_voxel_size(tmp_path):
+    picture = Picture.fromarray(np.arange(120, dtype=np.uint8).reshape(10, 12))
+    for name, dpi in (("a.tif", 72), ("b.tif", 300)):
+        picture.save(tmp_path / name, dpi=(dpi, dpi))
+        image = io.read(tmp_path / name)
+        assert image.spacing == (1.0, 1.0) and "resolution for printing" in image.notes[0]
+    picture.save(tmp_path / "c.tif")
+    assert io.read(tmp_path / "c.tif").notes == ()

@@ -726,3 +726,87 @@ def test_the_command_line_knows_syn(tmp_path, monkeypatch):
     failed = CliRunner().invoke(app, command)
     assert failed.exit_code == 2 and not (tmp_path / "again").exists()
     assert "antspyx" in failed.output and 'pip install -e ".[baselines]"' in failed.output
+
+
+# what must not come out wrong, or in silence ----------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [20.0, 50.0])
+def test_voxels_of_centimetres_are_refused_before_anything_is_allotted(network, size):
+    """A header in micrometres read as mm: 40 voxels of 50 mm are 700 million of a network's."""
+    model = network([0.0, 0.0, 0.0], spacing=[2.2, 2.2, 2.2])
+    image = nifti(blobs((40, 40, 40)), np.diag([size, size, size, 1]))
+    with pytest.raises(ValueError, match=r"fixed covers .* mm, \d+ million voxels .* in mm"):
+        regkit.register(image, image, "constant.safetensors", affine=False)
+    assert model.seen == []
+
+
+def test_a_rigid_search_without_an_affine_step_is_refused():
+    image = blobs((20, 22))
+    with pytest.raises(ValueError, match="affine is False and method 'rigid', expected one of"):
+        regkit.register(image, np.roll(image, 5, 0), "rigid", affine=False)
+
+
+def test_auto_reads_one_network_and_draws_no_random_number(monkeypatch):
+    loaded, load = [], models.load
+    monkeypatch.setattr(models, "load", lambda name: loaded.append(name) or load(name))
+    image = blobs((32, 36))
+    torch.manual_seed(7)
+    state = torch.random.get_rng_state()
+    regkit.register(image, image)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert loaded == ["vxm_diff_brain_2d"]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("way", [{}, {"method": "rigid"}])
+def test_a_slice_is_2d_whichever_of_its_axes_has_one_voxel(axis, way):
+    """The same two slices in each plane: the same answer, and files with their axis in place."""
+    a, b = (x.image[0].numpy() for x in population(2, (48, 56), seed=5))
+    images = [
+        nibabel.Nifti1Image(np.expand_dims(x, axis), np.diag([2.2] * 3 + [1])) for x in (a, b)
+    ]
+    upright = [nibabel.Nifti1Image(x[..., None], np.diag([2.2] * 3 + [1])) for x in (a, b)]
+    found, axial = regkit.register(*images, **way), regkit.register(*upright, **way)
+    assert found.disp.shape == (1, 2, 48, 56)
+    torch.testing.assert_close(found.disp, axial.disp, atol=0.01, rtol=0)
+    assert found.transform.fixed.across == axis
+
+
+def test_before_and_after_are_sampled_in_one_way():
+    """One picture at 0.5 and at 2 mm, aligned: nothing gets worse, and nothing is noise."""
+    (subject,) = population(1, (384, 448), seed=5)
+    fine = subject.image[0].numpy()
+    noise = np.random.default_rng(0).normal(0, 0.15, fine.shape).astype(np.float32)
+    fine = fine + noise * (fine > 0)
+    small = fine.reshape(96, 4, 112, 4).mean((1, 3))
+    affines = np.diag([0.5, 0.5, 0.5, 1]), np.diag([2.0, 2, 2, 1])
+    affines[1][:2, 3] = 0.75
+    images = (nifti(x, affine) for x, affine in zip((fine, small), affines, strict=True))
+    result = regkit.register(*images, method="rigid")
+    assert result.metrics["lncc"]["after"] >= result.metrics["lncc"]["before"] - 0.01
+    assert result.warnings == []
+    moved, inside = result.moved[0, 0].numpy(), small > 0.1
+    grid = result.transform.moving
+    ideal = resample(torch.from_numpy(fine)[None, None], grid, result.transform.fixed)[0, 0].numpy()
+    errors = [np.sqrt(((x - small)[inside] ** 2).mean()) for x in (moved, ideal)]
+    assert errors[0] < 1.3 * errors[1]
+
+
+def test_a_2d_affine_that_shrinks_by_half_is_no_tilted_plane():
+    (subject,) = population(1, (96, 112), seed=2)
+    half = np.diag([0.5, 0.5, 1, 1])
+    grid = Grid(subject.grid.shape, subject.affine)
+    moving = resample(subject.image[None], grid, grid, matrix=np.linalg.inv(half))
+    pair = nifti(moving[0, 0].numpy(), subject.affine), nifti(subject.image[0].numpy(), grid.affine)
+    result = regkit.register(*pair, "affine")
+    assert result.metrics["ncc"]["after"] > 0.95
+    assert np.linalg.det(result.theta[0, :, :2]) == pytest.approx(0.25, rel=0.1)
+
+
+def test_a_slice_of_a_volume_beside_a_file_of_two_axes_is_warned_of(network):
+    network([0.0, 0.0])
+    values = blobs((30, 34))
+    flat, volume = nibabel.Nifti1Image(values, RAS), nibabel.Nifti1Image(values[..., None], RAS)
+    said = regkit.register(flat, volume, "constant.safetensors", False).warnings
+    assert ["fixed is a slice of a volume" in sentence for sentence in said] == [True]
