@@ -452,7 +452,7 @@ def _bring_back(work: _Work, inner: Tensor) -> Transform:
 def _judge(work: _Work, transform: Transform) -> Result:
     """The moved image, measured beside the moving one where its header puts it, and judged."""
     moving, fixed = work.moving, work.fixed
-    fill = float(background(moving.data))
+    fill = background(moving.data)
     source = transform.antialiased(moving.data)  # one image for both, or blur would look like gain
     disp, own = transform.voxels(), transform.voxels(fixed.grid)
     moved = pull(source, disp, fill=fill)

@@ -198,35 +198,41 @@ def background(image: Tensor) -> Tensor:
     """What lies outside an image (B, C, *S): the median of its edges, of a slice its corners.
 
     It is 0 for a brain without skull and for a map of z values, and air, about -1000, for a CT.
+
+    Returns:
+        (B, C, 1, ...), one value an image.
     """
-    d = image.ndim - 2
-    values = image.movedim(1, -1).movedim(0, -1)  # (*S, C, B)
-    ends = torch.tensor([0, -1])
+    d, shape = image.ndim - 2, image.shape[2:]
+    ends = [torch.tensor([0, n - 1], device=image.device) for n in shape]
     edges = []
     for along in range(d if d == 3 else 1):  # the edges of a box run along one axis each
-        at = values
+        at = image
         for axis in range(d):
             if d == 2 or axis != along:
-                at = at.index_select(axis, ends.to(image.device) % values.shape[axis])
-        edges.append(at.reshape(-1))
-    return torch.cat(edges).median()
+                at = at.index_select(axis + 2, ends[axis])
+        edges.append(at.flatten(2))
+    return torch.cat(edges, dim=2).median(dim=2).values.reshape(*image.shape[:2], *[1] * d)
 
 
-def pull(image: Tensor, disp: Tensor, mode: str = "linear", fill: float | None = None) -> Tensor:
+def pull(
+    image: Tensor, disp: Tensor, mode: str = "linear", fill: float | Tensor | None = None
+) -> Tensor:
     """`regkit.spatial.warp`, with a value of one's own outside the image.
 
     Args:
         image: (B, C, *M). disp: (B, d, *S), voxels. mode: "linear", or "nearest" for label maps.
-        fill: the value outside; by default 0 for "nearest", else that of `background`.
+        fill: the value outside, one number or (B, C, 1, ...); by default 0 for "nearest", else that
+            of `background`.
     """
     if fill is None:
-        fill = 0.0 if mode == "nearest" else float(background(image))
-    if fill == 0:
+        fill = 0.0 if mode == "nearest" else background(image)
+    outside = torch.as_tensor(fill).to(image)
+    if not outside.any():
         return warp(image, disp, mode)
     if mode == "nearest":
         inside = warp(torch.ones_like(image), disp, mode)
-        return torch.where(inside > 0, warp(image, disp, mode), torch.tensor(fill).to(image))
-    return warp(image - fill, disp) + fill
+        return torch.where(inside > 0, warp(image, disp, mode), outside)
+    return warp(image - outside, disp) + outside
 
 
 def blur(image: Tensor, step: np.ndarray | Sequence[float]) -> Tensor:
@@ -266,7 +272,7 @@ def resample(
     to_old = new.map_to(grid, matrix)
     if new.shape == grid.shape and np.allclose(to_old, np.eye(len(to_old)), atol=1e-6):
         return image
-    fill = 0.0 if mode == "nearest" else float(background(image))
+    fill = 0.0 if mode == "nearest" else background(image)
     if mode == "linear":
         image = blur(image, _step(to_old))
     return pull(image, new.disp_to(grid, matrix), mode, fill)
@@ -361,10 +367,11 @@ class Transform:
             fill: the value outside the image; by default 0 for "nearest", else its `background`.
         """
         data, grid = self._of_moving(image)
-        if fill is None:
-            fill = 0.0 if mode == "nearest" else float(background(data))
+        outside: float | Tensor | None = fill
+        if fill is None and mode == "linear":
+            outside = background(data)
         source = self.antialiased(data, grid) if mode == "linear" else data
-        return pull(source, self.voxels(grid), mode, fill)
+        return pull(source, self.voxels(grid), mode, outside)
 
     def antialiased(self, data: Tensor, grid: Grid | None = None) -> Tensor:
         """An image (1, C, *M) in the moving space, without what fixed voxels cannot show."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from scipy import ndimage
 from typer.testing import CliRunner
 
 import regkit
@@ -279,8 +280,9 @@ def test_apply_takes_a_matrix_with_the_image_whose_grid_is_wanted(pair, tmp_path
     theirs = sitk.Resample(image, sitk.ReadImage(str(pair[1])), shift, sitk.sitkLinear, -1.0)
     theirs = sitk.GetArrayFromImage(theirs).T
     ours = nibabel.load(tmp_path / "m.nii.gz").get_fdata()
-    seen = theirs >= 0
-    assert seen.mean() > 0.5 and np.abs(ours - theirs)[seen].max() < 0.01 * np.ptp(ours)
+    seen = ndimage.binary_erosion(theirs[..., 0] >= 0)  # at the border each pads in its way
+    assert seen.mean() > 0.5
+    assert np.abs(ours - theirs)[seen].max() < 0.01 * np.ptp(ours)
 
 
 def test_apply_refuses_a_field_that_lies_elsewhere(pair, tmp_path):
