@@ -258,8 +258,8 @@ def test_apply_takes_a_series_and_a_displacement_of_simpleitk(pair, tmp_path):
     nibabel.save(
         nibabel.Nifti1Image(np.stack([values, 2 * values], -1), one.affine), tmp_path / "s.nii.gz"
     )
-    run("apply", tmp_path / "s.nii.gz", out / "disp.nii.gz", "-o", tmp_path / "m.nii.gz")
-    moved = nibabel.load(tmp_path / "m.nii.gz").get_fdata()
+    run("apply", tmp_path / "s.nii.gz", out / "disp.nii.gz", "-o", tmp_path / "moved.nii.gz")
+    moved = nibabel.load(tmp_path / "moved.nii.gz").get_fdata()
     first = nibabel.load(out / "moved.nii.gz").get_fdata()
     np.testing.assert_allclose(moved[..., 0], first, atol=1e-3 * np.ptp(first))
     np.testing.assert_allclose(moved[..., 1], 2 * moved[..., 0], atol=1e-3 * np.ptp(first))
@@ -273,13 +273,13 @@ def test_apply_takes_a_series_and_a_displacement_of_simpleitk(pair, tmp_path):
 def test_apply_takes_a_matrix_with_the_image_whose_grid_is_wanted(pair, tmp_path):
     shift = sitk.TranslationTransform(3, (4.0, 0.0, 0.0))
     sitk.WriteTransform(shift, str(tmp_path / "0GenericAffine.mat"))
-    command = ["apply", pair[0], tmp_path / "0GenericAffine.mat", "-o", tmp_path / "m.nii.gz"]
+    command = ["apply", pair[0], tmp_path / "0GenericAffine.mat", "-o", tmp_path / "moved.nii.gz"]
     assert "expected with it the fixed image" in run(*command, code=2).stderr
     run(*command, "--like", pair[1])
     image = sitk.ReadImage(str(pair[0]))
     theirs = sitk.Resample(image, sitk.ReadImage(str(pair[1])), shift, sitk.sitkLinear, -1.0)
     theirs = sitk.GetArrayFromImage(theirs).T
-    ours = nibabel.load(tmp_path / "m.nii.gz").get_fdata()
+    ours = nibabel.load(tmp_path / "moved.nii.gz").get_fdata()
     seen = ndimage.binary_erosion(theirs[..., 0] >= 0)  # at the border each pads in its way
     assert seen.mean() > 0.5
     assert np.abs(ours - theirs)[seen].max() < 0.01 * np.ptp(ours)
@@ -291,7 +291,7 @@ def test_apply_refuses_a_field_that_lies_elsewhere(pair, tmp_path):
     grid = Grid((30, 34), affine, across=2)
     io.write_transform(Transform.affine(grid, grid), tmp_path / "d.nii.gz")
     before = sorted(tmp_path.iterdir())
-    failed = run("apply", pair[0], tmp_path / "d.nii.gz", "-o", tmp_path / "m.nii.gz", code=2)
+    failed = run("apply", pair[0], tmp_path / "d.nii.gz", "-o", tmp_path / "moved.nii.gz", code=2)
     assert "disp leads nowhere into image" in failed.stderr
     assert sorted(tmp_path.iterdir()) == before
 
@@ -307,7 +307,7 @@ def test_outside_a_map_of_z_values_lies_zero(tmp_path):
     nibabel.save(nibabel.Nifti1Image(z[:, :, 8:32], up), tmp_path / "z.nii.gz")
     grid = Grid((40, 40, 40), affine)
     io.write_transform(Transform.affine(grid, grid), tmp_path / "d.nii.gz")
-    run("apply", tmp_path / "z.nii.gz", tmp_path / "d.nii.gz", "-o", tmp_path / "m.nii.gz")
-    moved = nibabel.load(tmp_path / "m.nii.gz").get_fdata()
+    run("apply", tmp_path / "z.nii.gz", tmp_path / "d.nii.gz", "-o", tmp_path / "moved.nii.gz")
+    moved = nibabel.load(tmp_path / "moved.nii.gz").get_fdata()
     assert (moved[:, :, :7] == 0).all() and (moved[:, :, 33:] == 0).all()
     np.testing.assert_allclose(moved[:, :, 8:32], z[:, :, 8:32], atol=1e-4)
