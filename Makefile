@@ -2,7 +2,7 @@
 # make test        lint, types, unit tests, every notebook at budget smoke
 # make test-site   open every page of the book in a browser
 # make test-cpu    every notebook at budget cpu (minutes each)
-# make attack      ten thousand damaged inputs, from a seed (COUNT=, SEED=; about half an hour)
+# make attack      ten thousand damaged inputs, from a seed (COUNT=, SEED=; about four minutes)
 # make notebooks   execute the notebooks at budget cpu and write them (NAMES="01 03" for some)
 # make bench       speed and memory beside other libraries, into results/ (under ten minutes)
 # make gpu-results all tables of Sun (2025) in 3D on a GPU, into results/; run again, it goes on
