@@ -29,6 +29,7 @@ _MODULES = (
     "recipes",
     "spatial",
     "train",
+    "transform",
     "widgets",
 )
 __all__ = ["Result", "__version__", "register", *_MODULES]
