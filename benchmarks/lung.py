@@ -205,7 +205,7 @@ def plan(pair: Lung, segments: bool, steps: int, subjects: int) -> Recipe:
         changed = {"options": {}, "weights": weights}
     return replace(
         recipe,
-        shape=pair.grid[0],
+        shape=pair.grid.shape,
         steps=steps,
         validate_every=max(1, steps // 4),
         subjects=subjects,

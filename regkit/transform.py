@@ -32,7 +32,9 @@ from regkit.spatial import affine_to_disp, check_disp, jacobian_determinant, war
 # An image on new voxels is blurred first where these are wider than so many of the old ones. Below,
 # interpolating between the old voxels averages enough.
 COARSER = 1.5
-FULL_WIDTH = 2.355  # of a Gaussian at half its height, in standard deviations
+# A voxel is seen as a Gaussian of this standard deviation, in its widths: between that of a box (0.29)
+# and that of a Gaussian which is as wide as the voxel at half its height (0.42).
+VOXEL = 0.4
 
 
 # grids ------------------------------------------------------------------------------------------
@@ -239,17 +241,17 @@ def blur(image: Tensor, step: np.ndarray | Sequence[float]) -> Tensor:
     """Blur voxels of width 1 to voxels of width `step`, axis by axis, so that detail which the new
     voxels cannot show does not turn into noise.
 
-    A voxel is seen as a Gaussian of its width at half height; widths add up in squares. Axes along
-    which the new voxels are at most `COARSER` old ones are left as they are.
+    A voxel is seen as a Gaussian, see `VOXEL`; variances add up. Axes along which the new voxels are
+    at most `COARSER` old ones are left as they are.
 
     Args:
         image: (B, C, *S) on the CPU. step: (d,), the new voxel in old ones.
     """
     wide = np.asarray(step, dtype=np.float64)
-    sigma = np.where(wide > COARSER, np.sqrt(np.maximum(wide**2 - 1, 0)) / FULL_WIDTH, 0.0)
+    sigma = np.where(wide > COARSER, VOXEL * np.sqrt(np.maximum(wide**2 - 1, 0)), 0.0)
     if not sigma.any():
         return image
-    blurred = ndimage.gaussian_filter(image.numpy(), (0, 0, *sigma), mode="nearest", truncate=3)
+    blurred = ndimage.gaussian_filter(image.numpy(), (0, 0, *sigma), mode="nearest")
     return torch.from_numpy(blurred)
 
 

@@ -36,6 +36,7 @@ import torch
 
 from regkit import benchmark, cli, io, models, tables, train
 from regkit.data import prepared
+from regkit.transform import Grid
 
 sys.path.append(str(Path(__file__).parents[1] / "data_scripts"))
 import archives  # noqa: E402
@@ -252,7 +253,7 @@ def nifti_headers(home: Path) -> Callable:
         path = room / ("m.nii.gz" if packed else "m.nii")
         path.write_bytes(gzip.compress(raw) if packed else raw)
         if rng.random() < 0.2:
-            io.read_displacement(path, np.eye(4))
+            io.read_transform(path, Grid((12, 13, 11), np.eye(4)))
         else:
             _sound(io.read(path, "moving", labels=rng.random() < 0.3))
 

@@ -202,6 +202,7 @@ def stop(*arguments, real=io.write_image):
     real(*arguments)
     os.kill(os.getpid(), getattr(signal, name))
 name = sys.argv.pop()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 io.write_image = stop
 cli.app()
 """

@@ -12,7 +12,7 @@ def test_a_name_that_is_not_known_gets_the_nearest_one():
 
 def test_where_there_is_nothing_to_choose_from_the_sentence_says_so():
     error = unknown("contrast", "T9", [])
-    assert str(error) == "contrast is 'T9', and there is none here to choose from."
+    assert str(error) == "contrast is 'T9', expected none: there is nothing to choose from."
 
 
 def test_an_extra_is_installed_from_a_clone():

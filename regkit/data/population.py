@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 from regkit import spatial
 from regkit.data.cache import cache_folder, source_hash, written_once
 from regkit.spatial import compose, identity_grid, integrate, warp
-from regkit.transform import Grid
+from regkit.transform import VOXEL, Grid
 
 FIELD_OF_VIEW = np.array([176.0, 211.2, 176.0])  # mm: the whole brain, its CSF, and room to move
 CENTRE = np.array([0.0, -17.0, 5.0])  # MNI mm
@@ -250,7 +250,7 @@ def _on_grid(shape: Sequence[int]) -> tuple[Tensor, Tensor, np.ndarray]:
         k = round((SLICE_Z - affine[2, 3]) / affine[2, 2])
         maps, labels = maps[..., k], labels[..., k]
     if spacing > 1:  # a coarse voxel averages what it covers
-        sigma = 0.4 * np.sqrt(spacing**2 - 1)
+        sigma = VOXEL * np.sqrt(spacing**2 - 1)
         maps = np.stack([ndimage.gaussian_filter(m, sigma) for m in maps])
     labels = _thicken(labels, [1.0] * len(shape), 3 * spacing)
     return torch.from_numpy(maps)[None], torch.from_numpy(labels)[None, None], affine
