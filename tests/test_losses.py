@@ -188,6 +188,15 @@ def test_correlations_of_large_numbers_are_those_of_float64(offset, scale):
     assert float(losses.mse(a, b)) == pytest.approx(same, rel=1e-5)
 
 
+def test_ncc_of_a_small_signal_on_a_large_number():
+    """The mean of 1e5 is rounded by a hundredth, a tenth of the signal: it is taken off twice."""
+    a, b = (1e5 + 0.1 * x.float() for x in images((40, 40, 40)))
+    b = (a + b) / 2
+    assert float(losses.ncc(a, b)) == pytest.approx(
+        float(losses.ncc(a.double(), b.double())), abs=1e-6
+    )
+
+
 @pytest.mark.parametrize("scale", [1e-38, 1e38])
 def test_mutual_information_of_numbers_at_the_ends_of_float32(scale):
     a, b = (x.float() for x in images((20, 20)))
