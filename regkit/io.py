@@ -230,13 +230,8 @@ def _nibabel_affine(image: Any, name: str) -> tuple[np.ndarray | None, tuple[str
     header = image.header
     size, found = _unit(header), []
     for kind in ("sform", "qform"):
-        if hasattr(header, f"get_{kind}"):
-            try:
-                matrix = getattr(header, f"get_{kind}")(coded=True)[0]
-            except Exception:  # a quaternion that is no rotation
-                matrix = np.full((4, 4), np.nan)
-            if matrix is not None:
-                found.append((kind, size @ np.asarray(matrix, dtype=np.float64)))
+        if (matrix := _matrix(header, kind)) is not None:
+            found.append((kind, size @ matrix))
     if not found:  # neither is set, or another format of nibabel with one affine only
         plain = image.affine if image.affine is not None else header.get_best_affine()
         plain = size @ np.asarray(plain, dtype=np.float64)
@@ -259,6 +254,17 @@ def _nibabel_affine(image: Any, name: str) -> tuple[np.ndarray | None, tuple[str
                 "the sform is used.",
             )
     return affine, ()
+
+
+def _matrix(header: Any, kind: str) -> np.ndarray | None:
+    """The sform or qform that a header holds, if its code says so; NaN where it makes no sense."""
+    if not hasattr(header, f"get_{kind}"):
+        return None
+    try:
+        matrix = getattr(header, f"get_{kind}")(coded=True)[0]
+    except Exception:  # a quaternion that is no rotation
+        return np.full((4, 4), np.nan)
+    return None if matrix is None else np.asarray(matrix, dtype=np.float64)
 
 
 def _unit(header: Any) -> np.ndarray:
@@ -315,10 +321,9 @@ def _apart_sentence(
 def _itk_choice(image: Any, theirs: np.ndarray) -> str:
     """What of a header ITK has taken."""
     header, shape = image.header, image.shape
-    qform = header.get_qform(coded=True)[0] if hasattr(header, "get_qform") else None
+    qform, sform = _matrix(header, "qform"), _matrix(header, "sform")
     if qform is not None and corners_apart(_unit(header) @ qform, theirs, shape) < 1e-2:
         return "its qform"
-    sform = header.get_sform(coded=True)[0] if hasattr(header, "get_sform") else None
     if sform is not None or qform is not None:
         return "its voxel sizes, pixdim, in place of those of its matrix"
     return "its voxel sizes alone, from a corner at 0"

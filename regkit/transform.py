@@ -32,8 +32,8 @@ from regkit.spatial import affine_to_disp, check_disp, jacobian_determinant, war
 # An image on new voxels is blurred first where these are wider than so many of the old ones. Below,
 # interpolating between the old voxels averages enough.
 COARSER = 1.5
-# A voxel is seen as a Gaussian of this standard deviation, in its widths: between that of a box (0.29)
-# and that of a Gaussian which is as wide as the voxel at half its height (0.42).
+# A voxel is seen as a Gaussian of this standard deviation, in its widths: between that of a box,
+# 0.29, and that of a Gaussian which is as wide as the voxel at half its height, 0.42.
 VOXEL = 0.4
 
 
@@ -177,7 +177,8 @@ def usable(affine: np.ndarray) -> bool:
 
 def corners_apart(a: np.ndarray, b: np.ndarray, shape: Sequence[int]) -> float:
     """How far two affines put one corner of a grid from each other at most, mm."""
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in (*shape, 1)[:3]])).reshape(3, -1)
+    sizes = (*shape, 1, 1)[:3]
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in sizes])).reshape(3, -1)
     return float(np.linalg.norm((a - b)[:3, :3] @ corners + (a - b)[:3, 3:], axis=0).max())
 
 
@@ -241,8 +242,8 @@ def blur(image: Tensor, step: np.ndarray | Sequence[float]) -> Tensor:
     """Blur voxels of width 1 to voxels of width `step`, axis by axis, so that detail which the new
     voxels cannot show does not turn into noise.
 
-    A voxel is seen as a Gaussian, see `VOXEL`; variances add up. Axes along which the new voxels are
-    at most `COARSER` old ones are left as they are.
+    A voxel is seen as a Gaussian, see `VOXEL`; variances add up. Axes along which the new voxels
+    are at most `COARSER` old ones are left as they are.
 
     Args:
         image: (B, C, *S) on the CPU. step: (d,), the new voxel in old ones.
