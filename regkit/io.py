@@ -231,7 +231,8 @@ def _nibabel_affine(image: Any, name: str) -> tuple[np.ndarray | None, tuple[str
     size, found = _unit(header), []
     for kind in ("sform", "qform"):
         if (matrix := _matrix(header, kind)) is not None:
-            found.append((kind, size @ matrix))
+            with np.errstate(all="ignore"):  # `usable` looks at what is no number
+                found.append((kind, size @ matrix))
     if not found:  # neither is set, or another format of nibabel with one affine only
         plain = image.affine if image.affine is not None else header.get_best_affine()
         plain = size @ np.asarray(plain, dtype=np.float64)
