@@ -202,7 +202,8 @@ def stop(*arguments, real=io.write_image):
     real(*arguments)
     os.kill(os.getpid(), getattr(signal, name))
 name = sys.argv.pop()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by jobs in the background
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and by those of nohup
 io.write_image = stop
 cli.app()
 """
