@@ -6,7 +6,7 @@
 "ptbp_brain" gives `ptbp_slices`: axial T1 slices of 25 children, 4 tissues. Children are divided by
 name: 7 to test on (`TEST`), 18 to learn from, of whom one (`FIXED`) is the image that all others go
 to. The skull is taken away by the union of the tissues. The slabs come aligned, on one grid: an
-affine map between two of them adds less than half a point to their Dice (benchmarks/real_scans.py),
+affine map between two of them adds less than half a point to their Dice (studies/real_scans.py),
 so none is applied. Of a child to learn from these are the slices at five heights, 1 mm apart, as
 all go to the middle one; of a child to test on it is the middle one alone. The segmentation is
 automatic and driven by intensity: its Dice rewards matching tissue, not anatomy alone.

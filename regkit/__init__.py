@@ -16,19 +16,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = (
-    "benchmark",
     "book",
     "classical",
     "data",
-    "evaluate",
     "io",
     "losses",
     "metrics",
     "models",
+    "papers",
     "plot",
-    "recipes",
     "spatial",
-    "train",
+    "training",
     "transform",
     "widgets",
 )

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from regkit.data.samples import cached
 from regkit.plot import STYLE
-from regkit.recipes import BUDGETS, budget
 from regkit.record import peak_memory
+from regkit.training.recipes import BUDGETS, budget
 
 T = TypeVar("T")
 _started = time.perf_counter()

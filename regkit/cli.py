@@ -384,8 +384,9 @@ def train(
     Any prepared set will do whose images fit the model. best.safetensors goes to
     `register --method`.
     """
-    from regkit import io, recipes
-    from regkit.train import train as run
+    from regkit import io
+    from regkit.training import recipes
+    from regkit.training import train as run
 
     if (name is None) == (recipe is None):
         given = "not given" if name is None else "given twice"
@@ -430,10 +431,11 @@ def evaluate(
 ) -> None:
     """Measure a trained model on pairs that it has not seen: of the population, or of --data."""
     import regkit
-    from regkit import io, models, recipes
+    from regkit import io, models
     from regkit.device import choose_device
-    from regkit.measure import finite, measure, write_csv
     from regkit.record import made_now, peak_memory
+    from regkit.training import recipes
+    from regkit.training.held_out import finite, measure, write_csv
 
     for file, kind in ((out, "out"), (table, "csv")):
         if file is not None:
@@ -534,8 +536,9 @@ def benchmark(
 
     What is there already is not run again, and a training that was stopped goes on.
     """
-    from regkit import benchmark as tables
-    from regkit.tables import TABLES
+    from regkit.papers import comparing
+    from regkit.papers import running as tables
+    from regkit.papers.tables import TABLES
 
     if table == "list":
         for name, one in TABLES.items():
@@ -568,7 +571,7 @@ def benchmark(
             command=_typed(),
         )
         held = json.loads(file.read_text())
-        typer.echo(tables.as_text(held))
+        typer.echo(comparing.as_text(held))
         typer.echo(f"wrote {file}\n")
         failed += tables.left_out(name, held, row or ())
     if failed:

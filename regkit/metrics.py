@@ -1,8 +1,8 @@
 """What papers report. Every metric returns one number per image (or per label, or per landmark);
 `success_auc` alone looks at many pairs at once.
 
-Nothing here is averaged over a data set or trained through: `regkit.evaluate` makes tables, and
-`regkit.losses` has the differentiable relatives.
+Nothing here is averaged over a data set or trained through: `regkit.training.evaluation` makes
+tables, and `regkit.losses` has the differentiable relatives.
 """
 
 from __future__ import annotations

@@ -34,8 +34,10 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from regkit import benchmark, cli, io, models, tables, train
+from regkit import cli, io, models
 from regkit.data import prepared
+from regkit.papers import comparing, running, tables
+from regkit.training import loop, recipes
 from regkit.transform import Grid
 
 sys.path.append(str(Path(__file__).parents[1] / "data_scripts"))
@@ -423,11 +425,11 @@ def manifests(home: Path) -> Callable:
 
 def run_folders(home: Path) -> Callable:
     """A run that has ended: gone on with, or refused with nothing in it changed."""
-    recipe = train.get(
+    recipe = recipes.get(
         "vxm_diff_2d", "smoke", subjects=2, validation=2, shape=(32, 48), batch=1, steps=2,
         validate_every=1, options={"encoder": (4, 4), "decoder": (4, 4), "last": (4,)},
     )  # fmt: skip
-    train.train(recipe, home / "good", progress=False, device="cpu")
+    loop.train(recipe, home / "good", progress=False, device="cpu")
     names = [
         str(p.relative_to(home / "good"))
         for p in sorted((home / "good").rglob("*"))
@@ -450,7 +452,7 @@ def run_folders(home: Path) -> Callable:
                 file.write_bytes(content[: rng.integers(0, len(content))])
         before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         try:
-            train.train(recipe, folder, resume=True, progress=False, device="cpu")
+            loop.train(recipe, folder, resume=True, progress=False, device="cpu")
         except ValueError:
             after = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
             if before != after:
@@ -474,9 +476,9 @@ def results_files(home: Path) -> Callable:
 
     def one(rng: np.random.Generator, room: Path) -> None:
         (room / "r.json").write_bytes(as_json(rng, held))
-        lines = benchmark.compare(table, benchmark._read(room / "r.json"))
+        lines = comparing.compare(table, running._read(room / "r.json"))
         said = {"table": name, "title": "", "split": "test", "paper_set": "lpba40"}
-        benchmark.as_text({**said, "rows": lines, "order": benchmark.orders(lines)})
+        comparing.as_text({**said, "rows": lines, "order": comparing.orders(lines)})
 
     return one
 

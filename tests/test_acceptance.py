@@ -16,8 +16,8 @@ import torch
 
 import regkit
 from regkit import io, losses, models, spatial
-from regkit.recipes import get
-from regkit.train import train
+from regkit.training import train
+from regkit.training.recipes import get
 from regkit.transform import Grid, Transform
 
 both = pytest.mark.parametrize("ndim", [2, 3])

@@ -10,13 +10,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from regkit import benchmark, classical, cli, io, models, recipes, train
-from regkit.benchmark import compare, judge, orders, recipe_of
+from regkit import classical, cli, io, models
 from regkit.data import LABELS, population, true_displacement
 from regkit.models import Registration
+from regkit.papers import running
+from regkit.papers.comparing import compare, orders
+from regkit.papers.running import judge, recipe_of
+from regkit.papers.tables import TABLES
 from regkit.spatial import warp
-from regkit.tables import TABLES
-from regkit.train import held_out
+from regkit.training import loop, objective, recipes, tasks
+from regkit.training.tasks import held_out
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "data_scripts"))
@@ -120,7 +123,7 @@ def test_every_row_names_a_method_and_rows_that_there_are():
         labels = [row.label for row in table.rows]
         assert all(row.against in ("", *labels) and row.against != row.label for row in table.rows)
         if table.paper != "Sun et al. 2025":  # which has rows that wait for their model
-            assert all(benchmark.exists(row.method) for row in table.rows)
+            assert all(running.exists(row.method) for row in table.rows)
 
 
 def test_rows_may_have_an_objective_of_their_own():
@@ -181,16 +184,16 @@ def test_a_table_may_be_measured_at_another_amplitude(tmp_path, monkeypatch):
     """The training is the same; the test subjects lie elsewhere, and the file says so."""
     settings = {**QUICK, "steps": 1, "rows": ("VoxelMorph",), "runs": tmp_path / "runs"}
     monkeypatch.chdir(tmp_path)
-    near = benchmark.run("peng2026-pyramids", **settings, amplitude=0.0)
-    monkeypatch.setattr(benchmark, "train", fails)
-    far = benchmark.run("peng2026-pyramids", **settings, amplitude=3.0)
+    near = running.run("peng2026-pyramids", **settings, amplitude=0.0)
+    monkeypatch.setattr(running, "train", fails)
+    far = running.run("peng2026-pyramids", **settings, amplitude=3.0)
     assert near.name == "peng2026-pyramids_2d_at_0_smoke.json"
     assert far.name == "peng2026-pyramids_2d_at_3_smoke.json"
     before = [rows_of(file)["VoxelMorph"]["dice_before"] for file in (near, far)]
     assert before[0] == 1 and before[1] < 0.6
     assert json.loads(far.read_text())["amplitude"] == 3
     with pytest.raises(ValueError, match="amplitude is -1"):
-        benchmark.run("peng2026-pyramids", **settings, amplitude=-1.0)
+        running.run("peng2026-pyramids", **settings, amplitude=-1.0)
 
 
 def test_an_option_at_test_needs_no_second_training(tmp_path, monkeypatch):
@@ -199,13 +202,13 @@ def test_an_option_at_test_needs_no_second_training(tmp_path, monkeypatch):
     one, twice = rows["1 cascade"], rows["1 cascade, applied 2 times"]
     plan = recipe_of(one, shared, "smoke", alike=True)
     device = torch.device("cpu")
-    once = benchmark.trained(plan, tmp_path, device, progress=False)
-    monkeypatch.setattr(benchmark, "train", fails)
-    again = benchmark.trained(plan, tmp_path, device, None, False, twice.at_test)
+    once = running.trained(plan, tmp_path, device, progress=False)
+    monkeypatch.setattr(running, "train", fails)
+    again = running.trained(plan, tmp_path, device, None, False, twice.at_test)
     assert (once.model.repeats, again.model.repeats) == (1, 2)
     for a, b in zip(once.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    keys = {benchmark._key(row, [plan], shared, "test", 2, device) for row in (one, twice)}
+    keys = {running._key(row, [plan], shared, "test", 2, device) for row in (one, twice)}
     assert len(keys) == 2
 
 
@@ -233,9 +236,7 @@ def test_what_was_measured_is_still_what_a_row_asks_for(file):
               if name in held}  # fmt: skip
         pairs = {len(line["dice_pairs"]), None}  # all of a prepared set
         keys = {
-            benchmark._key(
-                rows[line["label"]], plans, replace(plan, **on), held["split"], n, device
-            )
+            running._key(rows[line["label"]], plans, replace(plan, **on), held["split"], n, device)
             for n in pairs
         }
         assert line["key"] in keys, line["label"]
@@ -300,7 +301,7 @@ def made(tmp_path_factory):
     """Two rows of the third table, once: its file and the folder of its trainings."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("benchmark")
-    file = benchmark.run(
+    file = running.run(
         "sun2025-table3", **QUICK, steps=1, pairs=2, runs=folder / "runs", out=folder / "3.json"
     )
     return file, folder / "runs"
@@ -315,7 +316,7 @@ def again(made, tmp_path):
 
     def run(name="sun2025-table3", out=file, **changes):
         settings = {"steps": 1, "pairs": 2, "runs": runs, "out": out}
-        return benchmark.run(name, **{**QUICK, **settings, **changes})
+        return running.run(name, **{**QUICK, **settings, **changes})
 
     return run
 
@@ -350,15 +351,15 @@ def test_the_book_can_show_a_table(made):
 
 
 def test_what_is_there_is_not_run_again(again, monkeypatch):
-    monkeypatch.setattr(benchmark, "train", fails)
-    monkeypatch.setattr(benchmark, "judge", fails)
+    monkeypatch.setattr(running, "train", fails)
+    monkeypatch.setattr(running, "judge", fails)
     before = again().read_text()
     assert again().read_text() == before
 
 
 def test_a_row_that_is_missing_is_measured_and_its_training_is_shared(again, tmp_path, monkeypatch):
     """Also by another table: the default row of all of them is one training."""
-    monkeypatch.setattr(benchmark, "train", fails)
+    monkeypatch.setattr(running, "train", fails)
     file = tmp_path / "3.json"
     held = json.loads(file.read_text())
     whole = rows_of(file)
@@ -377,12 +378,12 @@ def test_a_row_that_is_missing_is_measured_and_its_training_is_shared(again, tmp
 
 
 def test_other_pairs_are_measured_and_not_trained(again, monkeypatch):
-    monkeypatch.setattr(benchmark, "train", fails)
+    monkeypatch.setattr(running, "train", fails)
     assert all(len(row["dice_pairs"]) == 3 for row in rows_of(again(pairs=3)).values())
 
 
 def test_a_training_that_was_killed_goes_on(tmp_path, monkeypatch):
-    real, calls = train.objective, []
+    real, calls = objective.objective, []
 
     def stops(*arguments):
         calls.append(1)
@@ -391,11 +392,11 @@ def test_a_training_that_was_killed_goes_on(tmp_path, monkeypatch):
         return real(*arguments)
 
     settings = {**QUICK, "rows": ["VoxelMorph"], "pairs": 2, "runs": tmp_path / "runs"}
-    monkeypatch.setattr(train, "objective", stops)
+    monkeypatch.setattr(loop, "objective", stops)
     with pytest.raises(KeyboardInterrupt):
-        benchmark.run("sun2025-table1", **settings, out=tmp_path / "1.json")
+        running.run("sun2025-table1", **settings, out=tmp_path / "1.json")
     assert not (tmp_path / "1.json").exists()
-    file = benchmark.run("sun2025-table1", **settings, out=tmp_path / "1.json")
+    file = running.run("sun2025-table1", **settings, out=tmp_path / "1.json")
     assert len(calls) == 6  # smoke has four steps and saves after the second
     assert rows_of(file)["VoxelMorph"]["state"] == "done"
 
@@ -412,8 +413,8 @@ def test_a_method_runs_as_soon_as_it_exists(tmp_path, monkeypatch):
         **QUICK, "steps": 1, "pairs": 2, "runs": tmp_path / "runs", "out": tmp_path / "1.json"
     }  # fmt: skip
     chosen = {"rows": ["LDDMM", "transmorph"]}
-    missing = [name for name in ("lddmm", "transmorph") if not benchmark.exists(name)]
-    rows = rows_of(benchmark.run("sun2025-table1", **settings, **chosen)) if missing else {}
+    missing = [name for name in ("lddmm", "transmorph") if not running.exists(name)]
+    rows = rows_of(running.run("sun2025-table1", **settings, **chosen)) if missing else {}
     for row in rows.values():
         assert row["state"] == ("not yet" if row["method"] in missing else row["state"])
 
@@ -422,7 +423,7 @@ def test_a_method_runs_as_soon_as_it_exists(tmp_path, monkeypatch):
 
     monkeypatch.setattr(classical, "lddmm", stay, raising=False)
     monkeypatch.setitem(models._MODELS, "transmorph", models._MODELS["vxm1"])
-    rows = rows_of(benchmark.run("sun2025-table1", **settings, **chosen))
+    rows = rows_of(running.run("sun2025-table1", **settings, **chosen))
     assert rows["LDDMM"]["state"] == rows["TransMorph"]["state"] == "done"
     assert rows["LDDMM"]["dice"] == rows["LDDMM"]["dice_before"]
     assert rows["LDDMM"]["gap_closed"] == rows["LDDMM"]["sd_log_jacobian"] == 0
@@ -438,8 +439,8 @@ def test_a_method_that_is_not_installed_or_diverges_leaves_its_row_out(tmp_path,
         raise ValueError("term 'similarity' is nan at step 1.")
 
     monkeypatch.setattr(classical.ants, "syn", absent)
-    monkeypatch.setattr(benchmark, "train", diverges)
-    file = benchmark.run(
+    monkeypatch.setattr(running, "train", diverges)
+    file = running.run(
         "sun2025-table1", **QUICK, pairs=2, rows=["SyN", "vxm"], runs=tmp_path / "runs",
         out=tmp_path / "1.json",
     )  # fmt: skip
@@ -480,7 +481,7 @@ def prepared_set(tmp_path_factory):
 
 
 def test_a_table_runs_on_a_prepared_set(prepared_set, tmp_path):
-    file = benchmark.run(
+    file = running.run(
         "sun2025-table1", budget="smoke", device="cpu", progress=False, data=prepared_set, steps=1,
         rows=["VoxelMorph"], runs=tmp_path / "runs", out=tmp_path / "1.json",
     )  # fmt: skip
@@ -499,7 +500,7 @@ def test_the_subjects_of_a_prepared_set_are_those_of_its_splits(prepared_set):
     names = [f"population-5-{i:04}" for i in range(9)]
     assert [(a.name, b.name) for a, b in pairs] == [tuple(names[7:]), tuple(names[:6:-1])]
     assert labels == [1, 3]
-    learn = train.subjects(recipe, "train", 3, prepared_set)
+    learn = tasks.subjects(recipe, "train", 3, prepared_set)
     assert [s.name for s in learn] == names[:3]
 
 
@@ -521,8 +522,8 @@ def test_a_protocol_asks_for_its_own_set_and_size(prepared_set, changes, sentenc
 def test_where_nobody_is_called_fixed_the_first_to_learn_from_is(prepared_set):
     recipe = recipes.get("zheng2023_oasis", "smoke")
     names = [f"population-5-{i:04}" for i in range(9)]
-    assert [s.name for s in train.subjects(recipe, "fixed", 1, prepared_set)] == names[:1]
-    assert [s.name for s in train.subjects(recipe, "train", None, prepared_set)] == names[1:5]
+    assert [s.name for s in tasks.subjects(recipe, "fixed", 1, prepared_set)] == names[:1]
+    assert [s.name for s in tasks.subjects(recipe, "train", None, prepared_set)] == names[1:5]
     pairs, _ = held_out(recipe, "test", None, prepared_set)
     assert [(a.name, b.name) for a, b in pairs] == [(names[i], names[0]) for i in (7, 8)]
 
@@ -538,7 +539,7 @@ def test_a_set_without_anyone_to_validate_with_lends_those_to_learn_from(prepare
     recipe = recipes.get("sun2025_oasis_2d", "smoke", data="lpba40", atlas=True)
     pairs, _ = held_out(recipe, "validation", 2, folder)
     names = {moving.name for moving, _ in pairs}
-    assert names == {s.name for s in train.subjects(recipe, "train", 2, folder)}
+    assert names == {s.name for s in tasks.subjects(recipe, "train", 2, folder)}
     assert {fixed.name for _, fixed in pairs} == {"population-5-0005"}
 
 
@@ -556,7 +557,7 @@ def test_the_list_names_tables_and_rows():
     assert all(name in text for name in TABLES)
     for line in text.splitlines():
         if "LDDMM" in line or "VoxelMorph" in line:
-            missing = not benchmark.exists("lddmm") and "LDDMM" in line
+            missing = not running.exists("lddmm") and "LDDMM" in line
             assert line.endswith("not yet") == missing
 
 
@@ -598,5 +599,5 @@ def test_bad_input_is_one_sentence(arguments, sentence, tmp_path, monkeypatch):
 def test_another_file_is_not_overwritten(tmp_path):
     (tmp_path / "other.json").write_text('{"a": 1}')
     with pytest.raises(ValueError, match="'other.json', which holds something else"):
-        benchmark.run("sun2025-table1", **QUICK, out=tmp_path / "other.json")
+        running.run("sun2025-table1", **QUICK, out=tmp_path / "other.json")
     assert (tmp_path / "other.json").read_text() == '{"a": 1}'

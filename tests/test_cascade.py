@@ -8,9 +8,10 @@ import torch
 from scipy.ndimage import map_coordinates
 from test_models import pair
 
-from regkit import losses, models, recipes, spatial
+from regkit import losses, models, spatial
 from regkit.models import Registration, cascade
-from regkit.train import objective, train
+from regkit.training import recipes, train
+from regkit.training.objective import objective
 
 both = pytest.mark.parametrize("ndim", [2, 3])
 SMALL = {"channels": 2, "affine_channels": 2}

@@ -10,12 +10,13 @@ import torch
 from scipy.spatial import KDTree
 from torch.utils.data import default_collate
 
-from regkit import metrics, recipes, train
+from regkit import metrics, models
 from regkit.data import chest, samples
 from regkit.data.chest import Chest, ChestPairs, chests
 from regkit.data.prepared import Scan
 from regkit.data.vessels import murray
 from regkit.spatial import warp
+from regkit.training import loop, objective, recipes
 
 both = pytest.mark.parametrize("ndim", [2, 3])
 SHAPES = {2: (60, 56), 3: (40, 28, 36)}
@@ -239,7 +240,7 @@ def test_bad_input():
 @both
 def test_a_recipe_learns_from_chests(ndim):
     recipe = recipes.get(f"fcn_{ndim}d", "smoke", subjects=2, steps=2, validate_every=2)
-    run = train.train(recipe, progress=False, device="cpu")
+    run = loop.train(recipe, progress=False, device="cpu")
     assert {"similarity", "diffusion", "segmentation", "dice"} <= set(run.history[-1])
     assert 0.5 < run.history[-1]["dice_before"] < 1
     assert run.model.info["orientation"] == "RAS"
@@ -250,12 +251,12 @@ def test_a_recipe_learns_from_chests(ndim):
 def test_pairs_know_their_answer():
     """The term "endpoint" is 0 for the truth."""
     item = default_collate([pairs(2)[0]])
-    result = train.Registration(moved=item["moving"], disp=item["disp"])
+    result = models.Registration(moved=item["moving"], disp=item["disp"])
     recipe = recipes.get("fcn_2d", "smoke", weights={"endpoint": 1.0})
-    assert float(train.objective(result, item, recipe)["endpoint"]) == 0
+    assert float(objective.objective(result, item, recipe)["endpoint"]) == 0
 
 
-# --- benchmarks/lung.py ---------------------------------------------------------------------------
+# --- studies/lung.py ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,10 @@ from scipy import ndimage
 from typer.testing import CliRunner
 
 import regkit
-from regkit import cli, io, models, recipes
+from regkit import cli, io, models
 from regkit.data import samples
 from regkit.spatial import warp
+from regkit.training import recipes
 from regkit.transform import Grid, Transform
 
 ROOT = Path(__file__).parents[1]

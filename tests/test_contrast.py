@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from regkit import metrics, recipes, train
+from regkit import metrics
 from regkit.data import LABELS
 from regkit.data import anatomies as module
 from regkit.data.anatomies import FREESURFER, LEARNED, MATERIALS, anatomies, fine
 from regkit.data.contrast import PaintedPairs, _painted
+from regkit.training import loop, objective, recipes
 
 SHAPE = (32, 40, 32)
 IMAGES = ("moving", "fixed")
@@ -130,7 +131,7 @@ def test_bad_input(template):
 
 def test_recipes_train_and_say_that_contrast_is_free():
     recipe = recipes.get("any_contrast_2d", "smoke")
-    trained = train.train(recipe, progress=False)
+    trained = loop.train(recipe, progress=False)
     assert trained.model.info["contrast"] == "any"
     assert {"similarity", "dice_loss", "diffusion", "dice"} <= trained.history[-1].keys()
     assert all(np.isfinite(list(entry.values())).all() for entry in trained.history)
@@ -145,7 +146,7 @@ def test_a_similarity_looks_at_the_clean_pictures(template):
     batch = default_collate([PaintedPairs(template, SHAPE, 2)[0]])
     still = Registration(batch["moving"], torch.zeros(1, 3, *SHAPE))
     expected = (batch["moving_clean"] - batch["fixed_clean"]).square().mean()
-    found = train.objective(still, batch, recipe)["similarity"]
+    found = objective.objective(still, batch, recipe)["similarity"]
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 

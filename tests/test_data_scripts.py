@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 import torch
 
-from regkit import classical, io, recipes
+from regkit import classical, io
 from regkit.data import RandomPairs, RigidPairs, chain, prepared, samples
-from regkit.evaluate import evaluate
 from regkit.models import Registration
-from regkit.train import held_out, train
+from regkit.training import recipes, train
+from regkit.training.evaluation import evaluate
+from regkit.training.tasks import held_out
 from regkit.transform import Grid, resample
 
 SCRIPTS = Path(__file__).parents[1] / "data_scripts"

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from scipy.special import expit
 
-from regkit import models, recipes
+from regkit import models
 from regkit.models import dense_unet
 from regkit.models.dense_unet import ECA, eca_kernel
+from regkit.training import recipes
 
 ROOT = Path(__file__).parents[1]
 both = pytest.mark.parametrize("ndim", [2, 3])
@@ -233,7 +234,7 @@ def test_save_memory_keeps_the_nodes_and_changes_no_number(ndim):
 
 
 def test_a_step_at_full_size_fits_15_gigabytes_as_the_docstring_says():
-    """By the estimate of benchmarks/unfolding_cost.py; above the kept nodes alone, as counted."""
+    """By the estimate of studies/cost.py; above the kept nodes alone, as counted."""
     table = json.loads((ROOT / "results" / "dense_unet_eca_cost.json").read_text())
     rows = {(row["bf16"], row["save_memory"]): row for row in table["rows"]}
     assert table["shape"] == [160, 192, 160]

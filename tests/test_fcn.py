@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from regkit import losses, models, recipes, spatial, train
+from regkit import losses, models, spatial
 from regkit.models import fcn
-from regkit.train import objective
+from regkit.training import loop, recipes
+from regkit.training.objective import objective
 
 both = pytest.mark.parametrize("ndim", [2, 3])
 branch = pytest.mark.parametrize("segment", [None, 3])
@@ -264,11 +265,11 @@ def test_without_the_branch_the_same_recipe_is_unsupervised():
         steps=2,
         validate_every=2,
     )
-    history = train.train(recipe, progress=False, device="cpu").history
+    history = loop.train(recipe, progress=False, device="cpu").history
     assert set(history[0]) == {"step", "loss", "similarity", "diffusion"}
     wrong = dataclasses.replace(recipe, weights={**recipe.weights, "segmentation": 1.0})
     with pytest.raises(ValueError, match="expected a model that segments"):
-        train.train(wrong, progress=False, device="cpu")
+        loop.train(wrong, progress=False, device="cpu")
 
 
 def test_soft_dice_of_a_shifted_mask_is_what_the_label_term_says():

@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from regkit import classical, cli, io, metrics, recipes, train
+from regkit import classical, cli, io, metrics
 from regkit.data import GivenPairs, prepared
 from regkit.data.vessels import VesselPair, vessel_contrast, vessel_pair, write_as_fire
-from regkit.evaluate import landmark_errors, summary
 from regkit.models import Registration
 from regkit.spatial import (
     affine_to_disp,
@@ -25,6 +24,8 @@ from regkit.spatial import (
     warp,
     warp_points,
 )
+from regkit.training import loop, recipes, tasks
+from regkit.training.evaluation import landmark_errors, summary
 
 SCRIPTS = Path(__file__).parents[1] / "data_scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -267,8 +268,8 @@ def test_a_network_learns_from_given_pairs_and_is_judged_by_landmarks(tmp_path):
     recipe = recipes.get(
         "vxm2_2d", "smoke", shape=(64, 64), lr=1e-4, batch=2, steps=4, validate_every=2
     )
-    task = train.landmark_task(recipe, pairs[:2], pairs[2:])
-    trained = train.train(recipe, tmp_path, progress=False, device="cpu", task=task)
+    task = tasks.landmark_task(recipe, pairs[:2], pairs[2:])
+    trained = loop.train(recipe, tmp_path, progress=False, device="cpu", task=task)
     apart = (pairs[2][0].points - pairs[2][1].points).norm(dim=1).mean()
     for entry in trained.history[1::2]:
         assert entry["tre_before"] == pytest.approx(float(apart), rel=1e-5)

@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from regkit import metrics
 from regkit.spatial import compose, warp, warp_points
-from regkit.train import Task, train
+from regkit.training import train
+from regkit.training.tasks import Task
 
 
 def contrasts(n=24):

@@ -1,6 +1,6 @@
 """Do the tests notice a fault? Deliberate ones in the core, each named with the test to catch it.
 
-`mutations.toml` holds the list: in one module of `regkit`, one piece of source (`old`) is replaced
+`mutations/*.toml` hold the list: in one module of `regkit`, one piece of source (`old`) is replaced
 by another (`new`), and `test` must then fail, with a comparison that no longer holds rather than
 with a crash. The files stay as they are: a second Python process gets the changed source from an
 import hook, and runs the one test.
@@ -29,14 +29,20 @@ import pytest
 TESTS = Path(__file__).parent
 CORE = TESTS.parent / "regkit"
 MODULES = ("spatial", "losses", "metrics")
-FAULTS = tomllib.loads((TESTS / "mutations.toml").read_text(encoding="utf-8"))["fault"]
+FILES = sorted((TESTS / "mutations").glob("*.toml"))
+FAULTS = [f for file in FILES for f in tomllib.loads(file.read_text(encoding="utf-8"))["fault"]]
 
 # how a test says that a number is wrong; anything else is a crash, which proves less
 NOTICED = {"AssertionError", "Failed", "GradcheckError"}
 
 
+def file_of(module: str) -> Path:
+    """Of a module such as "spatial" or "training.loop"."""
+    return CORE.joinpath(*module.split(".")).with_suffix(".py")
+
+
 def source_of(module: str) -> str:
-    return (CORE / f"{module}.py").read_text(encoding="utf-8")
+    return file_of(module).read_text(encoding="utf-8")
 
 
 # --- in the second process ----------------------------------------------------------------------
@@ -56,7 +62,7 @@ class Hook:
 
     def __init__(self, module: str, source: str) -> None:
         self.name = f"regkit.{module}"
-        self.loader = Changed(self.name, str(CORE / f"{module}.py"))
+        self.loader = Changed(self.name, str(file_of(module)))
         self.loader.source = source
 
     def find_spec(self, name, path=None, target=None):
@@ -129,7 +135,7 @@ def test_the_named_tests_pass_as_the_code_is(elsewhere):
 def test_a_fault_is_noticed(fault, elsewhere):
     source = source_of(fault["module"])
     found = source.count(fault["old"])
-    assert found == 1, f"{fault['old']!r} is there {found} times: bring mutations.toml up to date"
+    assert found == 1, f"{fault['old']!r} is there {found} times: bring mutations/ up to date"
     changed = source.replace(fault["old"], fault["new"])
     code, failures, report = elsewhere([fault["test"]], fault["module"], changed)
     assert code == pytest.ExitCode.TESTS_FAILED, report

@@ -11,8 +11,8 @@ import torch
 from standins import AFFINE, TABLE, add_case, add_person, brats, oasis
 
 from regkit.data import prepared
-from regkit.evaluate import evaluate
 from regkit.models import Registration
+from regkit.training.evaluation import evaluate
 
 LARGE = 40001  # a label beyond 2^15, such as FreeSurfer's atlases have
 

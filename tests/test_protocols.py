@@ -18,12 +18,13 @@ import pytest
 from standins import add_case, add_ixi, add_lpba, add_person, to_the_middle
 from typer.testing import CliRunner
 
-from regkit import classical, cli, models, recipes
-from regkit.benchmark import compare
+from regkit import classical, cli, models
 from regkit.data import prepared
 from regkit.data.vessels import vessel_pair, write_as_fire
-from regkit.measure import finite
-from regkit.tables import TABLES
+from regkit.papers.comparing import compare
+from regkit.papers.tables import TABLES
+from regkit.training import recipes
+from regkit.training.held_out import finite
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "data_scripts"))
@@ -415,7 +416,7 @@ def test_a_recipe_that_does_not_take_a_set_is_one_sentence(slices, tmp_path, rec
 
 
 def test_terms_that_a_set_cannot_answer_are_refused(slices, tmp_path):
-    from regkit.train import fitted
+    from regkit.training.tasks import fitted
 
     edit(slices, lambda k, entry: entry | {"labels": k > 2})
     for term, sentence in (

@@ -12,9 +12,10 @@ from test_acceptance import peak_memory
 from test_models import pair
 from torch import nn
 
-from regkit import blocks, losses, models, recipes, spatial
+from regkit import blocks, losses, models, spatial
 from regkit.models import Registration, dilformer, dual_prnet
-from regkit.train import objective, train
+from regkit.training import recipes, train
+from regkit.training.objective import objective
 
 both = pytest.mark.parametrize("ndim", [2, 3])
 either = pytest.mark.parametrize("name", ["dual_prnet", "dilformer"])

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from regkit import models, recipes, record
+from regkit import models, record
 from regkit.book import cost
+from regkit.training import recipes
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

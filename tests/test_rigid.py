@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import regkit
-from regkit import io, losses, metrics, models, recipes, train
+from regkit import io, losses, metrics, models
 from regkit.data import LABELS, RigidPairs, centre_crop, heads, moved_heads, population
 from regkit.data.samples import load_brainweb
-from regkit.evaluate import motion_errors
 from regkit.models import Registration
 from regkit.models.resnet import SCALE
 from regkit.spatial import affine_to_disp, identity_grid, rigid_theta, warp, warp_points
+from regkit.training import loop, objective, recipes
+from regkit.training.evaluation import motion_errors
 from regkit.transform import resample
 
 SHAPE = (64, 64)
@@ -254,7 +255,7 @@ def test_training_finds_the_motion():
         "rigid_resnet34_2d", "smoke", shape=SHAPE, subjects=6, validation=8, batch=8, steps=200,
         validate_every=200, warmup=10, options={"width": 8}, motion=motion,
     )  # fmt: skip
-    trained = train.train(recipe, progress=False)
+    trained = loop.train(recipe, progress=False)
     held_out = moved_heads(8, SHAPE, 1, 8, **motion)
     still = motion_errors(
         lambda a, b: Registration(a, a, theta=torch.eye(2, 3).expand(len(a), 2, 3)),
@@ -272,7 +273,7 @@ def test_training_may_use_the_known_answer():
         validate_every=120, warmup=10, options={"width": 8}, motion=motion,
         weights={"endpoint": 1.0}, lr=3e-3,
     )  # fmt: skip
-    history = train.train(recipe, progress=False).history
+    history = loop.train(recipe, progress=False).history
     assert set(history[0]) == {"step", "endpoint", "loss"}
     first, last = (np.mean([e["endpoint"] for e in part]) for part in (history[:10], history[-10:]))
     assert last < 0.6 * first
@@ -282,10 +283,10 @@ def test_training_may_use_the_known_answer():
     still = Registration(batch["moving"], torch.zeros_like(batch["disp"]))
     # the mean length of the displacement, and no mean of squares
     expected = batch["disp"].square().sum(1).sqrt().mean()
-    torch.testing.assert_close(train.objective(still, batch, recipe)["endpoint"], expected)
+    torch.testing.assert_close(objective.objective(still, batch, recipe)["endpoint"], expected)
     del batch["disp"]
     with pytest.raises(ValueError, match="weights names 'endpoint', expected pairs whose answer"):
-        train.objective(still, batch, recipe)
+        objective.objective(still, batch, recipe)
 
 
 def test_errors_of_the_truth_of_doing_nothing_and_of_half_a_motion():
@@ -376,7 +377,7 @@ def test_an_empty_image_cannot_be_aligned(which):
 def test_the_noise_of_a_recipe_is_part_of_its_motion():
     recipe = recipes.get("rigid_resnet34_2d", "smoke")
     loud = replace(recipe, motion={**recipe.motion, "noise": 0.3}, steps=1, validate_every=1)
-    a, b = (train.train(r, progress=False).history[0]["similarity"] for r in (recipe, loud))
+    a, b = (loop.train(r, progress=False).history[0]["similarity"] for r in (recipe, loud))
     assert b > a
 
 

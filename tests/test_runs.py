@@ -12,8 +12,10 @@ import torch
 from accelerate import Accelerator
 from typer.testing import CliRunner
 
-from regkit import benchmark, cli, files, models, recipes, train
-from regkit.tables import TABLES
+from regkit import cli, files, models
+from regkit.papers import running
+from regkit.papers.tables import TABLES
+from regkit.training import checkpoints, loop, recipes
 
 
 def tiny(**changes):
@@ -23,7 +25,7 @@ def tiny(**changes):
 
 
 def run(folder, recipe=None, **options):
-    return train.train(recipe or tiny(), folder, progress=False, device="cpu", **options)
+    return loop.train(recipe or tiny(), folder, progress=False, device="cpu", **options)
 
 
 def contents(folder):
@@ -146,15 +148,15 @@ def torn(*arguments, **options):
         (Accelerator, "save_state", full),
         (Accelerator, "save_state", torn),
         (models, "save", full),
-        (train, "_write_json", full),
+        (checkpoints, "write_json", full),
     ],
 )
 def test_a_full_disk_keeps_what_was_saved(owner, name, error, tmp_path, monkeypatch):
     """The disk is full at the second validation; with room again the run ends as any other."""
     whole = run(tmp_path / "whole").model.state_dict()
     real, calls = getattr(owner, name), []
-    # before the second validation: models.save writes last and best, _write_json the recipe too
-    allowed = {"save_state": 1, "save": 2, "_write_json": 2}[name]
+    # before the second validation: models.save writes last and best, write_json the history
+    allowed = {"save_state": 1, "save": 2, "write_json": 1}[name]
 
     def at_last(*arguments, **options):
         calls.append(1)
@@ -182,7 +184,7 @@ def test_what_is_refused_for_its_data_leaves_nothing_and_the_corrected_run_works
 
     folder = tmp_path / "new" / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_task", refuses)
+        patch.setattr(loop, "task_of", refuses)
         with pytest.raises(ValueError, match="data holds no one"):
             run(folder)
     assert list(tmp_path.iterdir()) == []
@@ -224,12 +226,12 @@ def test_the_exit_code_tells_that_a_row_was_left_out(tmp_path, monkeypatch):
     def diverges(*arguments, **options):
         raise ValueError("term 'similarity' is nan at step 1.")
 
-    monkeypatch.setattr(benchmark, "train", diverges)
+    monkeypatch.setattr(running, "train", diverges)
     typed = ["benchmark", TABLE, "--budget", "smoke", "--ndim", "2", "--pairs", "2"]
     typed += ["--out", str(tmp_path / "r.json"), "--runs", str(tmp_path / "runs")]
     result = CliRunner().invoke(cli.app, [*typed, "--row", "VoxelMorph"])
     assert result.exit_code == 2 and "left out because of an error: 'VoxelMorph'" in result.stderr
     assert "left out: term 'similarity' is nan" in (tmp_path / "r.json").read_text()
     # a row that was not asked for does not count
-    other = next(row.label for row in TABLES[TABLE].rows if not benchmark.exists(row.method))
+    other = next(row.label for row in TABLES[TABLE].rows if not running.exists(row.method))
     assert CliRunner().invoke(cli.app, [*typed, "--row", other]).exit_code == 0

@@ -17,11 +17,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from regkit import losses, models, recipes, train
+from regkit import losses, models
 from regkit.data import RandomPairs, chain, population, true_displacement
-from regkit.evaluate import evaluate, summary
 from regkit.models import Registration
 from regkit.spatial import integrate, warp
+from regkit.training import loop, objective, recipes, tasks
+from regkit.training.evaluation import evaluate, summary
 
 SMALL = {"subjects": 4, "validation": 2, "shape": (32, 48)}
 
@@ -37,7 +38,7 @@ def same_weights(a, b):
 
 def test_training_lowers_the_loss_and_raises_the_dice():
     recipe = small(shape=(48, 64), steps=240, batch=4, lr=3e-3, validate_every=240, subjects=8)
-    trained = train.train(recipe, progress=False)
+    trained = loop.train(recipe, progress=False)
     losses_seen = [entry["loss"] for entry in trained.history]
     assert sum(losses_seen[-10:]) < 0.95 * sum(losses_seen[:10])
     assert trained.history[-1]["dice"] > trained.history[-1]["dice_before"] + 0.03
@@ -45,17 +46,15 @@ def test_training_lowers_the_loss_and_raises_the_dice():
 
 
 def test_a_seed_gives_the_same_weights_and_another_seed_others():
-    first, again, other = (
-        train.train(small(seed=seed), progress=False).model for seed in (0, 0, 1)
-    )
+    first, again, other = (loop.train(small(seed=seed), progress=False).model for seed in (0, 0, 1))
     assert same_weights(first, again)
     assert not same_weights(first, other)
 
 
 def test_a_run_that_was_stopped_ends_in_the_same_weights(tmp_path, monkeypatch):
     recipe = small(steps=6, validate_every=2)
-    whole = train.train(recipe, tmp_path / "whole", progress=False)
-    real, calls = train.objective, []
+    whole = loop.train(recipe, tmp_path / "whole", progress=False)
+    real, calls = objective.objective, []
 
     def stops_at_the_fifth_step(*arguments):
         calls.append(1)
@@ -63,11 +62,11 @@ def test_a_run_that_was_stopped_ends_in_the_same_weights(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(train, "objective", stops_at_the_fifth_step)
+    monkeypatch.setattr(loop, "objective", stops_at_the_fifth_step)
     with pytest.raises(KeyboardInterrupt):
-        train.train(recipe, tmp_path / "stopped", progress=False)
-    monkeypatch.setattr(train, "objective", real)
-    resumed = train.train(recipe, tmp_path / "stopped", resume=True, progress=False)
+        loop.train(recipe, tmp_path / "stopped", progress=False)
+    monkeypatch.setattr(loop, "objective", real)
+    resumed = loop.train(recipe, tmp_path / "stopped", resume=True, progress=False)
     assert [entry["step"] for entry in resumed.history] == [1, 2, 3, 4, 5, 6]
     assert same_weights(whole.model, resumed.model)
 
@@ -99,18 +98,18 @@ def run_until(recipe, folder, moment):
             if inside or not os.path.isabs(path):  # rmtree names files without their folder
                 count()
 
-    def counted(*arguments, real=train.objective):
+    def counted(*arguments, real=objective.objective):
         count()
         return real(*arguments)
 
-    train.objective = counted
+    loop.objective = counted
     sys.addaudithook(listen)
-    train.train(recipe, folder, resume=True, progress=False, device="cpu")
+    loop.train(recipe, folder, resume=True, progress=False, device="cpu")
 
 
 def start(*arguments):
     context = multiprocessing.get_context("forkserver")
-    heavy = ["pytest", "regkit.train", EventAccumulator.__module__, "torch._dynamo"]
+    heavy = ["pytest", "regkit.training.tasks", EventAccumulator.__module__, "torch._dynamo"]
     context.set_forkserver_preload(heavy)
     process = context.Process(target=run_until, args=arguments)
     process.start()
@@ -142,7 +141,7 @@ def test_a_run_killed_at_every_moment_ends_in_the_same_weights(tmp_path):
     What is killed goes on in its folder and is killed there again; what ends is compared.
     """
     recipe = small(steps=4, validate_every=2)
-    train.train(recipe, tmp_path / "whole", progress=False)
+    loop.train(recipe, tmp_path / "whole", progress=False)
     whole = left_behind(tmp_path / "whole")
     assert {"last.safetensors", "best.safetensors", "history.json"} < set(whole)
     kills, ended, fresh = 0, 0, True
@@ -188,27 +187,27 @@ def test_a_run_killed_at_random_times_ends_in_the_same_weights(tmp_path):
         if process.exitcode == 0:
             assert left_behind(folder) == whole
             ended += 1
-    train.train(recipe, folder, resume=True, progress=False, device="cpu")
+    loop.train(recipe, folder, resume=True, progress=False, device="cpu")
     assert left_behind(folder) == whole
     assert [step for step, _ in logged(folder)["train/loss"]] == list(range(1, 25))
     print(f"{kills} kills at random times, {ended + 1} runs ended in the same weights")
 
 
 def test_resuming_without_its_state_is_refused(tmp_path):
-    train.train(small(), tmp_path, progress=False)
-    again = train.train(small(), tmp_path, resume=True, progress=False)  # nothing left to do
+    loop.train(small(), tmp_path, progress=False)
+    again = loop.train(small(), tmp_path, resume=True, progress=False)  # nothing left to do
     assert same_weights(again.model, models.load(tmp_path / "last.safetensors"))
     assert len(again.history) == 4
     shutil.rmtree(tmp_path / "state")
     with pytest.raises(ValueError, match="expected the folder state/4 in it"):
-        train.train(small(), tmp_path, resume=True, progress=False)
+        loop.train(small(), tmp_path, resume=True, progress=False)
 
 
 # --- what a run leaves, and what it minimises -------------------------------------------------
 
 
 def test_the_log_holds_the_history(tmp_path):
-    trained = train.train(small(warmup=2), tmp_path, progress=False)
+    trained = loop.train(small(warmup=2), tmp_path, progress=False)
     found = logged(tmp_path)
     assert set(found) == {
         *(f"train/{name}" for name in ("loss", "similarity", "diffusion", "lr")),
@@ -227,7 +226,7 @@ def test_the_log_holds_the_history(tmp_path):
 
 def test_the_folder_of_a_run(tmp_path):
     recipe = small()
-    trained = train.train(recipe, tmp_path, progress=False)
+    trained = loop.train(recipe, tmp_path, progress=False)
     last = models.load(tmp_path / "last.safetensors")
     assert same_weights(last, trained.model)
     assert models.load(tmp_path / "best.safetensors").name == "vxm_diff"
@@ -236,9 +235,9 @@ def test_the_folder_of_a_run(tmp_path):
     assert last.info["spacing"] == pytest.approx([176 / 32, 211.2 / 48])
     assert len(json.loads((tmp_path / "history.json").read_text())) == recipe.steps
     with pytest.raises(ValueError, match="which holds a run: expected resume=True"):
-        train.train(recipe, tmp_path, progress=False)
+        loop.train(recipe, tmp_path, progress=False)
     with pytest.raises(ValueError, match="another recipe"):
-        train.train(replace(recipe, seed=5), tmp_path, resume=True, progress=False)
+        loop.train(replace(recipe, seed=5), tmp_path, resume=True, progress=False)
 
 
 def batch_of(subjects):
@@ -257,12 +256,12 @@ def test_the_terms_of_the_objective_are_those_of_the_losses():
     disp = integrate(svf)
     result = Registration(warp(batch["moving"], disp), disp, svf)
     weights = {"similarity": 1.0, "diffusion": 1.0, "bending": 1.0, "folding": 1.0}
-    terms = train.objective(result, batch, small(weights=weights, window=5))
+    terms = objective.objective(result, batch, small(weights=weights, window=5))
     assert terms["similarity"] == losses.lncc(result.moved, batch["fixed"], window=5)
     assert terms["diffusion"] == losses.diffusion(svf)
     assert terms["bending"] == losses.bending(svf)
     assert terms["folding"] == losses.folding(disp)
-    both = train.objective(result, batch, small(bidirectional=True, similarity="mse"))
+    both = objective.objective(result, batch, small(bidirectional=True, similarity="mse"))
     back = warp(batch["fixed"], integrate(-svf))
     expected = losses.mse(result.moved, batch["fixed"]) + losses.mse(back, batch["moving"])
     assert torch.allclose(both["similarity"], expected / 2)
@@ -274,7 +273,7 @@ def test_the_label_loss_is_low_for_the_true_displacement():
     recipe = small(weights={"dice": 1.0})
 
     def term(disp):
-        return train.objective(Registration(batch["moving"], disp), batch, recipe)["dice"]
+        return objective.objective(Registration(batch["moving"], disp), batch, recipe)["dice"]
 
     truth = true_displacement(*subjects)
     assert term(truth) < 0.12 < 0.3 < term(torch.zeros_like(truth))
@@ -283,7 +282,7 @@ def test_the_label_loss_is_low_for_the_true_displacement():
 
 def test_semi_supervised_and_bidirectional_training_run():
     recipe = small(weights={"similarity": 1.0, "diffusion": 0.1, "dice": 0.5}, bidirectional=True)
-    history = train.train(recipe, progress=False).history
+    history = loop.train(recipe, progress=False).history
     assert all(0 < entry["dice_loss"] < 1 for entry in history)
     assert ["dice" in entry for entry in history] == [False, True, False, True]
 
@@ -298,7 +297,7 @@ def test_the_label_loss_of_a_batch_is_the_mean_over_its_pairs():
 
     def term(batch):
         disp = torch.zeros(len(batch["moving"]), 2, 48, 64)
-        return train.objective(Registration(batch["moving"], disp), batch, recipe)["dice"]
+        return objective.objective(Registration(batch["moving"], disp), batch, recipe)["dice"]
 
     assert torch.allclose(term(both), (term(one) + term(other)) / 2)
 
@@ -323,7 +322,7 @@ def test_the_label_loss_of_a_batch_is_the_mean_over_its_pairs():
 )
 def test_settings_that_do_not_fit(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
-        train.train(small(**changes), progress=False)
+        loop.train(small(**changes), progress=False)
 
 
 def test_settings_that_do_not_fit_leave_no_folder(tmp_path):
@@ -337,9 +336,9 @@ def test_settings_that_do_not_fit_leave_no_folder(tmp_path):
         {"model": "dual_prnet", "options": {"correlation": 9}},  # more than its coarsest level
     ):
         with pytest.raises(ValueError):
-            train.train(small(**wrong), tmp_path / "run", progress=False)
+            loop.train(small(**wrong), tmp_path / "run", progress=False)
     with pytest.raises(ValueError):
-        train.train(small(), tmp_path / "run", progress=False, device="abacus")
+        loop.train(small(), tmp_path / "run", progress=False, device="abacus")
     assert not list(tmp_path.iterdir())
 
 
@@ -353,14 +352,14 @@ def test_an_image_that_is_not_finite_is_found_by_the_names_of_its_batch(tmp_path
             subjects[2].image[0, 20, 20] = float("nan")
         return subjects
 
-    monkeypatch.setattr(train, "population", one_is_broken)
+    monkeypatch.setattr(tasks, "population", one_is_broken)
     recipe = small(batch=1, steps=20)
     pairs = RandomPairs(population(4, (32, 48)), 20, recipe.seed)
     names = [pairs[i]["name"] for i in range(20)]
     first = next(i for i, name in enumerate(names) if "0-0002" in name)
     sentence = rf"term 'similarity' is nan at step {first + 1}, .*this batch \({names[first]}\)\.$"
     with pytest.raises(ValueError, match=sentence) as caught:
-        train.train(recipe, progress=False)
+        loop.train(recipe, progress=False)
     assert "\n" not in str(caught.value)
 
 
@@ -368,9 +367,9 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(monke
     def steep(result, batch, recipe):
         return {"similarity": (0 * result.disp).square().sum().sqrt()}
 
-    monkeypatch.setattr(train, "objective", steep)
+    monkeypatch.setattr(loop, "objective", steep)
     with pytest.raises(ValueError, match=r"The gradient is nan at step 1, .*\(population-0-"):
-        train.train(small(), progress=False)
+        loop.train(small(), progress=False)
 
 
 # --- precision --------------------------------------------------------------------------------
@@ -388,9 +387,9 @@ HALF = [
 def test_half_precision_learns_and_leaves_a_model_of_full_precision(precision, tmp_path):
     """One after the other in one process, which Accelerate by itself refuses."""
     recipe = small()
-    full = train.train(recipe, progress=False)
-    half = train.train(replace(recipe, precision=precision), tmp_path, progress=False)
-    again = train.train(recipe, progress=False)
+    full = loop.train(recipe, progress=False)
+    half = loop.train(replace(recipe, precision=precision), tmp_path, progress=False)
+    again = loop.train(recipe, progress=False)
     assert same_weights(full.model, again.model)
     assert not same_weights(full.model, half.model)
     for a, b in zip(full.history, half.history, strict=True):
@@ -403,7 +402,7 @@ def test_half_precision_learns_and_leaves_a_model_of_full_precision(precision, t
 
 def test_fp16_on_the_cpu_is_refused():
     with pytest.raises(ValueError, match="precision is 'fp16' on the CPU, expected 'no' or 'bf16'"):
-        train.train(small(precision="fp16"), progress=False, device="cpu")
+        loop.train(small(precision="fp16"), progress=False, device="cpu")
 
 
 def test_fp16_with_scaling_gives_finite_losses_and_gradients():
@@ -417,7 +416,7 @@ def test_fp16_with_scaling_gives_finite_losses_and_gradients():
     for _ in range(20):
         with torch.autocast("cpu", dtype=torch.float16):
             result = model(batch["moving"], batch["fixed"])
-        terms = train.objective(result, batch, recipe)
+        terms = objective.objective(result, batch, recipe)
         assert all(term.dtype == torch.float32 and term.isfinite() for term in terms.values())
         loss = torch.stack([recipe.weights[k] * v for k, v in terms.items()]).sum()
         scaler.scale(loss).backward()
@@ -437,7 +436,8 @@ def test_fp16_with_scaling_gives_finite_losses_and_gradients():
 TOGETHER = """
 import sys
 from dataclasses import replace
-from regkit import recipes, train
+from regkit.training import recipes
+from regkit.training import loop, objective, tasks
 
 changes = {changes} | {{"batch": 4, "steps": 6, "validate_every": 2}}
 recipe = recipes.get("vxm_diff_2d", "smoke", **changes)
@@ -445,14 +445,14 @@ out = sys.argv[1]
 
 
 def run(name, recipe, **options):
-    train.train(recipe, out + "/" + name, progress=False, device="cpu", **options)
+    loop.train(recipe, out + "/" + name, progress=False, device="cpu", **options)
 
 
 for similarity in ("mse", "lncc"):
     weights = {{"similarity": 1.0, "diffusion": 0.1, "dice": 0.5}}
     run(similarity, replace(recipe, similarity=similarity, weights=weights))
 
-real, calls = train.objective, []
+real, calls = objective.objective, []
 
 
 def stops_at_the_fifth_step(*arguments):
@@ -462,11 +462,11 @@ def stops_at_the_fifth_step(*arguments):
     return real(*arguments)
 
 
-train.objective = stops_at_the_fifth_step
+loop.objective = stops_at_the_fifth_step
 try:
     run("stopped", recipe)
 except KeyboardInterrupt:
-    train.objective = real
+    loop.objective = real
 run("stopped", recipe, resume=True)
 
 try:
@@ -505,25 +505,25 @@ def test_two_processes_learn_what_one_does(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_cuda_when_asked_for():
     with pytest.raises(ValueError, match="device is 'cuda'"):
-        train.train(small(), progress=False, device="cuda")
+        loop.train(small(), progress=False, device="cuda")
 
 
 def test_training_starts_from_given_weights(tmp_path):
-    first = train.train(small(), tmp_path, progress=False)
+    first = loop.train(small(), tmp_path, progress=False)
     weights = tmp_path / "last.safetensors"
-    still = train.train(small(lr=0.0, seed=3), progress=False, start=weights)
+    still = loop.train(small(lr=0.0, seed=3), progress=False, start=weights)
     assert same_weights(first.model, still.model)
     assert still.model.info["started_from"]["recipe"]["seed"] == 0
     with pytest.raises(ValueError, match="start holds weights of vxm_diff in 2D, expected .*vxm1"):
-        train.train(small("vxm1_2d"), progress=False, start=weights)
+        loop.train(small("vxm1_2d"), progress=False, start=weights)
     other = small(options={"last": (16, 16, 16)})
     with pytest.raises(ValueError, match="start holds weights of vxm_diff with options"):
-        train.train(other, progress=False, start=weights)
+        loop.train(other, progress=False, start=weights)
 
 
 def test_resume_needs_a_folder():
     with pytest.raises(ValueError, match="out is not given"):
-        train.train(small(), resume=True, progress=False)
+        loop.train(small(), resume=True, progress=False)
 
 
 def test_recipes_and_budgets(monkeypatch):
@@ -596,7 +596,7 @@ def test_random_pairs_depend_on_seed_and_index_alone():
 def test_the_embedded_population_teaches_by_its_answers():
     """The term "endpoint": at the start the mean length of the true displacement."""
     recipe = recipes.get("supervised_2d", "smoke", weights={"endpoint": 1.0}, steps=1, batch=2)
-    history = train.train(recipe, progress=False, device="cpu").history
+    history = loop.train(recipe, progress=False, device="cpu").history
     subjects = population(recipe.subjects, recipe.shape, 0)
     named = {subject.name: subject for subject in subjects}
     pairs = RandomPairs(subjects, 2, recipe.seed)
@@ -625,13 +625,13 @@ def test_pairs_with_one_fixed_image_show_everyone_once_an_epoch():
 def test_an_atlas_is_nobody_to_learn_from_or_to_test_on():
     recipe = recipes.get("sun2025_2d", "smoke", shape=(32, 48))
     for split, seed in (("validation", 1), ("test", 2)):
-        pairs, labels = train.held_out(recipe, split, 3)
+        pairs, labels = tasks.held_out(recipe, split, 3)
         assert labels is None and {fixed.name for _, fixed in pairs} == {"population-3-0000"}
         assert [moving.name for moving, _ in pairs] == [
             f"population-{seed}-{i:04}" for i in range(3)
         ]
-    assert train.subjects(recipe, "train", 1)[0].name == "population-0-0000"
-    between, _ = train.held_out(replace(recipe, atlas=False), "test", 3)
+    assert tasks.subjects(recipe, "train", 1)[0].name == "population-0-0000"
+    between, _ = tasks.held_out(replace(recipe, atlas=False), "test", 3)
     assert [(a.name[-1], b.name[-1]) for a, b in between] == [("0", "1"), ("1", "2"), ("2", "0")]
 
 
@@ -640,7 +640,7 @@ def test_a_model_learns_to_register_to_an_atlas():
     changes = {"model": "vxm2", "options": {}, "weights": weights, "lr": 3e-3, "warmup": 0}
     size = {"shape": (48, 64), "subjects": 8, "batch": 4, "steps": 60, "validate_every": 60}
     recipe = small("sun2025_2d", **changes, **size)
-    last = train.train(recipe, progress=False, device="cpu").history[-1]
+    last = loop.train(recipe, progress=False, device="cpu").history[-1]
     assert last["dice"] > last["dice_before"] + 0.01
 
 
@@ -659,21 +659,21 @@ def test_the_protocols_are_those_of_the_paper():
 
 def test_a_run_whose_recipe_was_stored_before_there_were_protocols_goes_on(tmp_path):
     recipe = small()
-    train.train(recipe, tmp_path, progress=False)
+    loop.train(recipe, tmp_path, progress=False)
     held = json.loads((tmp_path / "recipe.json").read_text())
     older = {key: value for key, value in held.items() if key not in ("data", "atlas")}
     (tmp_path / "recipe.json").write_text(json.dumps(older))
-    assert len(train.train(recipe, tmp_path, resume=True, progress=False).history) == 4
+    assert len(loop.train(recipe, tmp_path, resume=True, progress=False).history) == 4
     (tmp_path / "recipe.json").write_text(json.dumps(older | {"atlas": True}))
     with pytest.raises(ValueError, match="another recipe"):
-        train.train(recipe, tmp_path, resume=True, progress=False)
+        loop.train(recipe, tmp_path, resume=True, progress=False)
 
 
 def test_a_set_that_is_not_there_leaves_no_folder(tmp_path):
     recipe = recipes.get("sun2025_lpba40", "smoke")
     for data, error in ((None, ValueError), (tmp_path, FileNotFoundError)):
         with pytest.raises(error, match="prepared set"):
-            train.train(recipe, tmp_path / "run", progress=False, device="cpu", data=data)
+            loop.train(recipe, tmp_path / "run", progress=False, device="cpu", data=data)
     assert not list(tmp_path.iterdir())
 
 
@@ -715,6 +715,6 @@ def test_labels_that_nobody_has_are_refused_not_averaged(monkeypatch, tmp_path):
     sentence = r"labels is 1001, 1002, of which 'population-2-0001' has none, expected some of \d"
     with pytest.raises(ValueError, match=sentence):
         evaluate(nothing, pairs, labels=[1001, 1002])
-    monkeypatch.setattr(train, "held_out", lambda *args: (pairs, [1001]))
+    monkeypatch.setattr(tasks, "held_out", lambda *args: (pairs, [1001]))
     with pytest.raises(ValueError, match="labels is 1001, of which"):
-        train.train(small(), progress=False, device="cpu")
+        loop.train(small(), progress=False, device="cpu")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from regkit import blocks, losses, models, recipes, spatial, train
+from regkit import blocks, losses, models, spatial
 from regkit.models import Registration, unfolding
+from regkit.training import loop, objective, recipes
 
 both = pytest.mark.parametrize("ndim", [2, 3])
 SMALL = {"channels": (8, 8, 16), "layers": 2, "mlp": 24, "width": 8, "depth": 3}
@@ -451,7 +452,7 @@ def recipe(**changes):
 def test_the_first_gradient_reaches_every_parameter_of_every_stage(options):
     model = create(**options).train()
     moving, fixed = images((32, 40))
-    terms = train.objective(
+    terms = objective.objective(
         model(moving, fixed), {"moving": moving, "fixed": fixed}, recipe(weights=EQUATION_7)
     )
     torch.stack([EQUATION_7[k] * v for k, v in terms.items()]).sum().backward()
@@ -493,7 +494,7 @@ def test_equation_7():
     other = (3 * u, 3 * u)
     result = Registration(spatial.warp(moving, v), v, stages=(other, (u, v)))
     batch = {"moving": moving, "fixed": fixed}
-    terms = train.objective(result, batch, recipe(weights=EQUATION_7))
+    terms = objective.objective(result, batch, recipe(weights=EQUATION_7))
     assert list(terms) == list(EQUATION_7)
     expected = {
         "similarity_u": (spatial.warp(moving, u) - fixed).square().mean(),
@@ -504,7 +505,7 @@ def test_equation_7():
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=0)
     every = {f"{k}_all": 1.0 for k in EQUATION_7 if k != "similarity"}
-    terms = train.objective(result, batch, recipe(weights=every))
+    terms = objective.objective(result, batch, recipe(weights=every))
     first = (spatial.warp(moving, 3 * u) - fixed).square().mean()
     expected = {
         "similarity_u_all": (expected["similarity_u"] + first) / 2,
@@ -521,7 +522,7 @@ def test_terms_of_the_split_need_its_pairs(name, stages):
     zero = torch.zeros(1, 2, 8, 8)
     moving, fixed = images((8, 8))
     with pytest.raises(ValueError, match=f"weights names '{name}', expected a model whose stages"):
-        train.objective(
+        objective.objective(
             Registration(moving, zero, stages=stages),
             {"moving": moving, "fixed": fixed},
             recipe(weights={name: 1.0}),
@@ -545,7 +546,7 @@ def test_recipes_hold_the_weights_of_equation_7(name):
 def test_a_recipe_trains():
     changes = {"subjects": 3, "shape": (32, 48), "options": SMALL}
     for name in ("unfolding_2d", "sun2025_2d"):
-        trained = train.train(recipes.get(name, "smoke", **changes), progress=False)
+        trained = loop.train(recipes.get(name, "smoke", **changes), progress=False)
         assert all(entry["consistency"] >= 0 for entry in trained.history)
         assert set(EQUATION_7) < set(trained.history[0])
 
@@ -554,9 +555,9 @@ def test_a_gpu_whose_memory_is_too_small_is_one_sentence(monkeypatch):
     def too_large(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(train, "objective", too_large)
+    monkeypatch.setattr(loop, "objective", too_large)
     with pytest.raises(ValueError, match=r"batch 2, expected a step that fits .*save_memory=True"):
-        train.train(recipe(subjects=3, shape=(32, 48), options=SMALL), progress=False)
+        loop.train(recipe(subjects=3, shape=(32, 48), options=SMALL), progress=False)
 
 
 # --- weights of another K, and bad options ------------------------------------------------------
@@ -602,7 +603,7 @@ def test_weights_of_another_number_of_stages_are_refused(held, wanted, tmp_path)
         create(stages=wanted).load_state_dict(models.load(path).state_dict())
     start = recipe(subjects=3, shape=(32, 48), options={**SMALL, "stages": wanted})
     with pytest.raises(ValueError, match=sentence):
-        train.train(start, progress=False, start=path)
+        loop.train(start, progress=False, start=path)
 
 
 @pytest.mark.parametrize(

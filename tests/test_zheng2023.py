@@ -11,15 +11,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from regkit import benchmark, cli, io, models, recipes
-from regkit.benchmark import compare, interval, recipe_of
+from regkit import cli, io, models
 from regkit.classical import align
 from regkit.data import Subject, population
 from regkit.data import prepared as sets
-from regkit.evaluate import evaluate, summary
 from regkit.models import Registration
-from regkit.tables import TABLES
-from regkit.train import held_out
+from regkit.papers import running
+from regkit.papers.comparing import compare, interval
+from regkit.papers.running import recipe_of
+from regkit.papers.tables import TABLES
+from regkit.training import recipes
+from regkit.training.evaluation import evaluate, summary
+from regkit.training.tasks import held_out
 from regkit.transform import resample
 
 ROOT = Path(__file__).parents[1]
@@ -99,18 +102,18 @@ def test_rows_differ_in_their_network_alone(budget):
 
 def test_tables_that_have_no_such_protocol_are_left_out(tmp_path):
     everything = [name for name in TABLES if name != "tan2023-fundus"]  # which needs a prepared set
-    assert benchmark.tables_for("smoke") == everything
+    assert running.tables_for("smoke") == everything
     others = [name for name in everything if name != "zheng2023-table1"]
     flat = (  # of 2D alone
         "zhao2019-cascades", "peng2026-pyramids", "tan2023-supervised", "hu2024-single",
         "hu2024-multi",
     )  # fmt: skip
-    assert benchmark.tables_for("gpu", 3) == [name for name in others if name not in flat]
-    assert benchmark.tables_for("gpu", protocol="pairs") == others
+    assert running.tables_for("gpu", 3) == [name for name in others if name not in flat]
+    assert running.tables_for("gpu", protocol="pairs") == others
     with pytest.raises(ValueError, match="ndim is 3 .*expected of this table 2 with 'atlas'"):
-        benchmark.run("zheng2023-table1", **QUICK, ndim=3, out=tmp_path / "1.json")
+        running.run("zheng2023-table1", **QUICK, ndim=3, out=tmp_path / "1.json")
     with pytest.raises(ValueError, match="budget is 'huge'"):
-        benchmark.tables_for("huge")
+        running.tables_for("huge")
 
 
 # ------------------------------------------------------------------------------------ interval
@@ -206,7 +209,7 @@ def made(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("zheng")
     settings = {"pairs": 3, "seeds": (0, 1), "rows": ROWS, "runs": folder / "runs"}
-    return benchmark.run("zheng2023-table1", **QUICK, **settings, out=folder / "1.json"), folder
+    return running.run("zheng2023-table1", **QUICK, **settings, out=folder / "1.json"), folder
 
 
 def test_a_row_says_what_was_reached(made):
@@ -233,12 +236,12 @@ def test_a_row_says_what_was_reached(made):
 
 
 def test_it_is_not_run_again(made, monkeypatch):
-    monkeypatch.setattr(benchmark, "train", fails)
-    monkeypatch.setattr(benchmark, "judge", fails)
+    monkeypatch.setattr(running, "train", fails)
+    monkeypatch.setattr(running, "judge", fails)
     before = made[0].read_text()
     runs = made[1] / "runs"
     settings = {"pairs": 3, "seeds": (0, 1), "rows": ROWS, "runs": runs, "out": made[0]}
-    benchmark.run("zheng2023-table1", **QUICK, **settings)
+    running.run("zheng2023-table1", **QUICK, **settings)
     assert made[0].read_text() == before
 
 
@@ -312,13 +315,13 @@ def test_real_slices_are_learned_from_and_another_set_has_a_file_of_its_own(tmp_
     pair = write_set(tmp_path / "pair", "oasis_slices", {"f": "fixed", "m": "test"})
     settings = {**QUICK, "rows": ["VoxelMorph-1", "VoxelMorph-2"], "runs": tmp_path / "runs"}
     monkeypatch.chdir(tmp_path)
-    file = benchmark.run("zheng2023-table1", **settings, data=data)
+    file = running.run("zheng2023-table1", **settings, data=data)
     assert file == Path("results/zheng2023-table1_ptbp_smoke.json")
     first = rows_of(file)["VoxelMorph-1"]
     assert first["recipe"]["data"] == "ptbp_slices" and len(first["dice_pairs"]) == 2
     assert first["difference_interval"] is not None
-    monkeypatch.setattr(benchmark, "train", fails)  # what was learned is there
-    other = benchmark.run("zheng2023-table1", **settings, data=data, test=pair)
+    monkeypatch.setattr(running, "train", fails)  # what was learned is there
+    other = running.run("zheng2023-table1", **settings, data=data, test=pair)
     assert other == Path("results/zheng2023-table1_ptbp_on_oasis_slices_smoke.json")
     held = json.loads(other.read_text())
     assert (held["data"], held["tested_on"]) == ("ptbp_slices", "oasis_slices")
@@ -327,7 +330,7 @@ def test_real_slices_are_learned_from_and_another_set_has_a_file_of_its_own(tmp_
     assert len(second["dice_pairs"]) == 1 and second["difference_interval"] is None
     assert set(second["dice_per_structure"]) == {"a", "b"}
     with pytest.raises(FileNotFoundError, match=r"no dataset\.json"):
-        benchmark.run("zheng2023-table1", **settings, test=tmp_path)
+        running.run("zheng2023-table1", **settings, test=tmp_path)
 
 
 # ------------------------------------------------------------------------------ real children

@@ -344,7 +344,7 @@ class ChestPairs(Dataset):
         return item
 
     def subjects(self, index: int) -> tuple[Scan, Scan]:
-        """The pair of this index as `regkit.evaluate` takes it, (moving, fixed)."""
+        """The pair of this index as `regkit.training.evaluation` takes it, (moving, fixed)."""
         item = self[index]
         moving, fixed = (
             Scan(

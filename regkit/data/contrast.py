@@ -123,7 +123,7 @@ class PaintedPairs(Dataset):
         return {**item, "name": f"{pair['moving'].name} to {pair['fixed'].name}, pair {index}"}
 
     def subjects(self, index: int) -> tuple[Subject, Subject]:
-        """The pair of this index as `regkit.evaluate` takes it (without a velocity)."""
+        """The pair of this index as `regkit.training.evaluation` takes it (without a velocity)."""
         item = self[index]
         moving, fixed = (
             Subject(

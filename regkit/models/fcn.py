@@ -22,7 +22,7 @@ block, each from a published relative:
   MICCAI 2019.
 - How the branches meet. The smallest way that has an effect on the answer: the probabilities that
   the first finds are further channels of what the second sees, beside the images. (In DeepAtlas
-  they meet in the loss alone. The term "dice" of `regkit.train` is that loss, with known labels.)
+  they meet in the loss alone. The term "dice" of an objective is that loss, with known labels.)
 - Channels, two convolutions a level, LeakyReLU and no normalisation: as in `vxm`, ours.
 
 The displacement's last layers begin at 0: the identity, exactly. The convolutions before them keep
@@ -98,7 +98,7 @@ class Fcn(RegistrationModel):
         channels: of the levels of each branch. The displacement is found at the size of the third
             from the end: 1/4 with five of them.
         segment: number of classes, background (class 0) included; None: no segmentation branch. The
-            term "segmentation" of `regkit.train` teaches it the labels 1 to segment - 1.
+            term "segmentation" of `regkit.training.tasks` teaches it the labels 1 to segment - 1.
         save_memory: compute the layers again on the way back instead of keeping them.
     """
 

@@ -1,6 +1,6 @@
 """Light transformers at the bottleneck of `unfolding`: writes results/light_transformer.json.
 
-    python benchmarks/light_transformer.py
+    python studies/light_transformer.py
 
 Cost: the transformer alone (8 layers, 64 channels, 4 heads), forward, for the tokens that images of
 two sizes leave at 1/16 of their size, where the network has it, and at 1/8 and 1/4, where it might
@@ -24,10 +24,11 @@ import hu2024
 import torch
 import typer
 
-from regkit import evaluate, io, models, recipes, train
+from regkit import io, models
 from regkit.blocks import ATTENTION, Transformer
 from regkit.data import population
 from regkit.data.pairs import chain
+from regkit.training import evaluation, loop, recipes
 
 OUT = Path(__file__).parents[1] / "results" / "light_transformer.json"
 SHAPES = ((80, 96, 80), (160, 192, 160))
@@ -69,9 +70,9 @@ def accuracy(attention: str, steps: int, pairs: int) -> Row:
         validate_every=steps,
         precision="bf16",
     )
-    trained = train.train(recipe, progress=False, device="cpu")
+    trained = loop.train(recipe, progress=False, device="cpu")
     test = chain(population(pairs + 1, recipe.shape, seed=2))
-    numbers = evaluate.summary(evaluate.evaluate(trained.model, test, ceiling=True))
+    numbers = evaluation.summary(evaluation.evaluate(trained.model, test, ceiling=True))
     keys = ("dice_before", "dice", "dice_ceiling", "gap_closed", "folding_percent")
     return {key: round(numbers[key], 4) for key in keys} | {"steps": steps, "pairs": pairs}
 
@@ -85,7 +86,7 @@ def main(
 ) -> None:
     """What linear and windowed attention cost, and what they reach."""
     torch.set_num_threads(threads)
-    said = hu2024.made(threads, "python benchmarks/light_transformer.py")
+    said = hu2024.made(threads, "python studies/light_transformer.py")
     wanted: list[tuple[Row, Callable[[], Row]]] = []
     for shape in SHAPES:
         for fraction in FRACTIONS:

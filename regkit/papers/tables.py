@@ -1,6 +1,6 @@
 """The tables of the papers, as data: what each row is, and what the paper prints.
 
-`regkit.benchmark` runs them.
+`regkit.papers.running` runs them.
 """
 
 from __future__ import annotations

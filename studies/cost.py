@@ -1,8 +1,8 @@
 """Time and memory of a model at 160x192x160: writes results/unfolding_cost.json (three stages).
 
-    python benchmarks/unfolding_cost.py                    # on the CPU
-    python benchmarks/unfolding_cost.py --device cuda      # what a GPU measures
-    python benchmarks/unfolding_cost.py --model dense_unet_eca --part step
+    python studies/cost.py                    # on the CPU
+    python studies/cost.py --device cuda      # what a GPU measures
+    python studies/cost.py --model dense_unet_eca --part step
 
 Inference: seconds of one pair in a process of its own, and the most memory that process held
 (resident set on the CPU, with Python and torch; torch's allocator on a GPU), in float32 and in
@@ -31,7 +31,8 @@ import hu2024
 import torch
 import typer
 
-from regkit import io, models, recipes, record, train
+from regkit import io, models, record
+from regkit.training import objective, recipes
 
 RESULTS = Path(__file__).parents[1] / "results"
 SHAPE = (160, 192, 160)
@@ -70,7 +71,7 @@ def step(name: str, device: str, threads: int, bf16: bool, save: bool) -> Row:
     def loss(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
             result = model(moving, fixed)
-        terms = train.objective(result, {"moving": moving, "fixed": fixed}, recipe)
+        terms = objective.objective(result, {"moving": moving, "fixed": fixed}, recipe)
         return torch.stack([recipe.weights[k] * v for k, v in terms.items()]).sum()
 
     if device == "cuda":
@@ -126,7 +127,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="By default results/MODEL_cost.json.")] = None,
 ) -> None:
     """Whether a pair and a step fit, and how long a pair takes."""
-    command = f"python benchmarks/unfolding_cost.py --model {model} --part '{part}'"
+    command = f"python studies/cost.py --model {model} --part '{part}'"
     said = hu2024.made(threads, f"{command} --device {device}")
     out = out or RESULTS / f"{model}_cost.json"
     rows = json.loads(out.read_text())["rows"] if out.is_file() else []

@@ -1,6 +1,6 @@
 """Rigid registration as in Hu (2024), beside the classical tools: writes results/hu2024_cpu.json.
 
-    python benchmarks/hu2024.py
+    python studies/hu2024.py
 
 Every method gets the same pairs: heads of the embedded population that no network has seen (seed
 2), each beside itself, turned and shifted by a known motion, 200x200 pixels of 1 mm. Three sets: T1
@@ -318,7 +318,7 @@ def run(
     affine: str | None = None,
     full: str | None = None,
     fresh: bool = False,
-    command: str = "python benchmarks/hu2024.py",
+    command: str = "python studies/hu2024.py",
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
     for name in sets:
@@ -426,7 +426,7 @@ def main(
     """Measure the networks of Hu (2024) and the classical tools on the same pairs."""
     # a path of this machine is nobody else's business
     given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
-    command = shlex.join(["python", "benchmarks/hu2024.py", *given])
+    command = shlex.join(["python", "studies/hu2024.py", *given])
     try:
         run(out, pairs, threads, sets or tuple(SETS), affine, full, fresh, command)
     except ValueError as error:

@@ -1,6 +1,6 @@
 """Real scans that no network has seen: writes results/real_scans.json.
 
-    python benchmarks/real_scans.py
+    python studies/real_scans.py
 
 Two sets, both of the open samples (`regkit data get oasis_3d`, `regkit data get ptbp_brain`):
 
@@ -230,7 +230,7 @@ def run(
     networks: Sequence[str] = SHIPPED,
     syn: bool = True,
     fresh: bool = False,
-    command: str = "python benchmarks/real_scans.py",
+    command: str = "python studies/real_scans.py",
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
     for name in sets:
@@ -312,7 +312,7 @@ def main(
     """Register real scans by shipped networks, by others, and by SyN."""
     # a path of this machine is nobody else's business
     given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
-    command = shlex.join(["python", "benchmarks/real_scans.py", *given])
+    command = shlex.join(["python", "studies/real_scans.py", *given])
     try:
         run(out, pairs, sets or tuple(SETS), (*SHIPPED, *(network or ())), syn, fresh, command)
     except ValueError as error:

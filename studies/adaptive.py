@@ -1,6 +1,6 @@
 """As many stages as a pair needs, and by which sign: writes results/adaptive_stages.json.
 
-    python benchmarks/adaptive.py
+    python studies/adaptive.py
 
 A deep unfolding network of shared weights, trained with three stages, is run for ten on pairs of
 test subjects (seed 2) that lie half as far apart as usual, as usual, and twice as far. For each
@@ -22,10 +22,11 @@ import torch
 import typer
 from scipy.stats import spearmanr
 
-from regkit import io, metrics, models, recipes, train
+from regkit import io, metrics, models
 from regkit.data import population
 from regkit.models import RegistrationModel
 from regkit.spatial import warp
+from regkit.training import loop, recipes
 
 OUT = Path(__file__).parents[1] / "results" / "adaptive_stages.json"
 STAGES = 10
@@ -92,7 +93,7 @@ def main(
     """How many stages pairs of known difficulty need, and whether the network can tell."""
     torch.set_num_threads(threads)
     given = f" --weights {weights.name}" if weights else ""
-    command = f"python benchmarks/adaptive.py --pairs {pairs} --steps {steps}{given}"
+    command = f"python studies/adaptive.py --pairs {pairs} --steps {steps}{given}"
     said = hu2024.made(threads, command)
     if weights is None:
         recipe = recipes.get(
@@ -103,7 +104,7 @@ def main(
             validate_every=steps,
             precision="bf16",
         )
-        trained = train.train(recipe).model
+        trained = loop.train(recipe).model
         model = models.create("unfolding", 2, shared=True, stages=STAGES).eval()
         model.load_state_dict(trained.state_dict())
         model.info = trained.info

@@ -1,6 +1,6 @@
 """One lung, scanned twice: writes results/lung.json.
 
-    python benchmarks/lung.py
+    python studies/lung.py
 
 The open sample `lung_ct` (`regkit data get lung_ct`): CT of a right lung at two visits, on
 different grids, with lung masks and 26 pairs of landmarks. The baseline is fixed, the follow-up
@@ -46,12 +46,13 @@ from hu2024 import ROOT, Row, fingerprint, made, rounded
 from modalities import coarser, levels
 from torch import Tensor
 
-from regkit import classical, io, metrics, models, recipes
+from regkit import classical, io, metrics, models
 from regkit.data import prepared, samples
 from regkit.data.chest import scaled
-from regkit.recipes import Recipe
 from regkit.spatial import identity_grid, resize_disp, warp_points
-from regkit.train import chest_task, train
+from regkit.training import recipes, train
+from regkit.training.recipes import Recipe
+from regkit.training.tasks import chest_task
 from regkit.transform import Grid, map_points, pull, resample
 
 OUT = ROOT / "results" / "lung.json"
@@ -236,7 +237,7 @@ def run(
     networks: Sequence[str] = tuple(BRANCHES),
     syn: bool = True,
     fresh: bool = False,
-    command: str = "python benchmarks/lung.py",
+    command: str = "python studies/lung.py",
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
     for name in networks:
@@ -317,7 +318,7 @@ def main(
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)  # read by ANTs
     # a path of this machine is nobody else's business
     given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
-    command = shlex.join(["python", "benchmarks/lung.py", *given])
+    command = shlex.join(["python", "studies/lung.py", *given])
     chosen = tuple(network or BRANCHES) if networks else ()
     try:
         run(lung(factor), out, runs, train_steps, subjects, steps, chosen, syn, fresh, command)

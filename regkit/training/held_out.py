@@ -23,7 +23,8 @@ from regkit.data.chest import ChestPairs, chests
 from regkit.data.pairs import chain
 from regkit.data.population import population
 from regkit.data.rigid import RigidPair, moved_heads
-from regkit.evaluate import (
+from regkit.models import RegistrationModel
+from regkit.training.evaluation import (
     evaluate,
     labels_of,
     landmark_errors,
@@ -32,9 +33,8 @@ from regkit.evaluate import (
     motion_summary,
     summary,
 )
-from regkit.models import RegistrationModel
-from regkit.recipes import Recipe
-from regkit.train import SEEDS, adapted, held_out, moved_once
+from regkit.training.recipes import Recipe
+from regkit.training.tasks import SEEDS, adapted, held_out, moved_once
 
 PAIRS = 8  # of the embedded population
 

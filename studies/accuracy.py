@@ -1,6 +1,6 @@
 """How exact the warp and its relatives are: writes results/accuracy.json.
 
-    python benchmarks/accuracy.py
+    python studies/accuracy.py
 
 Two kinds of question. Where a field has a closed form, the answer is compared with it: plane waves
 for the warp, a stretch and a vortex for the exponential, a slope for the inverse. The embedded
@@ -329,7 +329,7 @@ def measure() -> dict[str, Any]:
 def main() -> None:
     start = time.perf_counter()
     made = {
-        "command": "python benchmarks/accuracy.py",
+        "command": "python studies/accuracy.py",
         **made_now(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }

@@ -1,6 +1,6 @@
 """Registration across modalities, on real images: writes results/modalities.json.
 
-    python benchmarks/modalities.py
+    python studies/modalities.py
 
 Two parts, each with an open sample: `ptbp_brain` and `prostate_mr_us` (`regkit data get`).
 
@@ -49,7 +49,6 @@ import regkit
 from regkit import classical, io, metrics, models
 from regkit.data.samples import load_prostates, load_ptbp_modalities
 from regkit.losses import mutual_information
-from regkit.recipes import Recipe
 from regkit.spatial import (
     affine_to_disp,
     integrate,
@@ -59,7 +58,9 @@ from regkit.spatial import (
     rigid_theta,
     warp,
 )
-from regkit.train import Task, train
+from regkit.training import train
+from regkit.training.recipes import Recipe
+from regkit.training.tasks import Task
 from regkit.transform import resample
 
 OUT = ROOT / "results" / "modalities.json"
@@ -559,7 +560,7 @@ def run(
     recipe: Recipe = WEAK,
     threads: int = 1,
     fresh: bool = False,
-    command: str = "python benchmarks/modalities.py",
+    command: str = "python studies/modalities.py",
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
     for name in parts:
@@ -628,7 +629,7 @@ def main(
     """Measure registration across modalities on real images."""
     # a path of this machine is nobody else's business
     given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
-    command = shlex.join(["python", "benchmarks/modalities.py", *given])
+    command = shlex.join(["python", "studies/modalities.py", *given])
     try:
         run(out, weights, parts or tuple(PARTS), SEEDS, WEAK, threads, fresh, command)
     except ValueError as error:

@@ -1,6 +1,6 @@
 """The survey's fundus example as it was, and the same experiment working: results/fundus.json.
 
-    python benchmarks/fundus.py
+    python studies/fundus.py
 
 Tan (2023), section 5, trains a 2D VoxelMorph on FIRE, pairs of photographs of the retina that were
 never aligned, and reports Dice near zero, of images without any label map. Here its settings run
@@ -48,13 +48,14 @@ import typer
 from hu2024 import ROOT, Row, made, rounded
 from torch import Tensor
 
-from regkit import classical, io, metrics, models, recipes
+from regkit import classical, io, metrics, models
 from regkit.data import prepared, samples
 from regkit.data.prepared import Scan
 from regkit.data.vessels import VesselPair, vessel_contrast, vessel_pair, write_as_fire
-from regkit.recipes import Recipe
 from regkit.spatial import affine_to_disp, compose, invert_theta, warp
-from regkit.train import landmark_task, train
+from regkit.training import recipes, train
+from regkit.training.recipes import Recipe
+from regkit.training.tasks import landmark_task
 
 sys.path.insert(0, str(ROOT / "data_scripts"))
 import fire  # noqa: E402
@@ -313,7 +314,7 @@ def run(
     epochs: int = EPOCHS,
     real: bool = True,
     fresh: bool = False,
-    command: str = "python benchmarks/fundus.py",
+    command: str = "python studies/fundus.py",
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
     if data is None and (each < 5 or size < 64):
@@ -408,7 +409,7 @@ def main(
     torch.set_num_threads(threads)
     # a path of this machine is nobody else's business
     given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
-    command = shlex.join(["python", "benchmarks/fundus.py", *given])
+    command = shlex.join(["python", "studies/fundus.py", *given])
     try:
         run(data, out, runs, each, size, epochs, real, fresh, command)
     except (ValueError, FileNotFoundError) as error:

@@ -1,6 +1,6 @@
 """Which window the local correlation of `regkit.classical.fit` takes: results/affine_window.json.
 
-    python benchmarks/affine_window.py
+    python studies/affine_window.py
 
 Seven pairs of two heads of the embedded population (seed 1, which no table of the book tests on),
 registered affinely with the plain correlation (window 0) and, from there, with the correlation in
@@ -47,7 +47,7 @@ def main(
 ) -> None:
     """Compare windows of the local correlation by the overlap they reach."""
     torch.set_num_threads(threads)
-    said = hu2024.made(threads, f"python benchmarks/affine_window.py --pairs {pairs}")
+    said = hu2024.made(threads, f"python studies/affine_window.py --pairs {pairs}")
     subjects = population(pairs + 1, SHAPE, SEED)
     rows = []
     for window in WINDOWS:
