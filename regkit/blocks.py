@@ -22,9 +22,9 @@ MAX_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 class ConvBlock(nn.Module):
     """Convolution and LeakyReLU: (B, c_in, *S) -> (B, c_out, *S / stride). No normalisation.
 
-    With `save_memory` (set it by `model.apply(recompute)`) the gradient keeps the input alone; what
-    lies between is computed a second time on the way back (activation checkpointing): the same
-    numbers, about a third more time. The peak of a step falls less than what it keeps, because the
+    With `save_memory` (set it by `model.apply(checkpointed)`) the gradient keeps the input alone;
+    what lies between is computed a second time on the way back (activation checkpointing): the
+    same numbers, about a third more time. The peak of a step falls less than what it keeps, because the
     way back through the largest layer needs its share all the same.
     """
 
@@ -52,7 +52,7 @@ class ConvBlock(nn.Module):
         return self.activation(self.conv(x))
 
 
-def recompute(module: nn.Module) -> None:
+def checkpointed(module: nn.Module) -> None:
     """For `model.apply`: let each ConvBlock save memory."""
     if isinstance(module, ConvBlock):
         module.save_memory = True
@@ -81,7 +81,7 @@ class DispHead(nn.Module):
         return raised(self.conv(x))
 
 
-def first_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
     """For `model.apply`: heads start at 0, the identity, convolutions as in He et al. 2015.
 
     So a signal stays as strong. With PyTorch's own start it loses most of itself in each layer

@@ -32,7 +32,7 @@ def items() -> dict:
     subjects = [population._make(SHAPE, 0, index, 1.0, "t1") for index in range(2)]
     eye = vessels.vessel_pair(size=64)
     return {
-        "random": data.RandomPairs(subjects, 1, answers=True)[0],
+        "random": data.RandomPairs(subjects, 1, with_truth=True)[0],
         "rigid": data.RigidPairs([subjects], 1, tilt=10, size=0.1)[0],
         "scalp": {"image": rigid.with_scalp(subjects[0], 0, 1, "t1").image},
         "chest": chest.ChestPairs(chest.chests(1, 2), SHAPE, 1)[0],

@@ -250,7 +250,7 @@ def test_pairs_are_of_two_different_subjects_and_named_by_their_index(subjects):
 def test_pairs_may_hold_their_answer():
     """The true displacement leads the moving labels to the fixed ones, but for interpolation."""
     some = population(3, (64, 80))
-    pairs = RandomPairs(some, 4, answers=True)
+    pairs = RandomPairs(some, 4, with_truth=True)
     for index in range(4):
         item = pairs[index]
         moved = spatial.warp(item["moving_labels"][None], item["disp"][None], mode="nearest")

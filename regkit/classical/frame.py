@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from regkit.classical.linear import KINDS, cubic
+from regkit.classical.linear import KINDS, to_isotropic
 from regkit.io import Image
 from regkit.transform import check_one_plane
 
@@ -71,7 +71,7 @@ def common_frame(
     d = fixed.ndim
     check_one_plane(moving.grid, fixed.grid)
     (moving_values, moving_grid), (fixed_values, grid) = (
-        cubic(image, largest) for image in (moving, fixed)
+        to_isotropic(image, largest) for image in (moving, fixed)
     )
     fixed_matrix = np.diag([*grid.spacing, 1.0])
     moving_matrix = fixed_matrix @ np.linalg.inv(grid.map_to(moving_grid))

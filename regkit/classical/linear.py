@@ -343,8 +343,8 @@ def align(
                 f"{name} has shape {tuple(image.shape)}, expected 2 voxels or more along each axis."
             )
     check_one_plane(moving.grid, fixed.grid)
-    small_moving, moving_grid = cubic(moving, largest)
-    small_fixed, grid = cubic(fixed, largest)
+    small_moving, moving_grid = to_isotropic(moving, largest)
+    small_fixed, grid = to_isotropic(fixed, largest)
     start = grid.theta_to(moving_grid)
     theta = fit(small_moving, small_fixed, kind, similarity, start, grid.spacing, progress=progress)
     return grid.matrix_of(theta, moving_grid)
@@ -355,7 +355,7 @@ def affine(moving: Image, fixed: Image) -> Tensor:
     return fixed.grid.disp_to(moving.grid, align(moving, fixed))
 
 
-def cubic(image: Image, largest: int = LARGEST) -> tuple[Tensor, Grid]:
+def to_isotropic(image: Image, largest: int = LARGEST) -> tuple[Tensor, Grid]:
     """An image on cubic voxels, at most about `largest` of them, in [0, 1]; and their grid."""
     volume = float(np.prod([n * s for n, s in zip(image.shape, image.spacing, strict=True)]))
     size = max(min(image.spacing), (volume / largest) ** (1 / image.ndim))

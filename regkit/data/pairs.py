@@ -27,8 +27,8 @@ class RandomPairs(Dataset):
         gamma: change the contrast of each image at random, x -> x^g with |log g| <= gamma, so that
             a network does not get used to one scanner. Images in [0, 1] stay there.
         fixed: of every pair, for atlas-based registration; one subject to move is then enough.
-        answers: items also hold `disp` (d, *S), the true displacement in voxels, which the embedded
-            population knows.
+        with_truth: items also hold `disp` (d, *S), the true displacement in voxels, which the
+            embedded population knows.
 
     Each item is a dictionary of `moving`, `fixed`, `moving_labels` and `fixed_labels`, (1, *S), and
     `name`, which says whose they are.
@@ -41,7 +41,7 @@ class RandomPairs(Dataset):
         seed: int = 0,
         gamma: float = 0.0,
         fixed: Subject | None = None,
-        answers: bool = False,
+        with_truth: bool = False,
     ):
         least = 2 if fixed is None else 1
         if len(subjects) < least:
@@ -49,7 +49,7 @@ class RandomPairs(Dataset):
                 f"subjects holds {len(subjects)}, expected at least {least} to make pairs."
             )
         self.subjects, self.length, self.seed, self.gamma = subjects, length, seed, gamma
-        self.fixed, self.answers = fixed, answers
+        self.fixed, self.with_truth = fixed, with_truth
 
     def __len__(self) -> int:
         return self.length
@@ -72,7 +72,7 @@ class RandomPairs(Dataset):
             "fixed_labels": fixed.labels,
             "name": f"{moving.name} to {fixed.name}",
         }
-        if self.answers:
+        if self.with_truth:
             item["disp"] = true_displacement(moving, fixed)[0]
         return item
 

@@ -52,7 +52,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regkit.blocks import MAX_POOL, ConvBlock, DispHead, recompute
+from regkit.blocks import MAX_POOL, ConvBlock, DispHead, checkpointed
 from regkit.models.base import RegistrationModel
 
 
@@ -149,7 +149,7 @@ class DenseUNet(RegistrationModel):
         )  # fmt: skip
         self.head = DispHead(ndim, channels[0])
         if save_memory:
-            self.apply(recompute)
+            self.apply(checkpointed)
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
         x = torch.cat([moving, fixed], dim=1)  # (B, 2, *S)

@@ -49,7 +49,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regkit.blocks import CONV, ConvBlock, DispHead, first_weights, neighbour_attention, recompute
+from regkit.blocks import CONV, ConvBlock, DispHead, checkpointed, init_weights, neighbour_attention
 from regkit.models.dual_prnet import Pyramid, check_channels
 from regkit.spatial import resize
 
@@ -236,6 +236,6 @@ class Dilformer(Pyramid):
             Head(ndim, c, above, layers if dilformer and k < 2 else 0, srf, dilations)
             for k, (above, c) in enumerate(pairwise((0, *coarse)))
         )
-        self.apply(first_weights)
+        self.apply(init_weights)
         if save_memory:
-            self.apply(recompute)
+            self.apply(checkpointed)

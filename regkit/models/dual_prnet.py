@@ -56,10 +56,10 @@ from torch import Tensor, nn
 from regkit.blocks import (
     ConvBlock,
     DispHead,
-    first_weights,
+    checkpointed,
+    init_weights,
     local_correlation,
     neighbours,
-    recompute,
 )
 from regkit.models.base import RegistrationModel
 from regkit.spatial import compose, resize, resize_disp, warp
@@ -207,9 +207,9 @@ class DualPRNet(Pyramid):
         super().__init__(ndim, len(channels), correlation)
         self.describe = EncoderDecoder(ndim, channels)
         self.heads = nn.ModuleList(Head(ndim, c, correlation) for c in reversed(channels))
-        self.apply(first_weights)
+        self.apply(init_weights)
         if save_memory:
-            self.apply(recompute)
+            self.apply(checkpointed)
 
 
 def check_channels(channels: Sequence[int]) -> None:

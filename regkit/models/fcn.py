@@ -26,7 +26,7 @@ block, each from a published relative:
 - Channels, two convolutions a level, LeakyReLU and no normalisation: as in `vxm`, ours.
 
 The displacement's last layers begin at 0: the identity, exactly. The convolutions before them keep
-a signal's strength (`regkit.blocks.first_weights`); with PyTorch's own start neither branch learned
+a signal's strength (`regkit.blocks.init_weights`); with PyTorch's own start neither branch learned
 anything in 400 steps. Parameters, 3D / 2D: 505,001 / 167,174; with segment=2 they are 997,791 /
 331,932.
 """
@@ -40,7 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regkit.blocks import CONV, MAX_POOL, ConvBlock, DispHead, first_weights, raised, recompute
+from regkit.blocks import CONV, MAX_POOL, ConvBlock, DispHead, checkpointed, init_weights, raised
 from regkit.models.base import RegistrationModel
 from regkit.spatial import resize, resize_disp
 
@@ -122,9 +122,9 @@ class Fcn(RegistrationModel):
             self.segmentation = FCN(
                 ndim, 1, channels, lambda c: CONV[ndim](c, segment, kernel_size=1), resize
             )
-        self.apply(first_weights)
+        self.apply(init_weights)
         if save_memory:
-            self.apply(recompute)
+            self.apply(checkpointed)
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
         shape = fixed.shape[2:]

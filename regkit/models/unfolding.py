@@ -53,7 +53,7 @@ from regkit.blocks import (
     NormBlock,
     PlainConv,
     Transformer,
-    recompute,
+    checkpointed,
 )
 from regkit.metrics import endpoint_error
 from regkit.models.base import RegistrationModel
@@ -236,7 +236,7 @@ class Unfolding(RegistrationModel):
             for _ in range(1 if shared else stages)
         )
         if save_memory:
-            self.apply(recompute)
+            self.apply(checkpointed)
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
         v: Tensor | None = None

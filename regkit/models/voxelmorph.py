@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regkit.blocks import MAX_POOL, ConvBlock, DispHead, recompute
+from regkit.blocks import MAX_POOL, ConvBlock, DispHead, checkpointed
 from regkit.models.base import RegistrationModel
 from regkit.spatial import integrate, resize_disp
 
@@ -81,7 +81,7 @@ class VxmStrided(RegistrationModel):
         )
         self.head = DispHead(ndim, (d6, *last)[-1])
         if save_memory:
-            self.apply(recompute)
+            self.apply(checkpointed)
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
         pair = torch.cat([moving, fixed], dim=1)  # (B, 2, *S)
@@ -170,7 +170,7 @@ class Vxm(RegistrationModel):
         self.unet = UNet(ndim, encoder, decoder, last, half_resolution)
         self.head = DispHead(ndim, last[-1])
         if save_memory:
-            self.apply(recompute)
+            self.apply(checkpointed)
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
         disp = self.head(self.unet(torch.cat([moving, fixed], dim=1)))

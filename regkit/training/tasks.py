@@ -167,9 +167,9 @@ def _two_subjects(recipe: Recipe, data: str | os.PathLike | None, progress: bool
     pairs, labels = held_out(recipe, "validation", recipe.validation, data, progress)
     validate, score = _by_images(pairs, labels)
     length = recipe.steps * recipe.batch
-    answers = "endpoint" in recipe.weights and recipe.data == "population"
+    with_truth = "endpoint" in recipe.weights and recipe.data == "population"
     return Task(
-        pairs=RandomPairs(learn, length, recipe.seed, recipe.gamma, fixed, answers),
+        pairs=RandomPairs(learn, length, recipe.seed, recipe.gamma, fixed, with_truth),
         validate=validate,
         score=score,
         info={"spacing": learn[0].spacing, "orientation": "RAS", "range": [0, 1]},
