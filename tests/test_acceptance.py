@@ -175,6 +175,7 @@ def test_08_a_checkpoint_works_at_another_image_size(name, ndim, tmp_path):
     assert expected.shape == (1, ndim, *ODD[ndim]) and expected.abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_09_seeds_reproduce_a_training_run_bit_by_bit(monkeypatch, tmp_path):
     monkeypatch.setenv("REGKIT_DATA", str(tmp_path))
     recipe = get("vxm_diff_2d", at="smoke")

@@ -15,6 +15,7 @@ def count(kind):
     return max(8, round(attack.SHARES[kind] * COUNT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in attack.KINDS if kind != "manifests"])
 def test_damaged_input_is_used_as_it_should_be_or_refused_in_one_sentence(kind, tmp_path):
     report = attack.attack(kind, count(kind), 0, tmp_path)

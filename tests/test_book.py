@@ -245,6 +245,7 @@ def solutions(name: str) -> list:
     return [pytest.param(code, id=label) for label, blocks in codes for code in blocks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [

@@ -129,6 +129,7 @@ def test_apply_keeps_labels_whole(pair, tmp_path):
     assert (moved[..., 0] == expected.numpy()).all()
 
 
+@pytest.mark.slow
 def test_models_lists_names_and_parameters():
     text = run("models").stdout
     for name in (*models.names(), *models.pretrained()):
@@ -175,6 +176,7 @@ def small_weights(monkeypatch, tmp_path):
     monkeypatch.setattr(models, "about", lambda name: about(places.get(name, name)))
 
 
+@pytest.mark.slow
 def test_demo_runs_without_files_and_without_network(monkeypatch, tmp_path, small_weights):
     def unreachable(name, progress=False):
         raise FileNotFoundError("sample 'oasis_3d' is not in the cache and cannot be downloaded.")
@@ -187,6 +189,7 @@ def test_demo_runs_without_files_and_without_network(monkeypatch, tmp_path, smal
     assert "dice" in result.stdout and "No real brains: sample 'oasis_3d' is not" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_demo_registers_real_slices_where_they_are_cached(sample, tmp_path, small_weights):
     sample("oasis_3d")

@@ -162,6 +162,7 @@ def test_real_label_maps_lie_over_the_template(sample):
         assert float(overlap[0, 0]) > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_label_maps_lie_over_each_other(sample):
     sample("brain_labelmaps")

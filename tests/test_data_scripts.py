@@ -77,6 +77,7 @@ def call(source, out, **options):
     return json.loads((out / "dataset.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_command_shows_the_terms_first_and_then_works(source, tmp_path):
     out = tmp_path / "out"
     code, said = prepare(source, out, "--size", "20")
@@ -530,6 +531,7 @@ def _parts(out):
     return json.loads((out / "dataset.json").read_text())["subjects"]
 
 
+@pytest.mark.slow
 def test_a_tilted_brain_is_laid_over_the_template(tmp_path, monkeypatch):
     """The whole way, with the alignment: where the structures should be, there they are."""
     monkeypatch.setattr(classical, "align", partial(classical.align, largest=30_000))

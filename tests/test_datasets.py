@@ -68,6 +68,7 @@ def test_threads_that_ask_for_one_subject_get_it(tmp_path, monkeypatch):
     assert sorted(left) == ["0-0007.safetensors", "template-0-0000.npz"]
 
 
+@pytest.mark.slow
 def test_processes_that_write_one_file_leave_it_whole(tmp_path):
     code = """if True:
         import sys

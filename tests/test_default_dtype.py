@@ -100,6 +100,7 @@ def test_a_model_made_before_answers_the_same_afterwards(request, name):
     assert made.disp.dtype == torch.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["vxm_diff_brain_2d", "rigid", "rigid_resnet34_2d"])
 def test_register_is_the_same(request, method):
     found = []

@@ -210,6 +210,7 @@ def affine_error(pair, moving, fixed, theta=None):
     return float(metrics.tre(disp, *points).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["S01", "P01"])
 def test_affine_registration_finds_the_motion_from_contrast_and_shift(name):
     """The photographs as they are keep it where it was: the edge of the field fits already."""
@@ -298,6 +299,7 @@ def test_fire_s_own_size_is_reduced_by_a_whole_number_to_a_multiple_of_16():
     assert 2912 % fire.SIZE == 0 and fire.SIZE % 16 == 0
 
 
+@pytest.mark.slow
 def test_the_command_shows_the_terms_and_works(source, tmp_path):
     command = [
         sys.executable,

@@ -67,6 +67,7 @@ def test_a_window_of_three_colours_holds_three_times_the_values():
     assert float(wrong) == pytest.approx(cross**2 / (va * vb), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_only_the_window_that_is_counted_wrong_loses_the_image():
     pairs = [vessel_pair(f"{c}{k:02d}", 64) for c in "SPA" for k in range(1, 9)]
     lost, kept = (fundus.colours(count, pairs, 5)[-1] for count in (81, 243))
@@ -115,6 +116,7 @@ def test_a_network_after_the_affine_map_answers_for_both(pair):
     torch.testing.assert_close(found[inside], moved[inside], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_rows_resume_and_wrong_options_are_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(fundus, "STEPS", 2)
     options = {"runs": tmp_path / "runs", "each": 5, "size": 64, "epochs": 1, "real": False}

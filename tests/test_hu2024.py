@@ -38,6 +38,7 @@ def test_the_errors_of_known_motions(toy):
     assert hu2024.dice(pair, pair.theta) > 0.9 > hu2024.dice(pair, torch.eye(2, 3)[None])
 
 
+@pytest.mark.slow
 def test_a_run_measures_each_method_and_a_second_one_nothing(toy, tmp_path, monkeypatch, capsys):
     out = tmp_path / "results" / "hu.json"
     table = hu2024.run(out, pairs=2, threads=1, sets=("t1",))

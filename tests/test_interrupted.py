@@ -120,6 +120,7 @@ def check_one_run(folder, whole):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [Killed, Full])
 @pytest.mark.parametrize("old", [True, False])
 def test_stopped_at_every_file_operation_all_files_are_of_one_run(
@@ -209,6 +210,7 @@ cli.app()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
 def test_a_signal_leaves_nothing(name, code, tmp_path):
     import nibabel

@@ -53,6 +53,7 @@ def test_levels_halve_long_axes_only():
     assert modalities.levels((12, 12, 4), 4) == [(12, 12, 4)]
 
 
+@pytest.mark.slow
 def test_descent_finds_a_shift_between_two_contrasts():
     """By two voxels along one axis, away from the border, where the moving image ends."""
     image, other = contrasts(40)
@@ -88,6 +89,7 @@ def test_augmented_pairs_move_both_sides_apart_and_are_the_same_again():
     assert (bright == (one["fixed_labels"] > 0)).float().mean() > 0.75
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own_is_learned_from():
     """Weak labels: glands that differ by a shift, in noise that says nothing of the shift."""
     block = torch.zeros(1, 1, 16, 16, 16)
@@ -161,6 +163,7 @@ def test_rows_resume_and_what_is_missing_is_left_out(tmp_path, monkeypatch, caps
         modalities.run(out, parts=("knee",))
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_known_warp_between_fa_and_t1_is_found_by_mutual_information(sample):
     """A third of the error has to go.
@@ -197,6 +200,7 @@ def test_the_child_is_on_one_grid_and_truth_carries_its_labels(sample):
     assert row["dice_ceiling"] > 0.9 > row["dice_before"]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_prostates_on_one_grid(sample):
     sample("prostate_mr_us")

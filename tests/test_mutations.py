@@ -32,6 +32,8 @@ MODULES = ("spatial", "losses", "metrics")
 FILES = sorted((TESTS / "mutations").glob("*.toml"))
 FAULTS = [f for file in FILES for f in tomllib.loads(file.read_text(encoding="utf-8"))["fault"]]
 
+pytestmark = pytest.mark.slow
+
 # how a test says that a number is wrong; anything else is a crash, which proves less
 NOTICED = {"AssertionError", "Failed", "GradcheckError"}
 
@@ -125,7 +127,6 @@ def elsewhere():
         yield lambda *arguments: pool.submit(run, *arguments).result()
 
 
-@pytest.mark.slow
 def test_the_named_tests_pass_as_the_code_is(elsewhere):
     code, failures, report = elsewhere(sorted({fault["test"] for fault in FAULTS}))
     assert (code, failures) == (0, []), report

@@ -47,6 +47,7 @@ def test_committed_pair_is_in_order(md):
     assert tool.check_pair(md) == []
 
 
+@pytest.mark.slow
 def test_every_notebook_has_its_text_and_all_are_small():
     assert tool.check_all() == []
 

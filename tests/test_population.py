@@ -46,6 +46,7 @@ def mean_dice(a, b):
     return float(metrics.dice(a[None], b[None]).nanmean())
 
 
+@pytest.mark.slow
 def test_subjects_are_what_the_contract_says(subjects, shape):
     d = len(shape)
     for i, subject in enumerate(subjects(shape)):
@@ -82,6 +83,7 @@ def test_the_affine_places_left_front_and_top_where_they_belong(subjects, shape)
         assert centre("left cerebellum", "right cerebellum")[2] < centre("ventricles")[2] - 20
 
 
+@pytest.mark.slow
 def test_unregistered_subjects_overlap_like_real_ones_and_the_truth_aligns_them(pairs, shape):
     before, after = [], []
     for moving, fixed, disp in pairs(shape):
@@ -103,6 +105,7 @@ def test_true_maps_do_not_fold(pairs, shape):
         assert metrics.folding_count(disp).item() == 0
 
 
+@pytest.mark.slow
 def test_truth_there_and_back_is_no_displacement(pairs, shape):
     a, b, disp = pairs(shape)[0]
     inner = (..., *[slice(n // 10, -n // 10) for n in shape])

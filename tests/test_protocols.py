@@ -105,6 +105,7 @@ PROTOCOLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_from_the_script_to_the_row_of_the_table(name, tmp_path, monkeypatch):
     protocol, data, out = PROTOCOLS[name], tmp_path / "set", tmp_path / "run"

@@ -443,6 +443,7 @@ def test_recipes_without_levels_keep_their_identity():
             assert min(recipe.shape) >= model.divisor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @either
 def test_a_pyramid_is_trained_like_any_other_model(name, precision, monkeypatch, tmp_path):

@@ -445,6 +445,7 @@ def test_weights_that_know_several_contrasts_do_not_warn(network, info):
     assert contrast_warnings(network, t1[0], t2[1], **info) == []
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_pairs_of_one_contrast_and_of_two(network, sample):
     from regkit.data import samples
@@ -548,6 +549,7 @@ def shipped(d: int) -> str:
     return names[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [2, 3])
 def test_auto_takes_shipped_weights_and_registers_unseen_subjects(d):
     assert shipped(d)
@@ -564,6 +566,7 @@ def test_auto_takes_shipped_weights_and_registers_unseen_subjects(d):
     assert result.metrics["method"] in models.pretrained()
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_two_real_brains_in_3d(sample):
     from regkit.data import samples
@@ -576,6 +579,7 @@ def test_two_real_brains_in_3d(sample):
     assert result.metrics["folding_percent"] < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_refining_the_labelled_real_slices_raises_their_dice(sample):
     from regkit.data import samples
@@ -611,6 +615,7 @@ def test_auto_aligns_on_one_grid_where_the_images_lie_apart(network, shift, expe
     assert regkit.register(*pair, "constant.safetensors").metrics["affine"] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_two_heads_that_are_not_aligned(sample):
     """As far as ANTs gets with mutual information (correlation 0.869; 0.775 before)."""
@@ -624,6 +629,7 @@ def test_two_heads_that_are_not_aligned(sample):
     assert 1 - losses.ncc(after, b.data) > 0.86
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_structures_of_two_heads_that_are_not_aligned(sample):
     """SimpleITK and ours alike come to 0.57 with mutual information and to 0.59 with correlation;
@@ -756,6 +762,7 @@ def test_auto_reads_one_network_and_draws_no_random_number(monkeypatch):
     assert loaded == ["vxm_diff_brain_2d"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("way", [{}, {"method": "rigid"}])
 def test_a_slice_is_2d_whichever_of_its_axes_has_one_voxel(axis, way):
@@ -771,6 +778,7 @@ def test_a_slice_is_2d_whichever_of_its_axes_has_one_voxel(axis, way):
     assert found.transform.fixed.across == axis
 
 
+@pytest.mark.slow
 def test_before_and_after_are_sampled_in_one_way():
     """One picture at 0.5 and at 2 mm, aligned: nothing gets worse, and nothing is noise."""
     (subject,) = population(1, (384, 448), seed=5)
@@ -791,6 +799,7 @@ def test_before_and_after_are_sampled_in_one_way():
     assert errors[0] < 1.3 * errors[1]
 
 
+@pytest.mark.slow
 def test_a_2d_affine_that_shrinks_by_half_is_no_tilted_plane():
     (subject,) = population(1, (96, 112), seed=2)
     half = np.diag([0.5, 0.5, 1, 1])

@@ -249,6 +249,7 @@ def test_lists_of_heads_that_do_not_fit(groups):
 # training and measuring ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_finds_the_motion():
     motion = {"angle": 5.0, "shift": 30.0, "contrasts": ("t1",)}
     recipe = recipes.get(
@@ -266,6 +267,7 @@ def test_training_finds_the_motion():
     assert trained.model.info["motion"] == [5.0, 30.0]
 
 
+@pytest.mark.slow
 def test_training_may_use_the_known_answer():
     motion = {"angle": 5.0, "shift": 30.0, "contrasts": ("t1", "t2")}
     recipe = recipes.get(
@@ -355,6 +357,7 @@ def test_an_answer_beyond_what_was_trained_is_said(tmp_path):
     assert any("11.5 degrees and 0.0 mm, lies outside what the network was" in w for w in warnings)
 
 
+@pytest.mark.slow
 def test_the_classical_twin_solves_what_the_network_was_not_trained_for():
     fixed = heads(1, (100, 100), seed=2)[0].image[0]
     truth = rigid_theta(torch.tensor([[math.radians(50)]]), torch.tensor([[4.0, -9.0]]))
@@ -394,6 +397,7 @@ def degrees_mm(theta, spacing):
     return math.degrees(math.atan2(turn[1, 0], turn[0, 0]))
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("way", WAYS, ids=["twin", "network"])
 def test_brainweb_by_the_twin_and_by_network_and_descent(sample, way):

@@ -264,6 +264,7 @@ def test_oasis_slices_have_the_known_overlap(sample):
     assert float(scores.mean()) == pytest.approx(0.602, abs=5e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_oasis_heads_and_structures(sample):
     sample("oasis_3d")
@@ -422,6 +423,7 @@ def patch_correlation(one, points, other, partners, radius=3):
     return np.mean(values)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_labelmaps_have_the_known_overlap(sample):
     sample("brain_labelmaps")

@@ -36,6 +36,7 @@ def same_weights(a, b):
     return all(x.equal(y) for x, y in pairs)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_raises_the_dice():
     recipe = small(shape=(48, 64), steps=240, batch=4, lr=3e-3, validate_every=240, subjects=8)
     trained = loop.train(recipe, progress=False)
@@ -405,6 +406,7 @@ def test_fp16_on_the_cpu_is_refused():
         loop.train(small(precision="fp16"), progress=False, device="cpu")
 
 
+@pytest.mark.slow
 def test_fp16_with_scaling_gives_finite_losses_and_gradients():
     """What Accelerate does on a GPU, by hand: it has no fp16 for the CPU, PyTorch does."""
     recipe = small("vxm_diff_2d")
@@ -526,6 +528,7 @@ def test_resume_needs_a_folder():
         loop.train(small(), resume=True, progress=False)
 
 
+@pytest.mark.slow
 def test_recipes_and_budgets(monkeypatch):
     for name in recipes.names():
         for budget in recipes.BUDGETS:

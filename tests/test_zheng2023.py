@@ -212,6 +212,7 @@ def made(tmp_path_factory):
     return running.run("zheng2023-table1", **QUICK, **settings, out=folder / "1.json"), folder
 
 
+@pytest.mark.slow
 def test_a_row_says_what_was_reached(made):
     held = json.loads(made[0].read_text())
     assert (held["paper"], held["paper_set"]) == ("Zheng et al. 2023", "oasis")
@@ -245,6 +246,7 @@ def test_it_is_not_run_again(made, monkeypatch):
     assert made[0].read_text() == before
 
 
+@pytest.mark.slow
 def test_affine_only_is_no_displacement_after_alignment(made):
     """The moving subjects resampled by the matrix of `align`, then judged as they lie."""
     recipe = recipes.get("zheng2023_2d", "smoke")
@@ -351,6 +353,7 @@ def test_no_child_is_on_both_sides():
     assert learned_from | children["test"] == set(names)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_slices_of_real_children_lie_on_one_grid(sample, tmp_path):
     sample("ptbp_brain")
