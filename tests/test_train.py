@@ -21,6 +21,7 @@ from regkit import losses, models
 from regkit.data import RandomPairs, chain, population, true_displacement
 from regkit.models import Registration
 from regkit.spatial import integrate, warp
+from regkit.training import data as training_data
 from regkit.training import loop, objective, recipes, tasks
 from regkit.training.evaluation import evaluate, summary
 
@@ -352,7 +353,7 @@ def test_an_image_that_is_not_finite_is_found_by_the_names_of_its_batch(tmp_path
             subjects[2].image[0, 20, 20] = float("nan")
         return subjects
 
-    monkeypatch.setattr(tasks, "population", one_is_broken)
+    monkeypatch.setattr(training_data, "population", one_is_broken)
     recipe = small(batch=1, steps=20)
     pairs = RandomPairs(population(4, (32, 48)), 20, recipe.seed)
     names = [pairs[i]["name"] for i in range(20)]
@@ -625,13 +626,13 @@ def test_pairs_with_one_fixed_image_show_everyone_once_an_epoch():
 def test_an_atlas_is_nobody_to_learn_from_or_to_test_on():
     recipe = recipes.get("sun2025_2d", "smoke", shape=(32, 48))
     for split, seed in (("validation", 1), ("test", 2)):
-        pairs, labels = tasks.held_out(recipe, split, 3)
+        pairs, labels = training_data.evaluation_pairs(recipe, split, 3)
         assert labels is None and {fixed.name for _, fixed in pairs} == {"population-3-0000"}
         assert [moving.name for moving, _ in pairs] == [
             f"population-{seed}-{i:04}" for i in range(3)
         ]
-    assert tasks.subjects(recipe, "train", 1)[0].name == "population-0-0000"
-    between, _ = tasks.held_out(replace(recipe, atlas=False), "test", 3)
+    assert training_data.subjects(recipe, "train", 1)[0].name == "population-0-0000"
+    between, _ = training_data.evaluation_pairs(replace(recipe, atlas=False), "test", 3)
     assert [(a.name[-1], b.name[-1]) for a, b in between] == [("0", "1"), ("1", "2"), ("2", "0")]
 
 
@@ -715,6 +716,6 @@ def test_labels_that_nobody_has_are_refused_not_averaged(monkeypatch, tmp_path):
     sentence = r"labels is 1001, 1002, of which 'population-2-0001' has none, expected some of \d"
     with pytest.raises(ValueError, match=sentence):
         evaluate(nothing, pairs, labels=[1001, 1002])
-    monkeypatch.setattr(tasks, "held_out", lambda *args: (pairs, [1001]))
+    monkeypatch.setattr(tasks, "evaluation_pairs", lambda *args: (pairs, [1001]))
     with pytest.raises(ValueError, match="labels is 1001, of which"):
         loop.train(small(), progress=False, device="cpu")

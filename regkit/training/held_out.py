@@ -24,6 +24,7 @@ from regkit.data.pairs import chain
 from regkit.data.population import population
 from regkit.data.rigid import RigidPair, moved_heads
 from regkit.models import RegistrationModel
+from regkit.training.data import SEEDS, adapted, evaluation_pairs, rigid_pairs
 from regkit.training.evaluation import (
     evaluate,
     labels_of,
@@ -34,7 +35,6 @@ from regkit.training.evaluation import (
     summary,
 )
 from regkit.training.recipes import Recipe
-from regkit.training.tasks import SEEDS, adapted, held_out, moved_once
 
 PAIRS = 8  # of the embedded population
 
@@ -117,12 +117,12 @@ def measure(
     if prepared.of_pairs(held):
         return _on_given_pairs(model, data, split, pairs, distances, device, names)
     if recipe.motion is not None:
-        moved = moved_once(recipe, split, pairs, data=data)
+        moved = rigid_pairs(recipe, split, pairs, data=data)
         known = [moved.pair(i) for i in range(len(moved))]
         return _on_motions(model, known, distances, device, names)
     fixed = any(entry["split"] == "fixed" for entry in held["subjects"])
     recipe = replace(recipe, atlas=recipe.atlas or fixed)
-    tested, labels = held_out(recipe, split, pairs, data)
+    tested, labels = evaluation_pairs(recipe, split, pairs, data)
     rows = _by_images(model, tested, labels, distances, device)
     return Measured(rows, summary(rows), names)
 

@@ -90,7 +90,11 @@ class Inputs:
 
 
 def similarity(x: Inputs) -> Tensor:
-    """Of the moved and the fixed image: the sum over levels, or the mean of both directions."""
+    """Of the moved and the fixed image: the sum over levels, or the mean of both directions.
+
+    The inverse of the exponential of a velocity field is the exponential of its negative (Dalca et
+    al., Medical Image Analysis 2019).
+    """
     if x.levels and not x.recipe.bidirectional:
         return torch.stack(
             [level.weight * x.compare(level.moved, level.fixed) for level in x.levels]
@@ -138,7 +142,7 @@ def endpoint(x: Inputs) -> Tensor:
 
 
 def of_affine_map(name: str, measure: Callable[[Tensor], Tensor]) -> Callable[[Inputs], Tensor]:
-    """A term that keeps an affine map near a rotation, as Zhao et al. (ICCV 2019) do."""
+    """A term that keeps an affine map near a rotation (Zhao et al., IEEE JBHI 2020)."""
 
     def term(x: Inputs) -> Tensor:
         if x.result.theta is None:
@@ -229,7 +233,7 @@ def of_stages(name: str, measure: OfPair) -> Callable[[Inputs], Tensor]:
     return term
 
 
-# --- the table ----------------------------------------------------------------------------------
+# --- the table: `regkit.losses` has the equation and the source of each measure -----------------
 
 OF_PAIR: dict[str, OfPair] = {
     "similarity_u": similarity_u,

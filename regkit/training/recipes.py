@@ -32,7 +32,7 @@ class Recipe:
     shape: of the images; spacing follows from the population's field of view.
     data: "population", the embedded one, or the name of a prepared set, which `regkit train` finds
         in the folder that it is given. Whoever has the set has it elsewhere. Given the folder of
-        another set, training learns from that one, see `regkit.training.tasks.fitted`.
+        another set, training learns from that one, see `regkit.training.data.fitted`.
     subjects, validation: how many of the embedded population (seeds 0 and 1; 2 is for tests), at
         most how many of a prepared set.
     atlas: every pair has the same fixed image (the subject of seed 3, or the one that a prepared
