@@ -110,7 +110,7 @@ def run_until(recipe, folder, moment):
 
 def start(*arguments):
     context = multiprocessing.get_context("forkserver")
-    heavy = ["pytest", "regkit.training.tasks", EventAccumulator.__module__, "torch._dynamo"]
+    heavy = ["pytest", "accelerate", "regkit.training.tasks", EventAccumulator.__module__, "torch._dynamo"]
     context.set_forkserver_preload(heavy)
     process = context.Process(target=run_until, args=arguments)
     process.start()
