@@ -522,10 +522,9 @@ def test_a_protocol_asks_for_its_own_set_and_size(prepared_set, changes, sentenc
 def test_where_nobody_is_called_fixed_the_first_to_learn_from_is(prepared_set):
     recipe = recipes.get("zheng2023_oasis", "smoke")
     names = [f"population-5-{i:04}" for i in range(9)]
-    assert [s.name for s in training_data.subjects(recipe, "fixed", 1, prepared_set)] == names[:1]
-    assert [s.name for s in training_data.subjects(recipe, "train", None, prepared_set)] == names[
-        1:5
-    ]
+    (fixed,) = training_data.subjects(recipe, "fixed", 1, prepared_set)
+    learn = training_data.subjects(recipe, "train", None, prepared_set)
+    assert fixed.name == names[0] and [s.name for s in learn] == names[1:5]
     pairs, _ = training_data.evaluation_pairs(recipe, "test", None, prepared_set)
     assert [(a.name, b.name) for a, b in pairs] == [(names[i], names[0]) for i in (7, 8)]
 

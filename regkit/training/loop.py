@@ -157,7 +157,7 @@ def _update(run: _Run, step: int, batch: dict[str, Any]) -> dict[str, float]:
         values = _values(accelerator, {**terms, "loss": loss}, step, batch)
         accelerator.backward(loss)
     norm = accelerator.clip_grad_norm_(run.model.parameters(), recipe.clip)
-    if accelerator.scaler is None:  # which leaves out a step whose gradient is too large
+    if accelerator.scaler is None:  # a scaler leaves out a step whose gradient is not finite
         _values(accelerator, {"gradient": norm}, step, batch)
     run.optimizer.step()
     logged = {**values, "lr": run.schedule.get_last_lr()[0]}
@@ -229,9 +229,18 @@ def _set_up(
         purge = {"purge_step": len(history) + 1}  # what a killed run logged after its last save
         accelerator.init_trackers("log", init_kwargs={"tensorboard": purge})
     return _Run(
-        recipe, folder, progress, accelerator, task, network, model, optimizer, schedule, history,
-        best,
-    )  # fmt: skip
+        recipe=recipe,
+        folder=folder,
+        progress=progress,
+        accelerator=accelerator,
+        task=task,
+        network=network,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        history=history,
+        best=best,
+    )
 
 
 def _check_installed() -> None:
