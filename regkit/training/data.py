@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from regkit.data import prepared
+from regkit.data import Subject, prepared
 from regkit.data.pairs import chain
-from regkit.data.population import Subject, population
+from regkit.data.population import population
 from regkit.data.rigid import RigidPairs, moved_heads
 from regkit.training.recipes import Recipe
 

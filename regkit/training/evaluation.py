@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from regkit import losses, metrics
-from regkit.data.population import Subject, true_displacement
+from regkit.data import Subject
+from regkit.data.population import true_displacement
 from regkit.data.prepared import Scan
 from regkit.data.rigid import RigidPair
 from regkit.models import Registration

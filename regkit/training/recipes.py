@@ -212,15 +212,17 @@ _add(
 # Of Peng et al. only the abstract is public: it names these sets, and no setting. IXI is split as
 # in TransMorph, LPBA40 as in sun2025_lpba40; there is one fixed image. Prepared at 1 mm for
 # "paper", at 2 mm for "gpu" and "cpu", 4 for "smoke".
-for _data, _small, _counts in (("ixi", (40, 56, 48), (403, 58)), ("lpba40", (40, 48, 40), (30, 9))):
+_IXI = ("ixi", (40, 56, 48), 403, 58)  # its shape at 4 mm, people to learn from, to validate with
+_LPBA40 = ("lpba40", (40, 48, 40), 30, 9)
+for _data, _at_4_mm, _learn, _validate in (_IXI, _LPBA40):
     _add(
         replace(_recipe, name=f"peng2026_{_data}", ndim=3, data=_data, atlas=True,
-                shape=tuple(2 * n for n in _small), subjects=_counts[0], validation=3, lr=1e-3,
+                shape=tuple(2 * n for n in _at_4_mm), subjects=_learn, validation=3, lr=1e-3,
                 warmup=100, batch=1, validate_every=200),
-        smoke=_SMOKE_3D | {"precision": "no", "shape": _small},
-        gpu=_GPU_3D | {"subjects": _counts[0]},
-        paper=_PAPER_3D | {"options": {"save_memory": True}, "subjects": _counts[0],
-                           "validation": _counts[1], "shape": tuple(4 * n for n in _small)},
+        smoke=_SMOKE_3D | {"precision": "no", "shape": _at_4_mm},
+        gpu=_GPU_3D | {"subjects": _learn},
+        paper=_PAPER_3D | {"options": {"save_memory": True}, "subjects": _learn,
+                           "validation": _validate, "shape": tuple(4 * n for n in _at_4_mm)},
     )  # fmt: skip
 
 # The protocol of the paper, sections 4.1 and 4.3: one fixed image, 416 people of OASIS split 4 to
@@ -270,18 +272,18 @@ _add(
 # 3D field folded after 400 updates.
 _UNFOLD = "Sun et al. 2025, equation 7, with the similarity of vxm; rates are ours"
 _SUN = "Sun et al. 2025, equation 7 and section 3.2; norms read as mean squares, u as voxels"
-_SPLIT = {"similarity_u": 0.8, "similarity": 0.2, "diffusion_u": 1.0, "consistency": 0.1}
+_EQUATION_7 = {"similarity_u": 0.8, "similarity": 0.2, "diffusion_u": 1.0, "consistency": 0.1}
 _UNFOLDING_2D = Recipe(
-    name="unfolding_2d", model="unfolding", ndim=2, shape=(80, 96), source=_UNFOLD, weights=_SPLIT,
-    lr=1e-3, warmup=50, steps=600,
+    name="unfolding_2d", model="unfolding", ndim=2, shape=(80, 96), source=_UNFOLD,
+    weights=_EQUATION_7, lr=1e-3, warmup=50, steps=600,
 )  # fmt: skip
 # In 3D the stages share their weights: as good in 2D, a third of the file. And a term against
 # folding: with the paper's terms alone, 0.06 % of a field folded after 400 updates (3 validation
 # pairs).
 _UNFOLDING_3D = replace(
     _UNFOLDING_2D, name="unfolding_3d", ndim=3, shape=(80, 96, 80), options={"shared": True},
-    weights=_SPLIT | {"folding": 100.0}, subjects=40, validation=3, gamma=0.3, warmup=100, batch=1,
-    steps=800, precision="bf16",
+    weights=_EQUATION_7 | {"folding": 100.0}, subjects=40, validation=3, gamma=0.3, warmup=100,
+    batch=1, steps=800, precision="bf16",
 )  # fmt: skip
 _add(
     _UNFOLDING_2D,
@@ -304,7 +306,7 @@ _add(
 # LPBA40 has no validation split: some training subjects serve to watch a run.
 _SUN_2D = replace(
     _UNFOLDING_2D, name="sun2025_2d", source=_SUN, similarity="mse",
-    weights=_SPLIT, atlas=True, subjects=30, validation=9, steps=300,
+    weights=_EQUATION_7, atlas=True, subjects=30, validation=9, steps=300,
     validate_every=100, precision="bf16",
 )  # fmt: skip
 _SUN_3D = replace(
@@ -317,7 +319,7 @@ _SUN_PAPER: dict[str, Any] = {
 }  # fmt: skip
 _SUN_GPU: dict[str, Any] = {"steps": 2000, "validate_every": 500, "precision": "no"}
 _OASIS: dict[str, Any] = {"data": "oasis_3d", "atlas": False, "subjects": 254, "validation": 20}
-_BIG: dict[str, Any] = {"options": {"save_memory": True}}
+_SAVE_MEMORY: dict[str, Any] = {"options": {"save_memory": True}}
 for _recipe in (_SUN_2D, replace(_SUN_2D, name="sun2025_pairs_2d", atlas=False)):
     _add(
         _recipe,
@@ -325,7 +327,7 @@ for _recipe in (_SUN_2D, replace(_SUN_2D, name="sun2025_pairs_2d", atlas=False))
         gpu=_SUN_GPU | {"shape": (160, 192), "batch": 16},
         paper=_SUN_PAPER | {"shape": (160, 192)},
     )
-_SUN_3D_PAPER = _SUN_PAPER | _BIG | {"shape": (160, 192, 160), "validation": 9}
+_SUN_3D_PAPER = _SUN_PAPER | _SAVE_MEMORY | {"shape": (160, 192, 160), "validation": 9}
 for _recipe in (_SUN_3D, replace(_SUN_3D, name="sun2025_pairs_3d", atlas=False)):
     _add(_recipe, smoke=_SMOKE_3D | {"precision": "no"}, gpu=_SUN_GPU, paper=_SUN_3D_PAPER)
 # prepared at 1 mm for "paper", at 2 mm for "gpu" and "cpu" (slices: 1 mm for "gpu"), 4 for "smoke"
@@ -340,7 +342,9 @@ _add(
     replace(_SUN_3D, name="sun2025_oasis", shape=(80, 112, 96), **_OASIS),
     smoke=_SMOKE_3D | {"precision": "no", "shape": (40, 56, 48)},
     gpu=_SUN_GPU,
-    paper=_SUN_PAPER | _BIG | {"shape": (160, 224, 192), "steps": 127_000, "validate_every": 1000},
+    paper=_SUN_PAPER
+    | _SAVE_MEMORY
+    | {"shape": (160, 224, 192), "steps": 127_000, "validate_every": 1000},
 )
 _add(
     replace(_SUN_2D, name="sun2025_oasis_2d", shape=(80, 96), **_OASIS | {"data": "oasis_2d"}),

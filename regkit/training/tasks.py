@@ -19,12 +19,11 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import Dataset
 
-from regkit.data import prepared
+from regkit.data import Subject, prepared
 from regkit.data.anatomies import anatomies
 from regkit.data.chest import ChestPairs, chests
 from regkit.data.contrast import PaintedPairs
 from regkit.data.pairs import GivenPairs, RandomPairs
-from regkit.data.population import Subject
 from regkit.data.prepared import Scan
 from regkit.models import RegistrationModel
 from regkit.training.data import evaluation_pairs, rigid_pairs, subjects
