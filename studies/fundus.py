@@ -55,7 +55,7 @@ from regkit.data.vessels import VesselPair, vessel_contrast, vessel_pair, write_
 from regkit.spatial import affine_to_disp, compose, invert_theta, warp
 from regkit.training import recipes, train
 from regkit.training.recipes import Recipe
-from regkit.training.tasks import landmark_task
+from regkit.training.tasks import LandmarkTask
 
 sys.path.insert(0, str(ROOT / "data_scripts"))
 import fire  # noqa: E402
@@ -252,7 +252,7 @@ def learned(recipe: Recipe, learn: Sequence[Pair], folder: Path) -> models.Regis
     weights, spent = folder / "last.safetensors", folder / "seconds.json"
     if not spent.is_file():
         start = time.perf_counter()
-        task = landmark_task(recipe, learn, learn[: recipe.validation])
+        task = LandmarkTask(recipe, learn, learn[: recipe.validation])
         train(recipe, folder, resume=(folder / "recipe.json").is_file(), device="cpu", task=task)
         spent.write_text(json.dumps(time.perf_counter() - start))
     return models.load(weights)

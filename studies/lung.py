@@ -52,7 +52,7 @@ from regkit.data.chest import scaled
 from regkit.spatial import identity_grid, resize_disp, warp_points
 from regkit.training import recipes, train
 from regkit.training.recipes import Recipe
-from regkit.training.tasks import chest_task
+from regkit.training.tasks import ChestTask
 from regkit.transform import Grid, map_points, pull, resample
 
 OUT = ROOT / "results" / "lung.json"
@@ -219,7 +219,7 @@ def learned(pair: Lung, recipe: Recipe, folder: Path) -> models.RegistrationMode
     weights = folder / "last.safetensors"
     history = folder / "history.json"
     if not history.is_file() or len(json.loads(history.read_text())) < recipe.steps:
-        task = chest_task(recipe, volumes(pair))
+        task = ChestTask(recipe, volumes(pair))
         train(recipe, folder, resume=(folder / "recipe.json").is_file(), device="cpu", task=task)
     return models.load(weights)
 

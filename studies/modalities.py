@@ -60,7 +60,6 @@ from regkit.spatial import (
 )
 from regkit.training import train
 from regkit.training.recipes import Recipe
-from regkit.training.tasks import Task
 from regkit.transform import resample
 
 OUT = ROOT / "results" / "modalities.json"
@@ -380,6 +379,30 @@ WEAK = Recipe(
 )
 
 
+class GlandsTask:
+    """The glands of some patients, to learn from: a task for `train`, see `training.tasks.Task`.
+
+    overlap: of the model's answers for these patients. Only a look at those it learns from: the
+        patients held out have no say in anything.
+    """
+
+    def __init__(
+        self,
+        people: Sequence[Patient],
+        recipe: Recipe,
+        overlap: Callable[[models.RegistrationModel], float],
+    ) -> None:
+        self.pairs = AugmentedPairs(people, recipe.steps * recipe.batch, recipe.seed)
+        self.info = {"range": [0, 1]}
+        self.overlap = overlap
+
+    def validate(self, model: models.RegistrationModel, device: torch.device) -> dict[str, float]:
+        return {"dice": self.overlap(model)}
+
+    def score(self, scores: dict[str, float]) -> float:
+        return scores["dice"]
+
+
 def learned(recipe: Recipe, people: Sequence[Patient]) -> Way:
     """A network that has learned from the glands of these patients."""
 
@@ -390,13 +413,7 @@ def learned(recipe: Recipe, people: Sequence[Patient]) -> Way:
 
         return answer
 
-    task = Task(
-        pairs=AugmentedPairs(people, recipe.steps * recipe.batch, recipe.seed),
-        # only a look at those it learns from: the patients held out have no say in anything
-        validate=lambda model, device: {"dice": overlap(way(model), people)},
-        score=lambda scores: scores["dice"],
-        info={"range": [0, 1]},
-    )
+    task = GlandsTask(people, recipe, lambda model: overlap(way(model), people))
     return way(train(recipe, progress=False, device="cpu", task=task).model)
 
 

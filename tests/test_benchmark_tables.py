@@ -18,8 +18,8 @@ from regkit.papers.comparing import compare, orders
 from regkit.papers.running import judge, recipe_of
 from regkit.papers.tables import TABLES
 from regkit.spatial import warp
-from regkit.training import loop, objective, recipes, tasks
-from regkit.training.tasks import held_out
+from regkit.training import data as training_data
+from regkit.training import loop, objective, recipes
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "data_scripts"))
@@ -496,11 +496,11 @@ def test_a_table_runs_on_a_prepared_set(prepared_set, tmp_path):
 
 def test_the_subjects_of_a_prepared_set_are_those_of_its_splits(prepared_set):
     recipe = recipes.get("sun2025_oasis_2d", "smoke")
-    pairs, labels = held_out(recipe, "test", None, prepared_set)
+    pairs, labels = training_data.evaluation_pairs(recipe, "test", None, prepared_set)
     names = [f"population-5-{i:04}" for i in range(9)]
     assert [(a.name, b.name) for a, b in pairs] == [tuple(names[7:]), tuple(names[:6:-1])]
     assert labels == [1, 3]
-    learn = tasks.subjects(recipe, "train", 3, prepared_set)
+    learn = training_data.subjects(recipe, "train", 3, prepared_set)
     assert [s.name for s in learn] == names[:3]
 
 
@@ -516,15 +516,16 @@ def test_a_protocol_asks_for_its_own_set_and_size(prepared_set, changes, sentenc
     """A table compares with a published one, so that another set or size is refused."""
     recipe = recipes.get("sun2025_oasis_2d", "smoke", **changes)
     with pytest.raises(ValueError, match=sentence):
-        held_out(recipe, "test", None, prepared_set)
+        training_data.evaluation_pairs(recipe, "test", None, prepared_set)
 
 
 def test_where_nobody_is_called_fixed_the_first_to_learn_from_is(prepared_set):
     recipe = recipes.get("zheng2023_oasis", "smoke")
     names = [f"population-5-{i:04}" for i in range(9)]
-    assert [s.name for s in tasks.subjects(recipe, "fixed", 1, prepared_set)] == names[:1]
-    assert [s.name for s in tasks.subjects(recipe, "train", None, prepared_set)] == names[1:5]
-    pairs, _ = held_out(recipe, "test", None, prepared_set)
+    (fixed,) = training_data.subjects(recipe, "fixed", 1, prepared_set)
+    learn = training_data.subjects(recipe, "train", None, prepared_set)
+    assert fixed.name == names[0] and [s.name for s in learn] == names[1:5]
+    pairs, _ = training_data.evaluation_pairs(recipe, "test", None, prepared_set)
     assert [(a.name, b.name) for a, b in pairs] == [(names[i], names[0]) for i in (7, 8)]
 
 
@@ -537,9 +538,9 @@ def test_a_set_without_anyone_to_validate_with_lends_those_to_learn_from(prepare
     held["name"] = "lpba40"
     (folder / "dataset.json").write_text(json.dumps(held))
     recipe = recipes.get("sun2025_oasis_2d", "smoke", data="lpba40", atlas=True)
-    pairs, _ = held_out(recipe, "validation", 2, folder)
+    pairs, _ = training_data.evaluation_pairs(recipe, "validation", 2, folder)
     names = {moving.name for moving, _ in pairs}
-    assert names == {s.name for s in tasks.subjects(recipe, "train", 2, folder)}
+    assert names == {s.name for s in training_data.subjects(recipe, "train", 2, folder)}
     assert {fixed.name for _, fixed in pairs} == {"population-5-0005"}
 
 

@@ -24,8 +24,8 @@ from regkit import classical, io
 from regkit.data import RandomPairs, RigidPairs, chain, prepared, samples
 from regkit.models import Registration
 from regkit.training import recipes, train
+from regkit.training.data import evaluation_pairs
 from regkit.training.evaluation import evaluate
-from regkit.training.tasks import held_out
 from regkit.transform import Grid, resample
 
 SCRIPTS = Path(__file__).parents[1] / "data_scripts"
@@ -899,7 +899,7 @@ def test_dilformer_learns_from_what_the_scripts_prepare(tmp_path, aligned, name)
     assert run.model.name == "dilformer" and len(run.history) == 2
     last = run.history[-1]
     assert np.isfinite([last["loss"], last["folding_percent"]]).all() and 0 < last["dice"] <= 1
-    pairs, labels = held_out(recipe, "validation", 1, tmp_path / "out")
+    pairs, labels = evaluation_pairs(recipe, "validation", 1, tmp_path / "out")
     rows = evaluate(run.model, pairs, labels, distances=True)
     assert len(labels) == (30 if name == "ixi" else 54) and rows[0]["hd95"] >= 0
 

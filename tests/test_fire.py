@@ -269,7 +269,7 @@ def test_a_network_learns_from_given_pairs_and_is_judged_by_landmarks(tmp_path):
     recipe = recipes.get(
         "vxm2_2d", "smoke", shape=(64, 64), lr=1e-4, batch=2, steps=4, validate_every=2
     )
-    task = tasks.landmark_task(recipe, pairs[:2], pairs[2:])
+    task = tasks.LandmarkTask(recipe, pairs[:2], pairs[2:])
     trained = loop.train(recipe, tmp_path, progress=False, device="cpu", task=task)
     apart = (pairs[2][0].points - pairs[2][1].points).norm(dim=1).mean()
     for entry in trained.history[1::2]:

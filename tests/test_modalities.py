@@ -12,7 +12,6 @@ from scipy import ndimage
 from regkit import metrics
 from regkit.spatial import compose, warp, warp_points
 from regkit.training import train
-from regkit.training.tasks import Task
 
 
 def contrasts(n=24):
@@ -116,8 +115,17 @@ def test_a_task_of_ones_own_is_learned_from():
         options={"stages": 1, "channels": (8, 16), "transformer": False, "denoiser": None},
         weights={"dice": 1.0, "diffusion": 0.01}, precision="no",
     )  # fmt: skip
-    task = Task(Same(), lambda model, device: {"dice": 0.0}, lambda scores: scores["dice"], {})
-    trained = train(recipe, progress=False, device="cpu", task=task)
+
+    class Own:
+        pairs, info = Same(), {}
+
+        def validate(self, model, device):
+            return {"dice": 0.0}
+
+        def score(self, scores):
+            return scores["dice"]
+
+    trained = train(recipe, progress=False, device="cpu", task=Own())
     before, after = (trained.history[i]["dice_loss"] for i in (0, -1))
     assert before == pytest.approx(1 - 0.75, abs=1e-3)  # 6 of 8 layers overlap
     assert after < 0.5 * before

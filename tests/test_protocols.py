@@ -417,7 +417,7 @@ def test_a_recipe_that_does_not_take_a_set_is_one_sentence(slices, tmp_path, rec
 
 
 def test_terms_that_a_set_cannot_answer_are_refused(slices, tmp_path):
-    from regkit.training.tasks import fitted
+    from regkit.training.data import fitted
 
     edit(slices, lambda k, entry: entry | {"labels": k > 2})
     for term, sentence in (

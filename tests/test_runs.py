@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from regkit import cli, files, models
 from regkit.papers import running
 from regkit.papers.tables import TABLES
-from regkit.training import checkpoints, loop, recipes
+from regkit.training import checkpoints, loop, recipes, tasks
 
 
 def tiny(**changes):
@@ -80,6 +80,7 @@ DAMAGE = {
     "a state cut short": (cut("state/4/optimizer.bin"), "state of step 4 that cannot be read"),
     "weights of the state cut short": (cut("state/4/model.safetensors"), "that cannot be read"),
     "random states cut short": (cut("state/4/random_states_0.pkl"), "that cannot be read"),
+    "random states gone": (gone("state/4/random_states_0.pkl"), "that cannot be read"),
     "an optimiser gone": (gone("state/4/optimizer.bin"), "state of step 4 that cannot be read"),
     "best weights cut short": (cut("best.safetensors"), "expected a safetensors file"),
     "last weights gone": (gone("last.safetensors"), "expected a weights file"),
@@ -106,6 +107,39 @@ def test_a_run_whose_state_has_no_name_yet_goes_on(ended, tmp_path):
     (folder / "state" / "4").rename(folder / "state" / "new-4")
     assert len(run(folder, resume=True).history) == 4
     assert [p.name for p in (folder / "state").iterdir()] == ["4"]
+
+
+class ScriptedTask(tasks.SubjectsTask):
+    """Its validations have these errors, one after the other; it keeps the weights of each."""
+
+    def __init__(self, recipe, errors):
+        super().__init__(recipe)
+        self.errors, self.seen = iter(errors), []
+
+    def validate(self, model, device):
+        self.seen.append({key: value.clone() for key, value in model.state_dict().items()})
+        return {"tre": next(self.errors)}
+
+    def score(self, scores):
+        return -scores["tre"]
+
+
+def test_the_best_weights_are_those_of_the_best_validation(tmp_path):
+    """The third of six validations is the best; the fifth only reaches it. Also after resuming."""
+    recipe = tiny(steps=6, validate_every=1)
+    task = ScriptedTask(recipe, [5.0, 3.0, 1.0, 2.0, 1.0, 4.0])
+    run(tmp_path / "whole", recipe, task=task)
+    with pytest.raises(StopIteration):
+        run(tmp_path / "stopped", recipe, task=ScriptedTask(recipe, [5.0, 3.0, 1.0]))
+    run(tmp_path / "stopped", recipe, task=ScriptedTask(recipe, [2.0, 1.5, 4.0]), resume=True)
+    for folder in (tmp_path / "whole", tmp_path / "stopped"):
+        assert (folder / "best.safetensors").is_file()
+        best, last = (models.load(folder / f"{name}.safetensors") for name in ("best", "last"))
+        assert best.info["step"] == 3 and best.info["validation"] == {"tre": 1.0}
+        assert last.info["step"] == 6 and last.info["validation"] == {"tre": 4.0}
+        for model, validation in ((best, 2), (last, 5)):
+            for key, value in model.state_dict().items():
+                assert torch.equal(value, task.seen[validation][key])
 
 
 def test_two_trainings_do_not_write_one_run(ended, tmp_path):

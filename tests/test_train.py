@@ -21,8 +21,9 @@ from regkit import losses, models
 from regkit.data import RandomPairs, chain, population, true_displacement
 from regkit.models import Registration
 from regkit.spatial import integrate, warp
+from regkit.training import data as training_data
 from regkit.training import loop, objective, recipes, tasks
-from regkit.training.evaluation import evaluate, summary
+from regkit.training.evaluation import evaluate, motion_summary, summary
 
 SMALL = {"subjects": 4, "validation": 2, "shape": (32, 48)}
 
@@ -44,6 +45,35 @@ def test_training_lowers_the_loss_and_raises_the_dice():
     assert sum(losses_seen[-10:]) < 0.95 * sum(losses_seen[:10])
     assert trained.history[-1]["dice"] > trained.history[-1]["dice_before"] + 0.03
     assert not trained.model.training
+
+
+def test_training_is_what_a_plain_loop_does():
+    """The same weights and losses as from three steps written out in PyTorch alone."""
+    weights = {"similarity": 1.0, "diffusion": 0.5}
+    recipe = small(
+        steps=3, validate_every=2, warmup=2, clip=0.01, weights=weights, similarity="mse"
+    )
+    trained = loop.train(recipe, progress=False, device="cpu")
+    torch.manual_seed(recipe.seed)
+    model = models.create("vxm_diff", 2).to(memory_format=torch.channels_last)
+    pairs = RandomPairs(population(4, (32, 48), seed=0), 6, recipe.seed)
+    optimizer = torch.optim.Adam(model.parameters())
+    for step in range(3):
+        batch = [pairs[2 * step], pairs[2 * step + 1]]
+        moving, fixed = (torch.stack([pair[k] for pair in batch]) for k in ("moving", "fixed"))
+        result = model(moving, fixed)
+        loss = losses.mse(result.moved, fixed) + 0.5 * losses.diffusion(result.svf)
+        assert trained.history[step]["loss"] == pytest.approx(loss.item(), rel=1e-6)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+        rise, fall = min(1, (step + 1) / 2), (1 + math.cos(math.pi * step / 3)) / 2
+        optimizer.param_groups[0]["lr"] = recipe.lr * rise * fall
+        optimizer.step()
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(trained.model.state_dict()[key], value, atol=1e-6, rtol=1e-4)
+    assert not trained.model.training
+    assert ["dice" in entry for entry in trained.history] == [False, True, True]
 
 
 def test_a_seed_gives_the_same_weights_and_another_seed_others():
@@ -110,7 +140,8 @@ def run_until(recipe, folder, moment):
 
 def start(*arguments):
     context = multiprocessing.get_context("forkserver")
-    heavy = ["pytest", "regkit.training.tasks", EventAccumulator.__module__, "torch._dynamo"]
+    heavy = ["accelerate", "pytest", "regkit.training.tasks", "torch._dynamo"]
+    heavy.append(EventAccumulator.__module__)
     context.set_forkserver_preload(heavy)
     process = context.Process(target=run_until, args=arguments)
     process.start()
@@ -353,7 +384,7 @@ def test_an_image_that_is_not_finite_is_found_by_the_names_of_its_batch(tmp_path
             subjects[2].image[0, 20, 20] = float("nan")
         return subjects
 
-    monkeypatch.setattr(tasks, "population", one_is_broken)
+    monkeypatch.setattr(training_data, "population", one_is_broken)
     recipe = small(batch=1, steps=20)
     pairs = RandomPairs(population(4, (32, 48)), 20, recipe.seed)
     names = [pairs[i]["name"] for i in range(20)]
@@ -504,6 +535,44 @@ def test_two_processes_learn_what_one_does(tmp_path):
             assert (value - other[key]).abs().mean() < 3e-5, (case, key)
 
 
+# --- without the extra "train" ----------------------------------------------------------------
+
+WITHOUT = """
+import sys
+
+sys.modules |= {"accelerate": None, "tensorboard": None}
+import regkit.cli
+from regkit import models
+from regkit.training import checkpoints, data, held_out, objective, tasks, train
+from regkit.training.evaluation import evaluate, summary
+from regkit.training.recipes import get
+
+recipe = get("vxm_2d", "smoke", shape=(32, 48))
+pairs, labels = data.evaluation_pairs(recipe, "test", 2)
+assert 0 < summary(evaluate(models.create("vxm", 2), pairs, labels))["dice"] < 1
+try:
+    train(recipe, sys.argv[1])
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_all_but_training_works_without_accelerate(tmp_path):
+    command = [sys.executable, "-c", WITHOUT, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("accelerate is not installed, expected what training needs: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["accelerate", "tensorboard"])
+def test_training_names_what_is_not_installed(name, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=rf'{name} is not installed, .* -e "\.\[train\]"\.$'):
+        loop.train(small(), tmp_path / "run", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_cuda_when_asked_for():
     with pytest.raises(ValueError, match="device is 'cuda'"):
@@ -543,6 +612,15 @@ def test_recipes_and_budgets(monkeypatch):
         recipes.get("vxm_2d")
     with pytest.raises(ValueError, match="recipe is 'vxm_4d', expected one of"):
         recipes.get("vxm_4d", "cpu")
+
+
+def test_what_is_asked_for_stands_above_the_budget():
+    plain, smoke, longer = (
+        recipes.get("vxm_2d", budget, **changes)
+        for budget, changes in (("cpu", {}), ("smoke", {}), ("smoke", {"steps": 77}))
+    )
+    assert (smoke.steps, longer.steps) == (4, 77)
+    assert longer == replace(smoke, steps=77) and smoke != plain
 
 
 def test_a_recipe_shares_nothing_and_cannot_be_changed():
@@ -628,13 +706,13 @@ def test_pairs_with_one_fixed_image_show_everyone_once_an_epoch():
 def test_an_atlas_is_nobody_to_learn_from_or_to_test_on():
     recipe = recipes.get("sun2025_2d", "smoke", shape=(32, 48))
     for split, seed in (("validation", 1), ("test", 2)):
-        pairs, labels = tasks.held_out(recipe, split, 3)
+        pairs, labels = training_data.evaluation_pairs(recipe, split, 3)
         assert labels is None and {fixed.name for _, fixed in pairs} == {"population-3-0000"}
         assert [moving.name for moving, _ in pairs] == [
             f"population-{seed}-{i:04}" for i in range(3)
         ]
-    assert tasks.subjects(recipe, "train", 1)[0].name == "population-0-0000"
-    between, _ = tasks.held_out(replace(recipe, atlas=False), "test", 3)
+    assert training_data.subjects(recipe, "train", 1)[0].name == "population-0-0000"
+    between, _ = training_data.evaluation_pairs(replace(recipe, atlas=False), "test", 3)
     assert [(a.name[-1], b.name[-1]) for a, b in between] == [("0", "1"), ("1", "2"), ("2", "0")]
 
 
@@ -705,6 +783,42 @@ def test_evaluation_of_the_truth_and_of_doing_nothing():
         summary([])
 
 
+def test_evaluation_of_an_image_with_itself():
+    (subject,) = population(1, (80, 96), seed=2)
+
+    def nothing(moving, fixed):
+        return Registration(moving, torch.zeros(1, 2, 80, 96))
+
+    (row,) = evaluate(nothing, [(subject, subject)], distances=True, ceiling=True)
+    assert row["dice"] == row["dice_before"] == row["dice_ceiling"] == 1
+    assert row["lncc"] == pytest.approx(1) and row["hd95"] == row["hd95_infinite"] == 0
+    unlike = replace(subject, image=torch.rand(1, 80, 96))
+    assert evaluate(nothing, [(subject, unlike)])[0]["lncc"] < 0.5
+
+
+def test_the_summary_of_known_rows():
+    rows = [
+        {"moving": "a", "dice_before": 0.3, "dice": 0.5, "dice_ceiling": 0.8, "hd95": 2.0},
+        {"moving": "b", "dice_before": 0.5, "dice": 0.7, "dice_ceiling": 1.0},
+    ]
+    means = {"dice_before": 0.4, "dice": 0.6, "dice_ceiling": 0.9, "hd95": 2.0}
+    assert summary(rows) == pytest.approx({**means, "dice_sd": 0.1, "gap_closed": 40.0})
+    keys = ("rotation_error", "translation_error")
+    motions = [dict(zip(keys, errors)) for errors in ((0.1, 0.2), (0.3, 0.9), (3.2, 0.4))]
+    expected = {"rotation_error": 0.3, "translation_error": 0.4, "success": 100 / 3}
+    expected |= {"rotation_error_mean": 1.2, "translation_error_mean": 0.5}
+    assert motion_summary(motions) == pytest.approx(expected)
+
+
+def test_a_motion_that_is_found_better_scores_higher():
+    task = tasks.RigidTask.__new__(tasks.RigidTask)  # its heads would take a minute
+    scores = [
+        task.score({"rotation_error": turn, "translation_error": shift})
+        for turn, shift in ((2.0, 2.0), (1.0, 2.0), (1.0, 0.5))
+    ]
+    assert scores == sorted(scores) and len(set(scores)) == 3
+
+
 def test_labels_that_nobody_has_are_refused_not_averaged(monkeypatch, tmp_path):
     """Where label maps hold other ids than the list of structures says."""
     pairs = chain(population(2, (80, 96), seed=2))
@@ -718,6 +832,6 @@ def test_labels_that_nobody_has_are_refused_not_averaged(monkeypatch, tmp_path):
     sentence = r"labels is 1001, 1002, of which 'population-2-0001' has none, expected some of \d"
     with pytest.raises(ValueError, match=sentence):
         evaluate(nothing, pairs, labels=[1001, 1002])
-    monkeypatch.setattr(tasks, "held_out", lambda *args: (pairs, [1001]))
+    monkeypatch.setattr(tasks, "evaluation_pairs", lambda *args: (pairs, [1001]))
     with pytest.raises(ValueError, match="labels is 1001, of which"):
         loop.train(small(), progress=False, device="cpu")

@@ -21,8 +21,8 @@ from regkit.papers.comparing import compare, interval
 from regkit.papers.running import recipe_of
 from regkit.papers.tables import TABLES
 from regkit.training import recipes
+from regkit.training.data import evaluation_pairs
 from regkit.training.evaluation import evaluate, summary
-from regkit.training.tasks import held_out
 from regkit.transform import resample
 
 ROOT = Path(__file__).parents[1]
@@ -250,7 +250,7 @@ def test_it_is_not_run_again(made, monkeypatch):
 def test_affine_only_is_no_displacement_after_alignment(made):
     """The moving subjects resampled by the matrix of `align`, then judged as they lie."""
     recipe = recipes.get("zheng2023_2d", "smoke")
-    pairs, _ = held_out(recipe, "test", 3)
+    pairs, _ = evaluation_pairs(recipe, "test", 3)
     placed = []
     for moving, fixed in pairs:
         images = (io.Image(one.image[None], one.affine) for one in (moving, fixed))
@@ -361,7 +361,7 @@ def test_slices_of_real_children_lie_on_one_grid(sample, tmp_path):
     description, prepare = open_slices.children(two, 4)
     layout.build(tmp_path / "set", description, prepare)
     recipe = recipes.get("zheng2023_ptbp", "smoke")
-    (pair,), labels = held_out(recipe, "test", None, tmp_path / "set")
+    (pair,), labels = evaluation_pairs(recipe, "test", None, tmp_path / "set")
     moving, fixed = pair
     assert (moving.name, fixed.name) == ("child6_slice9", "child3_slice9")
     assert labels == [1, 2, 3, 4] and moving.spacing == fixed.spacing == (4, 4)
@@ -387,7 +387,7 @@ def test_the_slices_of_oasis(sample, tmp_path):
     description, prepare = open_slices.brains(4)
     layout.build(tmp_path / "set", description, prepare)
     recipe = replace(recipes.get("zheng2023_ptbp", "smoke"), data="oasis_slices")
-    (pair,), labels = held_out(recipe, "test", None, tmp_path / "set")
+    (pair,), labels = evaluation_pairs(recipe, "test", None, tmp_path / "set")
     assert len(labels) == 19 and [s.name for s in pair] == ["vxm_subject_slice100", "atlas_2d"]
     assert np.allclose(pair[0].affine, pair[1].affine)
     assert len(sets.structures(tmp_path / "set")) == 19

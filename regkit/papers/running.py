@@ -54,6 +54,7 @@ from regkit.record import made_now, peak_memory
 from regkit.spatial import warp
 from regkit.training import recipes
 from regkit.training.checkpoints import saved
+from regkit.training.data import adapted, evaluation_pairs, rigid_pairs, subjects
 from regkit.training.evaluation import (
     evaluate,
     labels_of,
@@ -66,7 +67,6 @@ from regkit.training.evaluation import (
 from regkit.training.loop import train
 from regkit.training.objective import SIMILARITIES
 from regkit.training.recipes import Recipe
-from regkit.training.tasks import adapted, held_out, moved_once, subjects
 
 PAIRS = 9  # to test on, of the embedded population: as many as LPBA40 has
 MAIN = {"dice": "dice", "landmarks": "tre", "motion": "rotation_error"}  # number of each measure
@@ -287,7 +287,7 @@ def _tests(
     """The first of a table's test pairs (all: None), as its recipe says."""
     names = LABELS if source is None else prepared.structures(source) or LABELS
     if table.measure == "motion":
-        moved = moved_once(recipe, table.split, pairs, data=source, progress=progress)
+        moved = rigid_pairs(recipe, table.split, pairs, data=source, progress=progress)
         known = [moved.pair(i) for i in range(len(moved))]
         return Tests(known, table.measure, None, names)
     if table.measure == "landmarks":
@@ -295,7 +295,7 @@ def _tests(
         found = prepared.pairs(source or "", table.split)
         categories: Sequence[str] = found.categories  # type: ignore[attr-defined]
         return Tests(found[:pairs], table.measure, None, names, categories[:pairs])
-    people, labels = held_out(recipe, table.split, pairs, source, progress)
+    people, labels = evaluation_pairs(recipe, table.split, pairs, source, progress)
     for one in dict.fromkeys(s.name for pair in people for s in pair if not labels_of(s)):
         raise ValueError(f"data holds {one!r} without labels, expected labels: Dice needs them.")
     return Tests(people, table.measure, labels, names)

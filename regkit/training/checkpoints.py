@@ -1,4 +1,26 @@
-"""The folder of a run: what is saved there, and going on from it."""
+"""The folder of a run: what is saved there, and going on from it.
+
+A run in a folder leaves
+
+    recipe.json            what was asked for
+    history.json           the terms of the objective, and the validation
+    last.safetensors       the weights after the last validation
+    best.safetensors       the weights with the best validation
+    log/                   the same numbers for `tensorboard --logdir`
+    state/STEP/            what resuming needs (weights, optimiser, schedule, random states)
+
+A run may be killed at any moment. Everything is saved after a validation, and history.json last: it
+is written beside its place and moved there, and its last step names the one folder below `state/`
+that counts, which gets that name afterwards. So a run goes on from the last validation that was
+saved completely; on the CPU, with the same number of threads, it ends in the same weights, bit by
+bit. One process at a time works in a folder. A run whose files do not fit each other is not
+resumed, and nothing in it is changed. A run that is refused before its first step leaves nothing.
+
+`state/` is Accelerate's own folder and holds pickled random states, and a pickle may run code when
+it is read. It serves to resume one's own run, and nothing else in regkit reads it: no download is
+ever resumed from. Weights travel as safetensors. Never resume from a folder that somebody else
+made.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +33,8 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from regkit import models
@@ -21,6 +42,9 @@ from regkit.files import alone, check_writable, staged
 from regkit.models import RegistrationModel
 from regkit.training import recipes
 from regkit.training.tasks import Task
+
+if TYPE_CHECKING:  # it belongs to the extra "train"
+    from accelerate import Accelerator
 
 FRESH = "new-"  # before the name of a state that the history does not hold yet
 
@@ -107,11 +131,11 @@ def go_on(folder: Path, accelerator: Accelerator) -> list[dict[str, float]]:
     if not history:
         return []
     try:
-        # PyTorch's files are zip archives with checksums; Accelerate goes on without random states
+        # zip archives with checksums; Accelerate would go on without a file of random states
         random = state / f"random_states_{accelerator.process_index}.pkl"
         for file in {random, *state.glob("*.bin"), *state.glob("*.pkl")}:
-            with zipfile.ZipFile(file) as held:
-                if held.testzip() is not None:
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip() is not None:
                     raise zipfile.BadZipFile
         accelerator.load_state(str(state))
     except MemoryError:
@@ -179,27 +203,27 @@ def alone_in(folder: Path | None) -> Iterator[None]:
         yield
         return
     check_writable(folder)
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with alone(folder, "out", 0, "run"):
             yield
     finally:
         with suppress(OSError):  # as soon as something is in it
-            for place in made:
+            for place in new:
                 place.rmdir()
 
 
 def check_run(folder: Path, plan: dict[str, Any], resume: bool) -> None:
     """Make sure that a folder holds this run, if it holds one: something was saved there."""
-    held = folder / "recipe.json"
+    file = folder / "recipe.json"
     if not (folder / "history.json").exists() and not any(folder.glob("state/*")):
         return
     if not resume:
         raise ValueError(f"out is {folder.name!r}, which holds a run: expected resume=True.")
-    if not held.is_file():
+    if not file.is_file():
         raise ValueError(f"out is {folder.name!r}, which holds a run without its recipe.json.")
-    recipe = read_json(held)
+    recipe = read_json(file)
     if not isinstance(recipe, dict) or recipes.complete(recipe) != plan:
         raise ValueError(f"out is {folder.name!r}, which holds a run of another recipe.")
     saved(folder)

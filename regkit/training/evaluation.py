@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from regkit import losses, metrics
-from regkit.data.population import Subject, true_displacement
+from regkit.data import Subject
+from regkit.data.population import true_displacement
 from regkit.data.prepared import Scan
 from regkit.data.rigid import RigidPair
 from regkit.models import Registration
@@ -29,16 +30,16 @@ def _finite_mean(values: Tensor) -> float:
 
 def labels_of(*subjects: Subject) -> list[int]:
     """The labels that any of the subjects has, without the background, 0."""
-    return sorted({int(n) for one in subjects for n in one.labels.unique()} - {0})
+    return sorted({int(n) for one in subjects for n in torch.unique(one.labels)} - {0})
 
 
 def check_labels(labels: Sequence[int] | None, *subjects: Subject) -> None:
     """Refuse labels of which the subjects have none: every Dice would be NaN."""
-    if not labels or not set(labels).isdisjoint(there := labels_of(*subjects)):
+    if not labels or not set(labels).isdisjoint(present := labels_of(*subjects)):
         return
     raise ValueError(
         f"labels is {_some(labels)}, of which {subjects[-1].name!r} has none, expected some of "
-        f"{_some(there) or 'its labels, and it has no'}."
+        f"{_some(present) or 'its labels, and it has no'}."
     )
 
 
@@ -245,9 +246,9 @@ def landmark_summary(
             behind them.
     """
     errors = torch.tensor([row["tre"] for row in rows])
-    found = summary(rows) | {"success_auc": float(metrics.success_auc(errors))}
+    scores = summary(rows) | {"success_auc": float(metrics.success_auc(errors))}
     for category in sorted(set(categories) - {""}):
-        there = errors[[c == category for c in categories]]
-        found[f"tre_{category}"] = float(there.mean())
-        found[f"success_auc_{category}"] = float(metrics.success_auc(there))
-    return found
+        of_category = errors[[c == category for c in categories]]
+        scores[f"tre_{category}"] = float(of_category.mean())
+        scores[f"success_auc_{category}"] = float(metrics.success_auc(of_category))
+    return scores

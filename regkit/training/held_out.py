@@ -16,14 +16,15 @@ from typing import Any
 
 import torch
 
-from regkit import io
 from regkit.data import LABELS, Subject, prepared
 from regkit.data.chest import LABELS as CHEST_LABELS
 from regkit.data.chest import ChestPairs, chests
 from regkit.data.pairs import chain
 from regkit.data.population import population
 from regkit.data.rigid import RigidPair, moved_heads
+from regkit.files import staged
 from regkit.models import RegistrationModel
+from regkit.training.data import SEEDS, adapted, evaluation_pairs, rigid_pairs
 from regkit.training.evaluation import (
     evaluate,
     labels_of,
@@ -34,7 +35,6 @@ from regkit.training.evaluation import (
     summary,
 )
 from regkit.training.recipes import Recipe
-from regkit.training.tasks import SEEDS, adapted, held_out, moved_once
 
 PAIRS = 8  # of the embedded population
 
@@ -57,22 +57,22 @@ class Measured:
         What is not finite is left out of a mean: a structure that neither image of a pair has, and
         the distance to one that was lost.
         """
-        found = {}
+        structures = {}
         for label in sorted({n for row in self.rows for n in row.get("dice_per_label", ())}):
-            found[self.names.get(label, str(label))] = {
+            structures[self.names.get(label, str(label))] = {
                 key: _mean(row[f"{key}_per_label"].get(label, math.nan) for row in rows)
                 for key in ("dice", "hd95")
                 if (rows := [row for row in self.rows if f"{key}_per_label" in row])
             }
-        return found
+        return structures
 
 
 def finite(value: Any) -> Any:
     """The same, as JSON can hold it: None where a number is not finite."""
     if isinstance(value, Mapping):
-        return {key: finite(one) for key, one in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(one) for one in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -84,7 +84,7 @@ def _mean(values: Iterable[float]) -> float:
 def measure(
     model: RegistrationModel,
     recipe: Recipe,
-    data: str | os.PathLike | None = None,
+    data: str | os.PathLike[str] | None = None,
     split: str = "test",
     pairs: int | None = None,
     seed: int = SEEDS["test"],
@@ -112,17 +112,17 @@ def measure(
     if data is None:
         return _on_population(model, recipe, pairs or PAIRS, seed, distances, device, progress)
     recipe = adapted(replace(recipe, painted=None, chest=None), data)
-    held = prepared.complete(data)
+    description = prepared.complete(data)
     names = prepared.structures(data)
-    if prepared.of_pairs(held):
+    if prepared.of_pairs(description):
         return _on_given_pairs(model, data, split, pairs, distances, device, names)
     if recipe.motion is not None:
-        moved = moved_once(recipe, split, pairs, data=data)
-        known = [moved.pair(i) for i in range(len(moved))]
-        return _on_motions(model, known, distances, device, names)
-    fixed = any(entry["split"] == "fixed" for entry in held["subjects"])
-    recipe = replace(recipe, atlas=recipe.atlas or fixed)
-    tested, labels = held_out(recipe, split, pairs, data)
+        moved = rigid_pairs(recipe, split, pairs, data=data)
+        tests = [moved.pair(i) for i in range(len(moved))]
+        return _on_motions(model, tests, distances, device, names)
+    has_fixed = any(entry["split"] == "fixed" for entry in description["subjects"])
+    recipe = replace(recipe, atlas=recipe.atlas or has_fixed)
+    tested, labels = evaluation_pairs(recipe, split, pairs, data)
     rows = _by_images(model, tested, labels, distances, device)
     return Measured(rows, summary(rows), names)
 
@@ -144,7 +144,7 @@ def _by_images(
 
 def _on_given_pairs(
     model: RegistrationModel,
-    data: str | os.PathLike,
+    data: str | os.PathLike[str],
     split: str,
     count: int | None,
     distances: bool,
@@ -199,15 +199,15 @@ def _on_population(
         breaths = ChestPairs(
             chests(pairs, recipe.ndim, seed), recipe.shape, pairs, seed, **recipe.chest
         )
-        found = [breaths.subjects(i) for i in range(pairs)]
-        rows = _by_images(model, found, None, distances, device)
+        chest_pairs = [breaths.subjects(i) for i in range(pairs)]
+        rows = _by_images(model, chest_pairs, None, distances, device)
         return Measured(rows, summary(rows), CHEST_LABELS)
     if recipe.motion is not None:
         heads = moved_heads(
             pairs, recipe.shape, seed, pairs, gamma=recipe.gamma, **dict(recipe.motion)
         )
-        known = [heads.pair(i) for i in range(pairs)]
-        return _on_motions(model, known, distances, device, LABELS)
+        tests = [heads.pair(i) for i in range(pairs)]
+        return _on_motions(model, tests, distances, device, LABELS)
     looks = recipe.amplitude, recipe.contrast
     people = population(pairs, recipe.shape, seed, *looks, progress=progress)
     tested = chain(people)
@@ -218,7 +218,7 @@ def _on_population(
     return Measured(rows, summary(rows), LABELS)
 
 
-def write_csv(measured: Measured, path: str | os.PathLike) -> None:
+def write_csv(measured: Measured, path: str | os.PathLike[str]) -> None:
     """One line a pair and structure, or a pair where no structure is known; complete or not at all.
 
     Columns: moving, fixed, structure, label, dice and hd95 of the structure, then every other
@@ -239,7 +239,7 @@ def write_csv(measured: Measured, path: str | os.PathLike) -> None:
             lines.append(of_pair | one | whole)
     columns = list(dict.fromkeys(column for line in lines for column in line))
     path = Path(path)
-    with io.staged(path.parent) as folder:
+    with staged(path.parent) as folder:
         with (folder / path.name).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()

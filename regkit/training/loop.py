@@ -1,46 +1,28 @@
 """One training loop for every model, on Hugging Face Accelerate: CPU, one GPU, or several.
 
-A run in a folder leaves
-
-    recipe.json            what was asked for
-    history.json           the terms of the objective, and the validation
-    last.safetensors       the weights after the last validation
-    best.safetensors       the weights with the best validation
-    log/                   the same numbers for `tensorboard --logdir`
-    state/STEP/            what resuming needs (weights, optimiser, schedule, random states)
-
-A run may be killed at any moment. Everything is saved after a validation, and history.json last: it
-is written beside its place and moved there, and its last step names the one folder below `state/`
-that counts, which gets that name afterwards. So a run goes on from the last validation that was
-saved completely; on the CPU, with the same number of threads, it ends in the same weights, bit by
-bit. One process at a time works in a folder. A run in which something does not go together is not
-gone on with, and nothing in it is changed. What was refused before its first step leaves nothing.
-
-`state/` is Accelerate's own folder and holds pickled random states, and a pickle may run code when
-it is read. It serves to resume one's own run, and nothing else in regkit reads it: no download is
-ever resumed from. Weights travel as safetensors. Never resume from a folder that somebody else
-made.
+`checkpoints` says what a run leaves in its folder, and how one that was killed goes on.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration, gather_object, set_seed
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from regkit import models
 from regkit.device import choose_device, enough_memory
 from regkit.models import RegistrationModel
+from regkit.names import install
 from regkit.training import recipes
 from regkit.training.checkpoints import (
     alone_in,
@@ -51,11 +33,15 @@ from regkit.training.checkpoints import (
     wait_for_the_next_second,
     write_json,
 )
+from regkit.training.data import fitted
 from regkit.training.objective import SIMILARITIES, check_levels, objective
 from regkit.training.recipes import Recipe, get
-from regkit.training.tasks import Task, fitted, task_of
+from regkit.training.tasks import Task, task_of
 
-MEMORY = {2: torch.channels_last, 3: torch.channels_last_3d}
+if TYPE_CHECKING:  # it belongs to the extra "train"
+    from accelerate import Accelerator
+
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 @dataclass(frozen=True)
@@ -72,27 +58,14 @@ class Trained:
     recipe: Recipe
 
 
-def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> Any:
-    """Factor on the learning rate at each step."""
-    if recipe.schedule not in ("constant", "cosine"):
-        raise ValueError(f"schedule is {recipe.schedule!r}, expected 'constant' or 'cosine'.")
-
-    def factor(step: int) -> float:
-        rise = min(1.0, (step + 1) / max(recipe.warmup, 1))
-        fall = 0.5 + 0.5 * math.cos(math.pi * step / recipe.steps)
-        return rise * (fall if recipe.schedule == "cosine" else 1.0)
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
 def train(
     recipe: Recipe | str,
-    out: str | os.PathLike | None = None,
+    out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool = True,
     device: str = "auto",
-    start: str | os.PathLike | None = None,
-    data: str | os.PathLike | None = None,
+    start: str | os.PathLike[str] | None = None,
+    data: str | os.PathLike[str] | None = None,
     task: Task | None = None,
 ) -> Trained:
     """Train a model as a recipe says, on the embedded population or on a prepared set.
@@ -107,119 +80,177 @@ def train(
         start: weights to begin with, a file or the name of shipped ones, of the same model; what
             they say of their own training is kept as `started_from`.
         data: folder of a prepared set to learn from, whose name, shape and contrast then stand in
-            the recipe, see `fitted`; `regkit.data.prepared` reads it.
-        task: images of your own to learn from and to judge by; the recipe then says only how.
+            the recipe, see `regkit.training.data.fitted`; `regkit.data.prepared` reads it.
+        task: images of your own to learn from and to judge by, see `regkit.training.tasks.Task`;
+            the recipe then says only how.
 
     Raises:
         ValueError: settings or data that do not fit, a folder that holds another run, a damaged one
             or one that another process works in, a state that cannot be written, or a term of the
-            objective that is not finite (named, with the step and the pairs of the batch).
+            objective that is not finite (named, with the step and the pairs of the batch); or the
+            extra "train" is not installed.
     """
+    _check_installed()
     recipe = get(recipe) if isinstance(recipe, str) else recipe
     recipe = fitted(recipe, data) if task is None else recipe
     folder = None if out is None else Path(out)
     chosen = choose_device(device)
     _check(recipe, folder, resume, chosen)
     with alone_in(folder):
-        return _train(recipe, folder, resume, progress, chosen, start, data, task)
+        return _loop(_set_up(recipe, folder, resume, progress, chosen, start, data, task))
 
 
-def _train(
+@dataclass
+class _Run:
+    """What the loop works with.
+
+    network, model: the network itself, and what Accelerate has made of it for training.
+    history, best: of the steps so far; the best score of their validations.
+    """
+
+    recipe: Recipe
+    folder: Path | None
+    progress: bool
+    accelerator: Accelerator
+    task: Task
+    network: RegistrationModel
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    history: list[dict[str, float]]
+    best: float
+
+
+def _loop(run: _Run) -> Trained:
+    """Update the weights, and validate now and then, until the steps of the recipe are done."""
+    recipe, done = run.recipe, len(run.history)
+    loader = _loader(run)
+    bar = tqdm(loader, total=recipe.steps, initial=done, disable=not run.progress, desc=recipe.name)
+    run.model.train()
+    for step, batch in enumerate(bar, start=done + 1):
+        terms = _update(run, step, batch)
+        bar.set_postfix({k: f"{v:.3f}" for k, v in terms.items()}, refresh=False)
+        if _validates(recipe, step):
+            _validate(run, step)
+    return _ended(run)
+
+
+def _loader(run: _Run) -> Iterable[dict[str, Any]]:
+    """The batches of the steps that are left; processes share each batch."""
+    recipe = run.recipe
+    left = range(len(run.history) * recipe.batch, recipe.steps * recipe.batch)
+    size = recipe.batch // run.accelerator.num_processes
+    loader: Iterable[dict[str, Any]] = run.accelerator.prepare(
+        DataLoader(Subset(run.task.pairs, left), batch_size=size)
+    )
+    return loader
+
+
+def _update(run: _Run, step: int, batch: dict[str, Any]) -> dict[str, float]:
+    """One step of the optimiser, and the terms of the objective before it."""
+    recipe, accelerator = run.recipe, run.accelerator
+    with enough_memory(_memory(recipe)):
+        with accelerator.autocast():
+            result = run.model(batch["moving"], batch["fixed"])
+        terms = objective(result, batch, recipe)
+        loss = torch.stack([recipe.weights[k] * v for k, v in terms.items()]).sum()
+        values = _values(accelerator, {**terms, "loss": loss}, step, batch)
+        accelerator.backward(loss)
+    norm = accelerator.clip_grad_norm_(run.model.parameters(), recipe.clip)
+    if accelerator.scaler is None:  # a scaler leaves out a step whose gradient is not finite
+        _values(accelerator, {"gradient": norm}, step, batch)
+    run.optimizer.step()
+    logged = {**values, "lr": run.schedule.get_last_lr()[0]}
+    accelerator.log({f"train/{k}": v for k, v in logged.items()}, step)
+    run.schedule.step()
+    run.optimizer.zero_grad()
+    run.history.append({"step": step, **values})
+    return values
+
+
+def _validate(run: _Run, step: int) -> None:
+    """Judge the weights after a step, and save them in the folder of the run."""
+    run.model.eval()
+    scores = run.task.validate(run.network, run.accelerator.device)
+    run.model.train()
+    run.history[-1].update(scores)
+    run.accelerator.log({f"validation/{k}": v for k, v in scores.items()}, step)
+    score = run.task.score(scores)
+    if run.folder is not None:
+        save(run.folder, run.accelerator, run.network, run.history, scores, score > run.best)
+    run.best = max(run.best, score)
+
+
+def _ended(run: _Run) -> Trained:
+    for tracker in run.accelerator.trackers:
+        tracker.finish()
+    # autocast was for training alone
+    run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
+    _lay_out(run.network, torch.contiguous_format)  # as a file of its weights gives it
+    return Trained(run.network.cpu().eval(), run.history, run.recipe)
+
+
+# --- before the first step ----------------------------------------------------------------------
+
+
+def _set_up(
     recipe: Recipe,
     folder: Path | None,
     resume: bool,
     progress: bool,
-    chosen: torch.device,
-    start: str | os.PathLike | None,
-    data: str | os.PathLike | None,
+    device: torch.device,
+    start: str | os.PathLike[str] | None,
+    data: str | os.PathLike[str] | None,
     task: Task | None,
-) -> Trained:
-    """What `train` does once the folder is this process's alone."""
+) -> _Run:
+    """Everything a run needs. Nothing is written before everything is known to fit."""
     plan = recipes.plan(recipe)
     if folder is not None:
         check_run(folder, plan, resume)
-
-    AcceleratorState._reset_state(reset_partial_state=True)  # else precision stays the first run's
-    set_seed(recipe.seed)
-    accelerator = Accelerator(
-        cpu=chosen.type == "cpu",
-        mixed_precision=recipe.precision,
-        step_scheduler_with_optimizer=False,  # else once per process: the rate would fall too fast
-        log_with=None if folder is None else "tensorboard",
-        project_config=ProjectConfiguration(logging_dir=None if folder is None else str(folder)),
-    )
-    processes = accelerator.num_processes
-    if recipe.batch % processes:
-        raise ValueError(
-            f"batch is {recipe.batch}, expected a multiple of the {processes} processes "
-            "that share it."
-        )
-    # channels last: the same numbers from faster convolutions
+    accelerator = _accelerator(recipe, folder, device)
     network = _network(recipe, start)
     check_levels(recipe, network.levels)
-    network.to(memory_format=MEMORY[recipe.ndim])  # type: ignore[call-overload]
+    _lay_out(network, CHANNELS_LAST[recipe.ndim])  # the same numbers from faster convolutions
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
     schedule = _schedule(optimizer, recipe)
-    # nothing is left behind by settings that do not fit
     if folder is not None and not (folder / "recipe.json").is_file():
         _rehearse(network.to(accelerator.device), recipe, accelerator)
-
-    quiet = not (progress and accelerator.is_main_process)
+    progress = progress and accelerator.is_main_process
     with accelerator.main_process_first():  # the others then read what the first one made
-        task = task or task_of(recipe, data, not quiet)
+        task = task_of(recipe, data, progress) if task is None else task
     network.info |= {"recipe": plan, **task.info}
     model, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
-
     history = go_on(folder, accelerator) if resume and folder is not None else []
     best = best_score(task, [entry for entry in history if _validates(recipe, int(entry["step"]))])
-    if (
-        folder is not None and accelerator.is_main_process
-    ):  # nothing can be said against it any more
-        write_json(folder / "recipe.json", plan)
-    done = len(history)
     if folder is not None:
+        if accelerator.is_main_process:
+            write_json(folder / "recipe.json", plan)
         wait_for_the_next_second(folder / "log")
-        purge = {"purge_step": done + 1}  # of a run that was killed: what came after it was saved
+        purge = {"purge_step": len(history) + 1}  # what a killed run logged after its last save
         accelerator.init_trackers("log", init_kwargs={"tensorboard": purge})
-    rest = Subset(task.pairs, range(done * recipe.batch, recipe.steps * recipe.batch))
-    loader = accelerator.prepare(DataLoader(rest, batch_size=recipe.batch // processes))
+    return _Run(
+        recipe=recipe,
+        folder=folder,
+        progress=progress,
+        accelerator=accelerator,
+        task=task,
+        network=network,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        history=history,
+        best=best,
+    )
 
-    bar = tqdm(loader, total=recipe.steps, initial=done, disable=quiet, desc=recipe.name)
-    model.train()
-    for step, batch in enumerate(bar, start=done + 1):
-        with enough_memory(_memory(recipe)):
-            with accelerator.autocast():
-                result = model(batch["moving"], batch["fixed"])
-            terms = objective(result, batch, recipe)
-            loss = torch.stack([recipe.weights[k] * v for k, v in terms.items()]).sum()
-            entry = _values(accelerator, {**terms, "loss": loss}, step, batch)
-            accelerator.backward(loss)
-        length = accelerator.clip_grad_norm_(model.parameters(), recipe.clip)
-        if accelerator.scaler is None:  # which leaves out a step whose gradient is too large
-            _values(accelerator, {"gradient": length}, step, batch)
-        optimizer.step()
-        shown = {**entry, "lr": schedule.get_last_lr()[0]}
-        accelerator.log({f"train/{k}": v for k, v in shown.items()}, step)
-        schedule.step()
-        optimizer.zero_grad()
-        history.append({"step": step, **entry})
-        bar.set_postfix({k: f"{v:.3f}" for k, v in entry.items()}, refresh=False)
-        if _validates(recipe, step):
-            model.eval()
-            scores = task.validate(network, accelerator.device)
-            model.train()
-            history[-1].update(scores)
-            accelerator.log({f"validation/{k}": v for k, v in scores.items()}, step)
-            if folder is not None:
-                better = task.score(scores) > best
-                save(folder, accelerator, network, history, scores, better)
-            best = max(best, task.score(scores))
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # autocast was for training alone
-    # as a file of its weights gives it
-    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return Trained(network.cpu().eval(), history, recipe)
+
+def _check_installed() -> None:
+    try:
+        for name in ("accelerate", "tensorboard"):
+            importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error.name} is not installed, expected what training needs: {install('train')}."
+        ) from None
 
 
 def _check(recipe: Recipe, folder: Path | None, resume: bool, device: torch.device) -> None:
@@ -239,6 +270,51 @@ def _check(recipe: Recipe, folder: Path | None, resume: bool, device: torch.devi
         raise ValueError("precision is 'fp16' on the CPU, expected 'no' or 'bf16' there.")
     if resume and folder is None:
         raise ValueError("resume is on and out is not given, expected the folder of the run.")
+
+
+def _accelerator(recipe: Recipe, folder: Path | None, device: torch.device) -> Accelerator:
+    """Accelerate's object for this run, after the seed is set."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import ProjectConfiguration, set_seed
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # else precision stays the first run's
+    set_seed(recipe.seed)
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=recipe.precision,
+        step_scheduler_with_optimizer=False,  # else once per process: the rate would fall too fast
+        log_with=None if folder is None else "tensorboard",
+        project_config=ProjectConfiguration(logging_dir=None if folder is None else str(folder)),
+    )
+    processes = accelerator.num_processes
+    if recipe.batch % processes:
+        raise ValueError(
+            f"batch is {recipe.batch}, expected a multiple of the {processes} processes "
+            "that share it."
+        )
+    return accelerator
+
+
+def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LambdaLR:
+    """Factor on the learning rate at each step.
+
+    In closed form: LinearLR and CosineAnnealingLR multiply the rate from step to step, which ends
+    in other last digits, and states of earlier runs would not fit them.
+    """
+    if recipe.schedule not in ("constant", "cosine"):
+        raise ValueError(f"schedule is {recipe.schedule!r}, expected 'constant' or 'cosine'.")
+
+    def factor(step: int) -> float:
+        rise = min(1.0, (step + 1) / max(recipe.warmup, 1))
+        fall = 0.5 + 0.5 * math.cos(math.pi * step / recipe.steps)
+        return rise * (fall if recipe.schedule == "cosine" else 1.0)
+
+    return LambdaLR(optimizer, factor)
+
+
+def _lay_out(network: RegistrationModel, memory_format: torch.memory_format) -> None:
+    network.to(memory_format=memory_format)  # type: ignore[call-overload]
 
 
 @torch.no_grad()
@@ -270,7 +346,7 @@ def _memory(recipe: Recipe) -> str:
     )
 
 
-def _network(recipe: Recipe, start: str | os.PathLike | None) -> RegistrationModel:
+def _network(recipe: Recipe, start: str | os.PathLike[str] | None) -> RegistrationModel:
     """The model of a recipe, with fresh weights or with those of `start`."""
     network = models.create(recipe.model, recipe.ndim, **recipe.options)
     if start is None:
@@ -304,13 +380,15 @@ def _values(
     All processes see the same mean, so that all of them stop, with the same sentence.
     """
     values = accelerator.reduce(torch.stack([v.detach() for v in terms.values()]), "mean").tolist()
-    found = {"dice_loss" if k == "dice" else k: v for k, v in zip(terms, values, strict=True)}
-    for name, value in found.items():
+    by_name = {"dice_loss" if k == "dice" else k: v for k, v in zip(terms, values, strict=True)}
+    for name, value in by_name.items():
         if not math.isfinite(value):
+            from accelerate.utils import gather_object
+
             what = "gradient" if name == "gradient" else f"term {name!r}"
             pairs = ", ".join(gather_object(batch["name"]))
             raise ValueError(
                 f"The {what} is {value} at step {step}, expected a finite loss: lower the learning "
                 f"rate, or look at the images of this batch ({pairs})."
             )
-    return found
+    return by_name

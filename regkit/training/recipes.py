@@ -1,9 +1,9 @@
 """The settings of each training, as data: what a paper says, and what each budget can afford.
 
-A recipe is one record that cannot be changed, down to its dictionaries. `get("vxm_diff_2d")` gives
-it at the current budget; the budget is the environment variable REGKIT_BUDGET, one of "smoke" (does
-it run?), "cpu" (real learning in minutes on two cores), "gpu" (at most 15 minutes on a Colab T4)
-and "paper" (the published protocol).
+A recipe is an immutable record, down to its dictionaries. `get("vxm_diff_2d")` gives it at the
+current budget; the budget is the environment variable REGKIT_BUDGET, one of "smoke" (does it run?),
+"cpu" (real learning in minutes on two cores), "gpu" (at most 15 minutes on a Colab T4) and "paper"
+(the published protocol).
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class Recipe:
 
     model, ndim, options: what `regkit.models.create` takes.
     shape: of the images; spacing follows from the population's field of view.
-    data: "population", the embedded one, or the name of a prepared set, which `regkit train` finds
-        in the folder that it is given. Whoever has the set has it elsewhere. Given the folder of
-        another set, training learns from that one, see `regkit.training.tasks.fitted`.
+    data: "population", the embedded one, or the name of a prepared set. The folder of a set is an
+        argument of `train` and no part of the recipe. Given the folder of another set, training
+        learns from that one, see `regkit.training.data.fitted`.
     subjects, validation: how many of the embedded population (seeds 0 and 1; 2 is for tests), at
         most how many of a prepared set.
     atlas: every pair has the same fixed image (the subject of seed 3, or the one that a prepared
         set calls fixed, or else the first of those to learn from, who is then not learned from);
         otherwise a pair is any two subjects.
-    contrast, amplitude: of the population. gamma: change the
-        contrast of each image at random, x -> x^g with |log g| <= gamma.
+    contrast, amplitude: of the population. gamma: change the contrast of each image at random,
+        x -> x^g with |log g| <= gamma.
     motion: None for pairs of two subjects; else a pair is one head twice, on cubic voxels, and this
         says how the second one is moved: keyword arguments of `regkit.data.RigidPairs`, and the
         `contrasts` of which, or between which, a pair may be formed.
@@ -53,11 +53,11 @@ class Recipe:
     weights: of the terms of the objective: "similarity", "diffusion" (of the velocity where there
         is one, summed over the steps of a cascade, else of the displacement), "bending" (the
         same), "folding", "dice", the label loss, and "endpoint", the distance from the true
-        displacement, where pairs know it. Of models that segment: "segmentation", soft Dice of what
-        they find in each image. Of models that find an affine map: "determinant" and
-        "orthogonality", which keep it near a rotation. Of models whose
-        stages are pairs (u, v): "similarity_u", "diffusion_u" and "consistency", between u and v,
-        of the last stage; with "_all" behind the name the mean over all stages.
+        displacement, where it is known. Of models that segment: "segmentation", soft Dice of the
+        labels that they find in each image. Of models that find an affine map: "determinant" and
+        "orthogonality", which keep it near a rotation. Of models whose stages are pairs (u, v):
+        "similarity_u", "diffusion_u" and "consistency", between u and v, of the last stage; with
+        "_all" behind the name the mean over all stages. See `regkit.training.objective.TERMS`.
     levels: None, or weights of the levels of a model whose `stages` go from coarse to fine, such as
         dual_prnet, one a level, the finest last: "similarity", "diffusion" and "bending" are then
         sums over the levels, each term of images drawn with half as many voxels along each axis as
@@ -104,8 +104,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         # each recipe holds copies, so that none of them shares a dictionary with another
-        for one in fields(self):
-            object.__setattr__(self, one.name, frozen(getattr(self, one.name)))
+        for each in fields(self):
+            object.__setattr__(self, each.name, frozen(getattr(self, each.name)))
 
 
 _TMI = "Balakrishnan et al., IEEE TMI 2019; steps, rate and schedule are ours"
@@ -171,8 +171,8 @@ for _model, _source in (("vxm1", _TMI), ("vxm2", _TMI), ("vxm", _TMI), ("vxm_dif
         paper=_PAPER_3D | {"options": {}},
     )  # fmt: skip
 
-# As vxm, but for what folds: without that term 1.4 % of a field did after 800 updates, 8 validation
-# pairs. In bfloat16, which on a CPU takes four tenths of the time.
+# As vxm, and a term against folding: without it 1.4 % of a field folded after 800 updates (8
+# validation pairs). In bfloat16, which on a CPU takes four tenths of the time.
 _DENSE_2D = Recipe(
     name="dense_unet_eca_2d", model="dense_unet_eca", ndim=2, shape=(80, 96), source=_DENSE,
     weights={"similarity": 1.0, "diffusion": 0.1, "folding": 100.0}, warmup=50, precision="bf16",
@@ -186,7 +186,7 @@ _add(
     paper=_PAPER_3D | {"options": {"save_memory": True}},
 )  # fmt: skip
 
-# As vxm, but asked on every level, at 1/16, ..., 1: each counts half as much as the next.
+# As vxm, with the terms on every level, at 1/16, ..., 1: each counts half as much as the next.
 for _model, _source in (("dual_prnet", _PYRAMID), ("dilformer", _DILFORMER)):
     _recipe = replace(
         _DENSE_2D, name=f"{_model}_2d", model=_model, source=_source,
@@ -201,7 +201,7 @@ for _model, _source in (("dual_prnet", _PYRAMID), ("dilformer", _DILFORMER)):
         paper=_PAPER_3D | {"options": {"save_memory": True}},
     )  # fmt: skip
 
-# What pyramids are good for: subjects who lie twice as far apart. Tables say which network learns.
+# Large displacements: subjects twice as far apart. Tables set the network.
 _add(
     replace(_recipe, name="pyramids_2d", amplitude=2.0, steps=400),
     smoke=_SMOKE_2D | {"precision": "no"},
@@ -209,26 +209,28 @@ _add(
     paper=_PAPER_2D,
 )
 
-# Of Peng et al. only the abstract is public: it names these sets, and no setting. IXI's parts are
-# TransMorph's, LPBA40's those of sun2025_lpba40; everyone goes to one fixed image. Prepared at 1 mm
-# for "paper", at 2 mm for "gpu" and "cpu", 4 for "smoke".
-for _data, _small, _counts in (("ixi", (40, 56, 48), (403, 58)), ("lpba40", (40, 48, 40), (30, 9))):
+# Of Peng et al. only the abstract is public: it names these sets, and no setting. IXI is split as
+# in TransMorph, LPBA40 as in sun2025_lpba40; there is one fixed image. Prepared at 1 mm for
+# "paper", at 2 mm for "gpu" and "cpu", 4 for "smoke".
+_IXI = ("ixi", (40, 56, 48), 403, 58)  # its shape at 4 mm, people to learn from, to validate with
+_LPBA40 = ("lpba40", (40, 48, 40), 30, 9)
+for _data, _at_4_mm, _learn, _validate in (_IXI, _LPBA40):
     _add(
         replace(_recipe, name=f"peng2026_{_data}", ndim=3, data=_data, atlas=True,
-                shape=tuple(2 * n for n in _small), subjects=_counts[0], validation=3, lr=1e-3,
+                shape=tuple(2 * n for n in _at_4_mm), subjects=_learn, validation=3, lr=1e-3,
                 warmup=100, batch=1, validate_every=200),
-        smoke=_SMOKE_3D | {"precision": "no", "shape": _small},
-        gpu=_GPU_3D | {"subjects": _counts[0]},
-        paper=_PAPER_3D | {"options": {"save_memory": True}, "subjects": _counts[0],
-                           "validation": _counts[1], "shape": tuple(4 * n for n in _small)},
+        smoke=_SMOKE_3D | {"precision": "no", "shape": _at_4_mm},
+        gpu=_GPU_3D | {"subjects": _learn},
+        paper=_PAPER_3D | {"options": {"save_memory": True}, "subjects": _learn,
+                           "validation": _validate, "shape": tuple(4 * n for n in _at_4_mm)},
     )  # fmt: skip
 
 # The protocol of the paper, sections 4.1 and 4.3: one fixed image, 416 people of OASIS split 4 to
 # 1, 2000 epochs, read as 2000 times everyone as moving image. Equation 5 sums the squared gradient
 # over the image, where equation 4 takes a mean. Read so, 0.01 would be 307 times the mean over
 # 160x192 pixels, beside a squared difference below 1: nothing could move. Here it is the mean, as
-# in VoxelMorph, which has the same weight for the same terms. The paper has no one to validate
-# with: those to test on serve to watch a run.
+# in VoxelMorph, which has the same weight for the same terms. The paper has no validation split:
+# its test subjects serve to watch a run.
 _ZHENG = Recipe(
     name="zheng2023_2d", model="dense_unet_eca", ndim=2, shape=(80, 96), atlas=True,
     source="Zheng et al. 2023, equations 3 to 5 and section 4.3; at other budgets than 'paper' "
@@ -270,17 +272,18 @@ _add(
 # 3D field folded after 400 updates.
 _UNFOLD = "Sun et al. 2025, equation 7, with the similarity of vxm; rates are ours"
 _SUN = "Sun et al. 2025, equation 7 and section 3.2; norms read as mean squares, u as voxels"
-_SPLIT = {"similarity_u": 0.8, "similarity": 0.2, "diffusion_u": 1.0, "consistency": 0.1}
+_EQUATION_7 = {"similarity_u": 0.8, "similarity": 0.2, "diffusion_u": 1.0, "consistency": 0.1}
 _UNFOLDING_2D = Recipe(
-    name="unfolding_2d", model="unfolding", ndim=2, shape=(80, 96), source=_UNFOLD, weights=_SPLIT,
-    lr=1e-3, warmup=50, steps=600,
+    name="unfolding_2d", model="unfolding", ndim=2, shape=(80, 96), source=_UNFOLD,
+    weights=_EQUATION_7, lr=1e-3, warmup=50, steps=600,
 )  # fmt: skip
-# In 3D the stages share their weights: as good in 2D, a third of the file. What folds costs:
-# with the paper's terms alone, 0.06 % of a field did after 400 updates, 3 validation pairs.
+# In 3D the stages share their weights: as good in 2D, a third of the file. And a term against
+# folding: with the paper's terms alone, 0.06 % of a field folded after 400 updates (3 validation
+# pairs).
 _UNFOLDING_3D = replace(
     _UNFOLDING_2D, name="unfolding_3d", ndim=3, shape=(80, 96, 80), options={"shared": True},
-    weights=_SPLIT | {"folding": 100.0}, subjects=40, validation=3, gamma=0.3, warmup=100, batch=1,
-    steps=800, precision="bf16",
+    weights=_EQUATION_7 | {"folding": 100.0}, subjects=40, validation=3, gamma=0.3, warmup=100,
+    batch=1, steps=800, precision="bf16",
 )  # fmt: skip
 _add(
     _UNFOLDING_2D,
@@ -300,10 +303,10 @@ _add(
 # The protocols of the paper. Section 3.1, LPBA40: one fixed image, 30 people to learn from, 9 to
 # test on; OASIS: any two of 254, 20 to validate with, 140 to test on. Section 3.2: 500 epochs, read
 # as 500 times everyone as moving image. And both on the embedded population, with LPBA40's counts.
-# LPBA40 has no one to validate with: then some of those to learn from serve to watch a run.
+# LPBA40 has no validation split: some training subjects serve to watch a run.
 _SUN_2D = replace(
     _UNFOLDING_2D, name="sun2025_2d", source=_SUN, similarity="mse",
-    weights=_SPLIT, atlas=True, subjects=30, validation=9, steps=300,
+    weights=_EQUATION_7, atlas=True, subjects=30, validation=9, steps=300,
     validate_every=100, precision="bf16",
 )  # fmt: skip
 _SUN_3D = replace(
@@ -316,7 +319,7 @@ _SUN_PAPER: dict[str, Any] = {
 }  # fmt: skip
 _SUN_GPU: dict[str, Any] = {"steps": 2000, "validate_every": 500, "precision": "no"}
 _OASIS: dict[str, Any] = {"data": "oasis_3d", "atlas": False, "subjects": 254, "validation": 20}
-_BIG: dict[str, Any] = {"options": {"save_memory": True}}
+_SAVE_MEMORY: dict[str, Any] = {"options": {"save_memory": True}}
 for _recipe in (_SUN_2D, replace(_SUN_2D, name="sun2025_pairs_2d", atlas=False)):
     _add(
         _recipe,
@@ -324,7 +327,7 @@ for _recipe in (_SUN_2D, replace(_SUN_2D, name="sun2025_pairs_2d", atlas=False))
         gpu=_SUN_GPU | {"shape": (160, 192), "batch": 16},
         paper=_SUN_PAPER | {"shape": (160, 192)},
     )
-_SUN_3D_PAPER = _SUN_PAPER | _BIG | {"shape": (160, 192, 160), "validation": 9}
+_SUN_3D_PAPER = _SUN_PAPER | _SAVE_MEMORY | {"shape": (160, 192, 160), "validation": 9}
 for _recipe in (_SUN_3D, replace(_SUN_3D, name="sun2025_pairs_3d", atlas=False)):
     _add(_recipe, smoke=_SMOKE_3D | {"precision": "no"}, gpu=_SUN_GPU, paper=_SUN_3D_PAPER)
 # prepared at 1 mm for "paper", at 2 mm for "gpu" and "cpu" (slices: 1 mm for "gpu"), 4 for "smoke"
@@ -339,7 +342,9 @@ _add(
     replace(_SUN_3D, name="sun2025_oasis", shape=(80, 112, 96), **_OASIS),
     smoke=_SMOKE_3D | {"precision": "no", "shape": (40, 56, 48)},
     gpu=_SUN_GPU,
-    paper=_SUN_PAPER | _BIG | {"shape": (160, 224, 192), "steps": 127_000, "validate_every": 1000},
+    paper=_SUN_PAPER
+    | _SAVE_MEMORY
+    | {"shape": (160, 224, 192), "steps": 127_000, "validate_every": 1000},
 )
 _add(
     replace(_SUN_2D, name="sun2025_oasis_2d", shape=(80, 96), **_OASIS | {"data": "oasis_2d"}),
@@ -389,8 +394,8 @@ for _recipe, _options in ((_VTN, {}), (_RCN, {}), (_AFFINE_VXM, _ONE_UNET)):
                             "weights": {**_recipe.weights, "diffusion": 1.5}},
     )  # fmt: skip
 
-# What is compared with a cascade, on subjects who lie twice as far apart as those of other recipes;
-# and what the known displacement teaches, section 3.1 of the survey. Tables say the rest of each.
+# Networks compared with a cascade, on subjects twice as far apart as in other recipes; and learning
+# from the known displacement, section 3.1 of the survey. Tables set the rest of each.
 for _recipe in (
     replace(_RCN, name="cascades_2d", amplitude=2.0, options={"affine_channels": 8}, steps=600,
             source="Zhao et al., Recursive cascaded networks, ICCV 2019; all settings are ours"),
@@ -405,8 +410,8 @@ for _recipe in (
                "schedule": "constant", "warmup": 0, "validate_every": 1000, "precision": "no"},
     )  # fmt: skip
 
-# The survey's two branches on synthetic chests: no label is needed to register, the lungs' to
-# segment. All numbers are ours. At "paper" voxels are about those of the sample lung_ct.
+# The survey's two branches on synthetic chests: registration needs no labels, segmentation needs
+# those of the lungs. All numbers are ours. At "paper" voxels are about those of the sample lung_ct.
 _FCN = "Tan 2023, its figure 6: two branches, unsupervised; what they learn from and how is ours"
 _FCN_2D = Recipe(
     name="fcn_2d", model="fcn", ndim=2, shape=(96, 96), source=_FCN, options={"segment": 2},
@@ -447,7 +452,7 @@ _add(
     paper={"shape": (416, 416), "precision": "no"},
 )  # fmt: skip
 
-# Labels say what is right: the images have any contrast, each its own.
+# Learned from labels, on images each of which has a random contrast.
 _SYNTH = (
     "Hoffmann et al., SynthMorph, IEEE TMI 2022: labels in random contrasts, a loss on labels, "
     "smoothness. Ours: the unfolding network, contrasts that follow tissues, slabs, the mean "
@@ -467,7 +472,7 @@ _ANY_3D = replace(
 )  # fmt: skip
 _add(
     _ANY_2D,
-    smoke={**_SMOKE_2D, "painted": {"brains": False}},  # needs no network
+    smoke={**_SMOKE_2D, "painted": {"brains": False}},  # needs no download
     gpu=_GPU_2D | {"subjects": 480},
     paper=_PAPER_2D | {"subjects": 480},
 )  # fmt: skip
@@ -527,8 +532,8 @@ for _recipe in (
 
 # The paper's own set: slices of patients in three contrasts, 80 % of 2000 to learn from; 3 and 6
 # degrees of freedom; the correlation within a contrast, mutual information between two. Slices are
-# prepared with 200x200 pixels, with --size 48 for "smoke". Nobody is there to validate with: some
-# of those to learn from serve to watch a run. And the same with the embedded population.
+# prepared with 200x200 pixels, with --size 48 for "smoke". There is no validation split: some
+# training subjects serve to watch a run. And the same with the embedded population.
 _PATIENTS = ("flair", "t1", "t2")
 _HU_MOTION: dict[str, dict[str, Any]] = {
     "single": {"motion": _SMALL_MOTION | {"contrasts": _PATIENTS, "across": False}},
@@ -585,26 +590,26 @@ def get(name: str, at: str | None = None, **changes: Any) -> Recipe:
 
 def plan(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON holds it, in checkpoints and in the folder of a run."""
-    held: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
-    return held
+    as_json: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return as_json
 
 
-def complete(held: Mapping[str, Any]) -> dict[str, Any]:
-    """What `plan` once gave, with today's fields: those that it did not know at their default."""
-    return {f.name: f.default for f in fields(Recipe) if f.default is not MISSING} | dict(held)
+def complete(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored plan, perhaps of an earlier version: the fields it lacks are at their default."""
+    return {f.name: f.default for f in fields(Recipe) if f.default is not MISSING} | dict(stored)
 
 
-def restored(held: Any) -> Recipe:
-    """The recipe that `plan` once gave, such as that which weights carry.
+def restored(stored: Any) -> Recipe:
+    """The recipe of a stored plan, such as that in a weights file.
 
     Raises:
-        ValueError: it is none, or one of a regkit that knows more fields.
+        ValueError: it is none, or has fields that this version does not know.
     """
     try:
-        recipe = Recipe(**complete(held))
+        recipe = Recipe(**complete(stored))
     except (TypeError, ValueError):
         recipe = None
-    if recipe is None or not _sound(recipe):
+    if recipe is None or not _valid(recipe):
         raise ValueError("method holds a recipe that cannot be read, expected one of regkit train.")
     return recipe
 
@@ -613,8 +618,8 @@ _MOTION = {"angle", "shift", "noise", "tilt", "size", "contrasts", "scalp", "acr
 _CHEST = {"field", "depth", "other", "width", "noise"}
 
 
-def _sound(recipe: Recipe) -> bool:
-    """Whether the fields that evaluation looks at are of their kind, and of a size to work with."""
+def _valid(recipe: Recipe) -> bool:
+    """Whether the fields that evaluation reads have their type, and a size to work with."""
     return (
         all(isinstance(text, str) for text in (recipe.name, recipe.data, recipe.contrast))
         and recipe.ndim in (2, 3)
@@ -622,28 +627,28 @@ def _sound(recipe: Recipe) -> bool:
         and len(recipe.shape) == recipe.ndim
         and all(type(n) is int and n > 0 for n in recipe.shape)
         and math.prod(recipe.shape) <= 2**25
-        and all(map(_modest, (recipe.amplitude, recipe.gamma)))
+        and all(map(_in_range, (recipe.amplitude, recipe.gamma)))
         and isinstance(recipe.atlas, bool)
         and isinstance(recipe.painted, (Mapping, type(None)))
-        and _known_options(recipe.motion, _MOTION)
-        and _known_options(recipe.chest, _CHEST)
+        and _valid_options(recipe.motion, _MOTION)
+        and _valid_options(recipe.chest, _CHEST)
     )
 
 
-def _modest(value: Any) -> bool:
+def _in_range(value: Any) -> bool:
     return isinstance(value, (int, float)) and abs(value) <= 500
 
 
-def _known_options(held: Any, known: set[str]) -> bool:
+def _valid_options(options: Any, allowed: set[str]) -> bool:
     """None, or some of these options: numbers, a text, or `contrasts`, at least one."""
-    if held is None:
+    if options is None:
         return True
     return (
-        isinstance(held, Mapping)
-        and set(held) <= known
-        and all(_modest(v) for k, v in held.items() if k not in ("contrasts", "field"))
-        and isinstance(held.get("field", ""), str)
-        and isinstance(names := held.get("contrasts", ("t1",)), tuple)
+        isinstance(options, Mapping)
+        and set(options) <= allowed
+        and all(_in_range(v) for k, v in options.items() if k not in ("contrasts", "field"))
+        and isinstance(options.get("field", ""), str)
+        and isinstance(names := options.get("contrasts", ("t1",)), tuple)
         and len(names) > 0
         and all(isinstance(name, str) for name in names)
     )
@@ -656,6 +661,6 @@ def identity(recipe: Recipe) -> str:
     that a field which is new to recipes changes no identity.
     """
     defaults = complete({})
-    said = {k: v for k, v in plan(recipe).items() if k not in ("name", "source")}
-    told = {k: v for k, v in said.items() if k not in defaults or v != defaults[k]}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    settings = {k: v for k, v in plan(recipe).items() if k not in ("name", "source")}
+    changed = {k: v for k, v in settings.items() if k not in defaults or v != defaults[k]}
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
