@@ -8,6 +8,7 @@ import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+import accuracy
 import figures
 import numpy as np
 import pytest
@@ -18,9 +19,7 @@ from regkit.book import cost
 from regkit.training import recipes
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import accuracy  # noqa: E402
 import regkit_book  # noqa: E402
 
 HELD = json.loads((ROOT / "results" / "accuracy.json").read_text())
