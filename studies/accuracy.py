@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regkit.data import population
-from regkit.record import Row, how_made, rounded, write_json
+from regkit.record import Row, rounded, write_json
 from regkit.spatial import (
     affine_to_disp,
     compose,
@@ -314,7 +314,7 @@ def measure() -> dict[str, Any]:
 
 def main() -> None:
     start = time.perf_counter()
-    made = how_made("python studies/accuracy.py")
+    made = frame.made(__file__)
     # four digits: what differs between machines is left out
     write_json(OUT, {"made": made, **rounded(measure())})
     print(f"results/accuracy.json, {time.perf_counter() - start:.0f} s")

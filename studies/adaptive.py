@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 from regkit import metrics, models
 from regkit.data import population
 from regkit.models import RegistrationModel
-from regkit.record import typed_command, write_json
+from regkit.record import write_json
 from regkit.spatial import warp
 from regkit.training import loop, recipes
 
@@ -87,12 +87,12 @@ def main(
     pairs: Annotated[int, typer.Option(help="At each amplitude.")] = 12,
     steps: Annotated[int, typer.Option(help="Of the training.")] = 300,
     weights: Annotated[Path | None, typer.Option(help="Of shared weights; else train.")] = None,
-    threads: Annotated[int, typer.Option(help="Of torch.")] = 1,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
+    threads: frame.Threads = 1,
+    out: frame.Out = OUT,
 ) -> None:
     """How many stages pairs of known difficulty need, and whether the network can tell."""
     frame.use_threads(threads)
-    made = frame.made(typed_command("python studies/adaptive.py"))
+    made = frame.made(__file__)
     if weights is None:
         recipe = recipes.get(
             "unfolding_2d",

@@ -10,7 +10,6 @@ windows of several sizes. A row holds the mean Dice over all labels of each pair
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import frame
@@ -20,7 +19,7 @@ import typer
 from regkit import classical, io, losses, metrics
 from regkit.classical import linear
 from regkit.data import population
-from regkit.record import typed_command, write_json
+from regkit.record import write_json
 from regkit.spatial import warp
 
 OUT = frame.RESULTS / "affine_window.json"
@@ -42,12 +41,12 @@ def dice(window: int, moving: io.Image, fixed: io.Image, labels: list[torch.Tens
 
 def main(
     pairs: Annotated[int, typer.Option(help="How many.")] = 7,
-    threads: Annotated[int, typer.Option(help="Of torch.")] = 1,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
+    threads: frame.Threads = 1,
+    out: frame.Out = OUT,
 ) -> None:
     """Compare windows of the local correlation by the overlap they reach."""
     frame.use_threads(threads)
-    made = frame.made(typed_command("python studies/affine_window.py"))
+    made = frame.made(__file__)
     subjects = population(pairs + 1, SHAPE, SEED)
     rows = []
     for window in WINDOWS:

@@ -31,16 +31,7 @@ import torch
 import typer
 
 from regkit import models
-from regkit.record import (
-    Row,
-    Rows,
-    how_made,
-    made_now,
-    peak_bytes,
-    peak_inside,
-    timed,
-    typed_command,
-)
+from regkit.record import Row, Rows, made_now, peak_bytes, peak_inside, timed
 from regkit.training import objective, recipes
 
 SHAPE = (160, 192, 160)
@@ -127,12 +118,12 @@ def main(
         str, typer.Option(help="step, inference, or both with a blank between.")
     ] = "step inference",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int, typer.Option(help="Of torch.")] = 2,
+    threads: frame.Threads = 2,
     out: Annotated[Path | None, typer.Option(help="By default results/MODEL_cost.json.")] = None,
 ) -> None:
     """Whether a pair and a step fit, and how long a pair takes."""
-    command = typed_command("python studies/cost.py")
-    fields = {"made": how_made(command, device, threads), "shape": SHAPE}
+    frame.use_threads(threads)
+    fields = {"made": frame.made(__file__, device), "shape": SHAPE}
     key = ("part", "where", "bf16", "save_memory", "channels_last")
     rows = Rows(out or frame.RESULTS / f"{model}_cost.json", key, fields)
     functions = {"step": (step, "save_memory"), "inference": (inference, "channels_last")}

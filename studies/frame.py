@@ -7,20 +7,27 @@ help of `regkit.record`, and has its command line in `main`. results/README.md l
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import typer
 from scipy import ndimage
 from torch import Tensor
 
-from regkit.record import Row, Rows, how_made, rounded
+from regkit.record import Row, Rows, how_made, rounded, typed_command
 from regkit.spatial import resize
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 RUNS = ROOT / "runs"  # trainings, which go on where they stopped
+
+# options that several studies have
+Threads = Annotated[int, typer.Option(help="Threads, for every method.")]
+Out = Annotated[Path, typer.Option(help="The file to write.")]
+Fresh = Annotated[bool, typer.Option(help="Measure every row again.")]
 
 
 def start(main: Callable[..., None]) -> None:
@@ -38,9 +45,22 @@ def use_threads(threads: int) -> None:
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)  # read by ANTs
 
 
-def made(command: str, seed: int | None = None) -> Row:
-    """`regkit.record.how_made` of a study on the CPU, with the versions of what it compares."""
-    return how_made(command, seed=seed, packages=("SimpleITK", "antspyx", "numpy"))
+def made(file: str, device: str = "cpu", seed: int | None = None) -> Row:
+    """`regkit.record.how_made` of a study, with the versions of what it compares.
+
+    file: of the study, `__file__`; without its options where another program calls it.
+    """
+    command = f"python studies/{Path(file).name}"
+    if Path(sys.argv[0]).name == Path(file).name:
+        command = typed_command(command)
+    return how_made(command, device, seed=seed, packages=("SimpleITK", "antspyx", "numpy"))
+
+
+def check_names(argument: str, names: Sequence[str], expected: Collection[str]) -> None:
+    """Raise a ValueError where a name is none of those that exist."""
+    for name in names:
+        if name not in expected:
+            raise ValueError(f"{argument} holds {name!r}, expected some of {', '.join(expected)}.")
 
 
 def measure_once(

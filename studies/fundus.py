@@ -50,7 +50,7 @@ from regkit import classical, metrics, models
 from regkit.data import prepared, samples
 from regkit.data.prepared import Scan
 from regkit.data.vessels import VesselPair, vessel_contrast, vessel_pair, write_as_fire
-from regkit.record import Row, Rows, rounded, typed_command
+from regkit.record import Row, Rows, rounded
 from regkit.spatial import affine_to_disp, compose, invert_theta, warp
 from regkit.training import recipes, train
 from regkit.training.recipes import Recipe
@@ -321,7 +321,6 @@ def run(
     epochs: int = EPOCHS,
     real: bool = True,
     fresh: bool = False,
-    command: str = "python studies/fundus.py",
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
     if data is None and (each < 5 or size < 64):
@@ -334,7 +333,7 @@ def run(
     name = "synthetic" if data is None else "fire"
     learn, test = (list(prepared.pairs(folder, split)) for split in ("train", "test"))
     sets: dict[str, list[Pair]] = {name: test} | (_real_set() if real else {})
-    rows = Rows(out, ("set", "method"), {"made": frame.made(command)}, fresh=fresh)
+    rows = Rows(out, ("set", "method"), {"made": frame.made(__file__)}, fresh=fresh)
     shape = list(test[0][1].image.shape[1:])
 
     def add(which: str, method: str, answer: Method, **settings: Any) -> None:
@@ -411,15 +410,14 @@ def main(
     size: Annotated[int, typer.Option(help="Pixels of a synthetic photograph.")] = 192,
     epochs: Annotated[int, typer.Option(help="Of each training.")] = EPOCHS,
     real: Annotated[bool, typer.Option(help="Also the real pair.")] = True,
-    threads: Annotated[int, typer.Option(help="Threads, for every method.")] = 1,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
     runs: Annotated[Path, typer.Option(help="Folder of pairs and trainings.")] = frame.RUNS,
-    fresh: Annotated[bool, typer.Option(help="Measure every row again.")] = False,
+    threads: frame.Threads = 1,
+    out: frame.Out = OUT,
+    fresh: frame.Fresh = False,
 ) -> None:
     """Register photographs of the retina as the survey did, and as it works."""
     frame.use_threads(threads)
-    command = typed_command("python studies/fundus.py")
-    run(data, out, runs, each, size, epochs, real, fresh, command)
+    run(data, out, runs, each, size, epochs, real, fresh)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from regkit import classical, io, metrics, models
 from regkit.data import RigidPair, RigidPairs, heads
-from regkit.record import Row, Rows, fingerprint, rounded, typed_command
+from regkit.record import Row, Rows, fingerprint, rounded
 from regkit.spatial import affine_to_disp, warp
 
 OUT = frame.RESULTS / "hu2024_cpu.json"
@@ -268,12 +268,9 @@ def run(
     affine: str | None = None,
     full: str | None = None,
     fresh: bool = False,
-    command: str = "python studies/hu2024.py",
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
-    for name in sets:
-        if name not in SETS:
-            raise ValueError(f"sets holds {name!r}, expected some of {', '.join(SETS)}.")
+    frame.check_names("sets", sets, SETS)
     if pairs < 1 or threads < 1:
         raise ValueError(f"pairs is {pairs} and threads {threads}, expected at least 1 of each.")
     frame.use_threads(threads)
@@ -284,7 +281,7 @@ def run(
         places = {(row["set"], row["method"]): row for row in rows}
         return {"rows": [places[place] for place in order if place in places]}
 
-    fields = {"made": frame.made(command)}
+    fields = {"made": frame.made(__file__)}
     rows = Rows(out, ("set", "method"), fields, fresh=fresh, derive=as_planned)
     for name in sets:
         settings = [_settings(entry, pairs, threads) for entry in planned[name]]
@@ -352,16 +349,15 @@ def _in_short(row: Row) -> str:
 
 def main(
     pairs: Annotated[int, typer.Option(help="Pairs in each set.")] = 100,
-    threads: Annotated[int, typer.Option(help="Threads, for every method.")] = 2,
+    threads: frame.Threads = 2,
     sets: Annotated[list[str] | None, typer.Option(help="Only this set; may be repeated.")] = None,
     affine: Annotated[str | None, typer.Option(help="Weights of the affine network.")] = None,
     full: Annotated[str | None, typer.Option(help="Weights of the network of width 64.")] = None,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
-    fresh: Annotated[bool, typer.Option(help="Measure every row again.")] = False,
+    out: frame.Out = OUT,
+    fresh: frame.Fresh = False,
 ) -> None:
     """Measure the networks of Hu (2024) and the classical tools on the same pairs."""
-    command = typed_command("python studies/hu2024.py")
-    run(out, pairs, threads, sets or tuple(SETS), affine, full, fresh, command)
+    run(out, pairs, threads, sets or tuple(SETS), affine, full, fresh)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import frame
@@ -26,7 +25,7 @@ from regkit import models
 from regkit.blocks import ATTENTION, Transformer
 from regkit.data import population
 from regkit.data.pairs import chain
-from regkit.record import Row, Rows, made_now, peak_bytes, timed, typed_command
+from regkit.record import Row, Rows, made_now, peak_bytes, timed
 from regkit.training import evaluation, loop, recipes
 
 OUT = frame.RESULTS / "light_transformer.json"
@@ -79,8 +78,8 @@ def main(
     steps: Annotated[int, typer.Option(help="Of each training.")] = 300,
     pairs: Annotated[int, typer.Option(help="Of the test.")] = 24,
     train_too: Annotated[bool, typer.Option(help="Measure the accuracy.")] = True,
-    threads: Annotated[int, typer.Option(help="Of torch.")] = 1,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
+    threads: frame.Threads = 1,
+    out: frame.Out = OUT,
 ) -> None:
     """What linear and windowed attention cost, and what they reach."""
     frame.use_threads(threads)
@@ -99,7 +98,7 @@ def main(
         for kind in ATTENTION:
             name = {"part": "accuracy", "attention": kind}
             wanted.append((name, lambda k=kind: accuracy(k, steps, pairs)))
-    made = frame.made(typed_command("python studies/light_transformer.py"))
+    made = frame.made(__file__)
     rows = Rows(out, ("part", "attention", "shape", "at"), {"made": made})
     for name, run in wanted:
         if not rows.has(name):

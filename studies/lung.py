@@ -46,7 +46,7 @@ from torch import Tensor
 from regkit import classical, io, metrics, models
 from regkit.data import prepared, samples
 from regkit.data.chest import scaled
-from regkit.record import Row, Rows, fingerprint, typed_command
+from regkit.record import Row, Rows, fingerprint
 from regkit.spatial import identity_grid, resize_disp, warp_points
 from regkit.training import recipes, train
 from regkit.training.recipes import Recipe
@@ -235,15 +235,12 @@ def run(
     networks: Sequence[str] = tuple(BRANCHES),
     syn: bool = True,
     fresh: bool = False,
-    command: str = "python studies/lung.py",
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
-    for name in networks:
-        if name not in BRANCHES:
-            raise ValueError(f"networks holds {name!r}, expected some of {', '.join(BRANCHES)}.")
+    frame.check_names("networks", networks, BRANCHES)
     if steps < 1 or train_steps < 1:
         raise ValueError(f"steps is {steps} and {train_steps}, expected 1 or more of each.")
-    rows = Rows(out, ("method",), {"made": frame.made(command)}, fresh=fresh)
+    rows = Rows(out, ("method",), {"made": frame.made(__file__)}, fresh=fresh)
 
     def add(method: str, measure: Callable[[], Row], **settings: Any) -> None:
         key = {"method": method, "factor": pair.factor, **settings}
@@ -291,16 +288,15 @@ def main(
     ] = None,
     networks: Annotated[bool, typer.Option(help="Also networks, which are trained here.")] = True,
     syn: Annotated[bool, typer.Option(help="Also ANTs.")] = True,
-    threads: Annotated[int, typer.Option(help="Threads, for every method.")] = 2,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
+    threads: frame.Threads = 2,
+    out: frame.Out = OUT,
     runs: Annotated[Path, typer.Option(help="Folder of the trainings.")] = frame.RUNS,
-    fresh: Annotated[bool, typer.Option(help="Measure every row again.")] = False,
+    fresh: frame.Fresh = False,
 ) -> None:
     """Register the lung by affine maps, by `fcn`, by refinement and by ANTs."""
     frame.use_threads(threads)
-    command = typed_command("python studies/lung.py")
     chosen = tuple(network or BRANCHES) if networks else ()
-    run(lung(factor), out, runs, train_steps, subjects, steps, chosen, syn, fresh, command)
+    run(lung(factor), out, runs, train_steps, subjects, steps, chosen, syn, fresh)
 
 
 if __name__ == "__main__":

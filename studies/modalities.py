@@ -46,7 +46,7 @@ import regkit
 from regkit import classical, io, metrics, models
 from regkit.data.samples import load_prostates, load_ptbp_modalities
 from regkit.losses import mutual_information
-from regkit.record import Row, Rows, fingerprint, rounded, typed_command
+from regkit.record import Row, Rows, fingerprint, rounded
 from regkit.spatial import (
     affine_to_disp,
     integrate,
@@ -541,16 +541,13 @@ def run(
     recipe: Recipe = WEAK,
     threads: int = 1,
     fresh: bool = False,
-    command: str = "python studies/modalities.py",
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
-    for name in parts:
-        if name not in PARTS:
-            raise ValueError(f"parts holds {name!r}, expected some of {', '.join(PARTS)}.")
+    frame.check_names("parts", parts, PARTS)
     if threads < 1 or not seeds:
         raise ValueError(f"threads is {threads} and seeds {seeds}, expected at least one of each.")
     frame.use_threads(threads)
-    fields = {"made": frame.made(command), "settings": _settings(recipe)}
+    fields = {"made": frame.made(__file__), "settings": _settings(recipe)}
     table: Row = {}
     for part in parts:
         entries = child_entries(weights, seeds) if part == "child" else prostate_entries(recipe)
@@ -599,13 +596,12 @@ def _in_short(row: Row) -> str:
 def main(
     weights: Annotated[str, typer.Option(help="Of the any-contrast network: file or name.")] = ANY,
     parts: Annotated[list[str] | None, typer.Option(help="Only this part; repeatable.")] = None,
-    threads: Annotated[int, typer.Option(help="Threads, for every method.")] = 1,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
-    fresh: Annotated[bool, typer.Option(help="Measure every row again.")] = False,
+    threads: frame.Threads = 1,
+    out: frame.Out = OUT,
+    fresh: frame.Fresh = False,
 ) -> None:
     """Measure registration across modalities on real images."""
-    command = typed_command("python studies/modalities.py")
-    run(out, weights, parts or tuple(PARTS), SEEDS, WEAK, threads, fresh, command)
+    run(out, weights, parts or tuple(PARTS), SEEDS, WEAK, threads, fresh)
 
 
 if __name__ == "__main__":

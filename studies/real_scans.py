@@ -45,7 +45,7 @@ import regkit
 from regkit import classical, io, metrics
 from regkit.data import samples
 from regkit.data.samples import Scan
-from regkit.record import Row, Rows, fingerprint, typed_command
+from regkit.record import Row, Rows, fingerprint
 from regkit.transform import resample
 
 OUT = frame.RESULTS / "real_scans.json"
@@ -186,15 +186,12 @@ def run(
     networks: Sequence[str] = SHIPPED,
     syn: bool = True,
     fresh: bool = False,
-    command: str = "python studies/real_scans.py",
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
-    for name in sets:
-        if name not in SETS:
-            raise ValueError(f"sets holds {name!r}, expected some of {', '.join(SETS)}.")
+    frame.check_names("sets", sets, SETS)
     if pairs < 1:
         raise ValueError(f"pairs is {pairs}, expected at least 1.")
-    fields = {"made": frame.made(command, seed=0)}  # nothing is drawn at random
+    fields = {"made": frame.made(__file__, seed=0)}  # nothing is drawn at random
     rows = Rows(out, ("set", "method"), fields, fresh=fresh, derive=_by_set)
     rows.fields["affine"] = matrices = dict(rows.table.get("affine", {}))
     methods = ["unregistered", "affine", *networks, *(["syn"] if syn else [])]
@@ -261,12 +258,11 @@ def main(
         list[str] | None, typer.Option(help="A weights file or a name; may be repeated.")
     ] = None,
     syn: Annotated[bool, typer.Option(help="Also SyN, minutes a pair.")] = True,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
-    fresh: Annotated[bool, typer.Option(help="Measure every row again.")] = False,
+    out: frame.Out = OUT,
+    fresh: frame.Fresh = False,
 ) -> None:
     """Register real scans by shipped networks, by others, and by SyN."""
-    command = typed_command("python studies/real_scans.py")
-    run(out, pairs, sets or tuple(SETS), (*SHIPPED, *(network or ())), syn, fresh, command)
+    run(out, pairs, sets or tuple(SETS), (*SHIPPED, *(network or ())), syn, fresh)
 
 
 if __name__ == "__main__":
