@@ -37,6 +37,7 @@ from regkit.training import objective, recipes
 SHAPE = (160, 192, 160)
 HALF = (80, 96, 80)
 SMALL = (32, 48, 32)
+MEMORY = "VmHWM of a process of its own on the CPU, the peak of PyTorch's allocator on a GPU"
 
 
 def inference(name: str, device: str, threads: int, bf16: bool, last: bool) -> Row:
@@ -123,7 +124,8 @@ def main(
 ) -> None:
     """Whether a pair and a step fit, and how long a pair takes."""
     frame.use_threads(threads)
-    fields = {"made": frame.made(__file__, device), "shape": SHAPE}
+    made = frame.made(__file__, device) | {"memory_is": MEMORY}
+    fields = {"made": made, "shape": SHAPE}
     key = ("part", "where", "bf16", "save_memory", "channels_last")
     rows = Rows(out or frame.RESULTS / f"{model}_cost.json", key, fields)
     functions = {"step": (step, "save_memory"), "inference": (inference, "channels_last")}

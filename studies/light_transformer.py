@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import frame
@@ -89,15 +90,15 @@ def main(
             for kind in ATTENTION:
                 if kind != "full" or math.prod(shape) / fraction**3 <= TOKENS:
                     name = {"part": "bottleneck", "attention": kind, "shape": list(shape)}
-                    run = lambda k=kind, s=shape, f=fraction: bottleneck(k, s, f)  # noqa: E731
+                    run = partial(bottleneck, kind, shape, fraction)
                     wanted.append((name | {"at": f"1/{fraction}"}, run))
     for kind in ATTENTION:
         name = {"part": "network", "attention": kind, "shape": list(SHAPES[0])}
-        wanted.append((name, lambda k=kind: network(k, SHAPES[0])))
+        wanted.append((name, partial(network, kind, SHAPES[0])))
     if train_too:
         for kind in ATTENTION:
             name = {"part": "accuracy", "attention": kind}
-            wanted.append((name, lambda k=kind: accuracy(k, steps, pairs)))
+            wanted.append((name, partial(accuracy, kind, steps, pairs)))
     made = frame.made(__file__)
     rows = Rows(out, ("part", "attention", "shape", "at"), {"made": made})
     for name, run in wanted:

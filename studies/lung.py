@@ -31,7 +31,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -258,13 +258,9 @@ def run(
         model = learned(pair, recipe, folder)
         weights = fingerprint(folder / "last.safetensors")
         key = {"trained": train_steps, "recipe": identity, "sha256": weights}
-        add(f"affine, {name}", lambda m=model: after_affine(pair, m), **key)
-        add(
-            f"affine, {name}, refined",
-            lambda m=model: after_affine(pair, m, steps),
-            steps=steps,
-            **key,
-        )
+        add(f"affine, {name}", partial(after_affine, pair, model), **key)
+        improved = partial(after_affine, pair, model, steps)
+        add(f"affine, {name}, refined", improved, steps=steps, **key)
     if syn:
         add("ANTs affine and SyN, mutual information", lambda: ants(pair, "mutual_information"))
         add("ANTs affine and SyN", lambda: ants(pair))

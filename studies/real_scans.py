@@ -32,6 +32,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -208,14 +209,9 @@ def run(
             }
             start = [r for r in rows.rows if (r["set"], r["method"]) == (name, "affine")]
             before = next((r["dice"] for r in start if r["pairs"] == len(scans)), None)
-            frame.measure_once(
-                rows,
-                settings,
-                f"{name}: {method}",
-                lambda s=scans, m=method, d=structures, b=before: measured(s, m, d, matrices, b),
-                _in_short,
-                missing=(ValueError, FileNotFoundError),
-            )
+            measure = partial(measured, scans, method, structures, matrices, before)
+            missing = (ValueError, FileNotFoundError)
+            frame.measure_once(rows, settings, f"{name}: {method}", measure, _in_short, missing)
     return rows.table
 
 
