@@ -103,12 +103,16 @@ def _without_folders(word: str) -> str:
 
 def device_name(device: torch.device | str = "cpu") -> str:
     """The name of the processor, or of the GPU that is named."""
-    if torch.device(device).type == "cuda":
+    if _on_gpu(device):
         return torch.cuda.get_device_name(device)
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
     return platform.processor() or platform.machine()
+
+
+def _on_gpu(device: torch.device | str) -> bool:
+    return torch.device(device).type == "cuda"
 
 
 def commit() -> str | None:
@@ -197,28 +201,28 @@ def peak_inside(device: torch.device | str = "cpu") -> Iterator[Peak]:
     On a GPU what PyTorch had allotted there. Else what the whole process held, with PyTorch itself
     and the images; where the system, other than Linux, cannot forget an earlier peak, that one.
     """
-    on_gpu = torch.device(device).type == "cuda"
-    if on_gpu:
+    if _on_gpu(device):
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # VmHWM is what is held now
     peak = Peak()
     yield peak
+    on_gpu = _on_gpu(device)
     peak.gigabytes = torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else peak_memory()
 
 
-def peak_bytes(run: Callable[[], object], device: str = "cpu") -> int:
+def peak_bytes(run: Callable[[], object], device: torch.device | str = "cpu") -> int:
     """The most that was allocated at once during a call, beyond what was there before it.
 
     On the CPU the allocator of torch and that of NumPy are watched, and the larger peak counts.
     """
     run()  # what is made once and kept does not count
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    if _on_gpu(device):
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         run()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(device) - before
     tracemalloc.start()
     run()
     numpy_peak = tracemalloc.get_traced_memory()[1]
@@ -235,12 +239,12 @@ def peak_bytes(run: Callable[[], object], device: str = "cpu") -> int:
     return max(torch_peak, numpy_peak)
 
 
-def timed(run: Callable[[], object], device: str = "cpu") -> float:
+def timed(run: Callable[[], object], device: torch.device | str = "cpu") -> float:
     """Seconds of one call."""
     start = time.perf_counter()
     run()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    if _on_gpu(device):
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 
@@ -336,9 +340,9 @@ class Rows:
             place = {**_place(self.table, self._within), **derived}
             place["rows"] = derived.get("rows", rows)
             table = {**self.table, self._within: place} if self._within else place
-            self.table = rounded({**self.fields, **table, **self.fields}, None)
-            write_json(self.file, self.table)
-            self._fresh = False
+            table = rounded({**self.fields, **table, **self.fields}, None)
+            write_json(self.file, table)
+            self.table, self._fresh = table, False
 
     def _read(self) -> Row:
         """What the file holds, but for what is to be lost."""

@@ -383,3 +383,6 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
     with pytest.raises(TypeError):
         rows.add({"name": "b", "what": object()})
     assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+    assert not rows.has({"name": "b"})
+    rows.add({"name": "c"})
+    assert [row["name"] for row in held(file)["rows"]] == ["a", "c"]
