@@ -11,15 +11,12 @@ there. The best of a few repetitions counts. One peer takes 6 GB.
 """
 
 import math
-import time
-import tracemalloc
 
 import cases
 import pytest
-import torch
-from torch.profiler import ProfilerActivity, profile
 
 from regkit import losses
+from regkit.record import peak_bytes, timed
 
 WINDOWS = (3, 9, 21)
 SECONDS = 2.0  # to spend on the repetitions of one side
@@ -34,24 +31,15 @@ def brains():
 @pytest.fixture(scope="session")
 def inputs(brains, device):
     """`inputs(shape)`: the pair at that size; only the last one is kept."""
-    held = {}
+    pairs = {}
 
     def at(shape):
-        if shape not in held:
-            held.clear()
-            held[shape] = brains.resized(shape, device)
-        return held[shape]
+        if shape not in pairs:
+            pairs.clear()
+            pairs[shape] = brains.resized(shape, device)
+        return pairs[shape]
 
     return at
-
-
-def timed(run, device):
-    """Seconds of one call."""
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def best(benchmark, run, device, between=None):
@@ -72,32 +60,6 @@ def best_of_both(benchmark, ours, peer, device):
             spent.append(timed(peer, device))
 
     return best(benchmark, ours, device, the_peer_goes_first), min(spent)
-
-
-def peak_bytes(run, device):
-    """The most that was allocated at once during a call, beyond what was there before it.
-
-    On the CPU the allocator of torch and that of NumPy are watched, and the larger peak counts.
-    """
-    run()  # what is made once and kept does not count
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    tracemalloc.start()
-    run()
-    numpy_peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        run()
-    events = record.profiler.kineto_results.events()
-    steps = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    held = torch_peak = 0
-    for _, size in steps:  # a release counts negative
-        held += size
-        torch_peak = max(torch_peak, held)
-    return max(torch_peak, numpy_peak)
 
 
 def skip_unless_possible(case, device):

@@ -1,23 +1,17 @@
 """Options of the benchmarks, and the file that a whole run leaves behind."""
 
-import datetime
-import json
-import os
 import platform
-import subprocess
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 import torch
 
-from regkit.record import device_name
+from regkit.record import how_made, rounded, write_json
 
-ROOT = Path(__file__).parents[1]
-LOAD = pytest.StashKey[float]()
+MADE = pytest.StashKey[dict]()
 ROWS = pytest.StashKey[dict]()
-PACKAGES = ("torch", "monai", "numpy", "scipy", "pytest-benchmark")
+PACKAGES = ("monai", "numpy", "scipy", "pytest-benchmark")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,39 +26,13 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.config.getoption("--device"))
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _made(config: pytest.Config, device: str) -> dict[str, object]:
-    """How, from what, where, when; `load`: processes that wanted the processor at the start."""
-    threads = config.getoption("--threads")
-    changed = _git("status", "--porcelain", "--", "regkit", "benchmarks")
-    return {
-        "command": "make bench" if threads == 2 else f"make bench, with --threads {threads}",
-        "commit": _git("rev-parse", "HEAD") + (" with changes" if changed else ""),
-        "date": datetime.date.today().isoformat(),
-        "device": device_name(device),
-        "threads": threads,
-        "load": config.stash[LOAD],
-        "python": platform.python_version(),
-        "versions": _versions(),
-    }
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[LOAD] = os.getloadavg()[0]
+    """How the numbers are made is noted before the first of them keeps the processor busy."""
+    threads = config.getoption("--threads")
+    command = "make bench" if threads == 2 else f"make bench, with --threads {threads}"
+    config.stash[MADE] = how_made(
+        command, config.getoption("--device"), threads, packages=PACKAGES
+    ) | {"python": platform.python_version()}
     config.stash[ROWS] = {"speed": {}, "memory": {}, "scaling": {}, "windows": {}}
 
 
@@ -75,9 +43,8 @@ def results(request: pytest.FixtureRequest, device: str) -> Iterator[dict[str, d
     yield rows
     out = request.config.getoption("--out")
     if out and not request.session.testsfailed:
-        table = {kind: [_rounded(row) for row in rows[kind].values()] for kind in rows}
-        made = _made(request.config, device)
-        Path(out).write_text(json.dumps(made | table, indent=1) + "\n")
+        table = {kind: rounded(list(rows[kind].values())) for kind in rows}
+        write_json(Path(out), request.config.stash[MADE] | table)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -88,7 +55,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             f"{row['operation']}, {row['case']}: {1e3 * row['seconds']:.1f} ms, "
             f"{row['peer']}: {1e3 * row['peer_seconds']:.1f} ms, ratio {row['ratio']:.3g}{asked}"
         )
-
-
-def _rounded(row: dict) -> dict:
-    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}

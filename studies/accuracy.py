@@ -11,20 +11,18 @@ shows the numbers; `book/tools/figures.py` draws them.
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+import frame
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from regkit.data import population
-from regkit.record import made_now
+from regkit.record import Row, rounded, write_json
 from regkit.spatial import (
     affine_to_disp,
     compose,
@@ -36,12 +34,9 @@ from regkit.spatial import (
     warp,
 )
 
-ROOT = Path(__file__).parents[1]
+OUT = frame.RESULTS / "accuracy.json"
 BRAIN = (80, 96, 80)  # voxels of 2.2 mm
 DOUBLE = torch.float64
-
-
-Row = dict[str, Any]
 
 
 def length(field: Tensor) -> Tensor:
@@ -295,15 +290,6 @@ SIZES = (0.5, 1, 2, 4, 8)
 STEPS = (1, 3, 5, 7, 9)
 
 
-def rounded(value: Any, digits: int = 4) -> Any:
-    """The same, with every float cut to some digits: what differs between machines is left out."""
-    if isinstance(value, dict):
-        return {key: rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [rounded(entry) for entry in value]
-    return float(f"{value:.{digits - 1}e}") if isinstance(value, float) else value
-
-
 def measure() -> dict[str, Any]:
     """All measurements."""
     svf = population(1, BRAIN)[0].svf
@@ -328,13 +314,9 @@ def measure() -> dict[str, Any]:
 
 def main() -> None:
     start = time.perf_counter()
-    made = {
-        "command": "python studies/accuracy.py",
-        **made_now(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }
-    text = json.dumps({"made": made, **rounded(measure())}, indent=1)
-    (ROOT / "results" / "accuracy.json").write_text(text + "\n", encoding="utf-8")
+    made = frame.made(__file__)
+    # four digits: what differs between machines is left out
+    write_json(OUT, {"made": made, **rounded(measure())})
     print(f"results/accuracy.json, {time.perf_counter() - start:.0f} s")
 
 

@@ -12,23 +12,23 @@ the stages used and the difficulty (1 - Dice before registration).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import hu2024
+import frame
 import numpy as np
 import torch
 import typer
 from scipy.stats import spearmanr
 
-from regkit import io, metrics, models
+from regkit import metrics, models
 from regkit.data import population
 from regkit.models import RegistrationModel
+from regkit.record import write_json
 from regkit.spatial import warp
 from regkit.training import loop, recipes
 
-OUT = Path(__file__).parents[1] / "results" / "adaptive_stages.json"
+OUT = frame.RESULTS / "adaptive_stages.json"
 STAGES = 10
 AMPLITUDES = (0.5, 1.0, 2.0)
 TOLERANCES = {
@@ -40,7 +40,7 @@ TOLERANCES = {
 @torch.no_grad()
 def curves(model: RegistrationModel, pairs: int) -> list[dict[str, Any]]:
     """Per pair: its amplitude, the Dice before, and per stage both signs, Dice and folding."""
-    found = []
+    rows = []
     for amplitude in AMPLITUDES:
         subjects = population(pairs + 1, (80, 96), seed=2, amplitude=amplitude)
         for a, b in zip(subjects, subjects[1:]):
@@ -55,8 +55,8 @@ def curves(model: RegistrationModel, pairs: int) -> list[dict[str, Any]]:
                 row["dice"].append(float(metrics.dice(moved, labels[1]).nanmean()))
                 row["folding_percent"].append(float(metrics.folding_percent(v)))
                 before = v
-            found.append(row)
-    return found
+            rows.append(row)
+    return rows
 
 
 def stopped(row: dict[str, Any], sign: str, tolerance: float) -> int:
@@ -64,7 +64,7 @@ def stopped(row: dict[str, Any], sign: str, tolerance: float) -> int:
     return next((k for k, x in enumerate(row[sign], 1) if x <= tolerance), len(row[sign]))
 
 
-def table(rows: list[dict[str, Any]], sign: str, tolerance: float) -> dict[str, Any]:
+def stages_used(rows: list[dict[str, Any]], sign: str, tolerance: float) -> dict[str, Any]:
     """Stages and Dice per amplitude, and how far the stages follow the difficulty."""
     used = [stopped(row, sign, tolerance) for row in rows]
     difficulty = [1 - row["before"] for row in rows]
@@ -87,14 +87,12 @@ def main(
     pairs: Annotated[int, typer.Option(help="At each amplitude.")] = 12,
     steps: Annotated[int, typer.Option(help="Of the training.")] = 300,
     weights: Annotated[Path | None, typer.Option(help="Of shared weights; else train.")] = None,
-    threads: Annotated[int, typer.Option(help="Of torch.")] = 1,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
+    threads: frame.Threads = 1,
+    out: frame.Out = OUT,
 ) -> None:
     """How many stages pairs of known difficulty need, and whether the network can tell."""
-    torch.set_num_threads(threads)
-    given = f" --weights {weights.name}" if weights else ""
-    command = f"python studies/adaptive.py --pairs {pairs} --steps {steps}{given}"
-    said = hu2024.made(threads, command)
+    frame.use_threads(threads)
+    made = frame.made(__file__)
     if weights is None:
         recipe = recipes.get(
             "unfolding_2d",
@@ -113,8 +111,8 @@ def main(
     rows = curves(model, pairs)
     groups = {a: [row for row in rows if row["amplitude"] == a] for a in AMPLITUDES}
     keys = ("before", "split", "change", "dice", "folding_percent")
-    written = {
-        "made": said,
+    table = {
+        "made": made,
         "training": model.info,
         "pairs": pairs,
         "curves": [
@@ -122,11 +120,10 @@ def main(
             | {key: np.round(np.mean([row[key] for row in group], 0), 4).tolist() for key in keys}
             for a, group in groups.items()
         ],
-        "rows": [table(rows, sign, t) for sign, some in TOLERANCES.items() for t in some],
+        "rows": [stages_used(rows, sign, t) for sign, some in TOLERANCES.items() for t in some],
     }
-    with io.staged(out.parent) as folder:
-        (folder / out.name).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    write_json(out, table)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    frame.start(main)

@@ -9,21 +9,20 @@ windows of several sizes. A row holds the mean Dice over all labels of each pair
 
 from __future__ import annotations
 
-import json
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
-import hu2024
+import frame
 import torch
 import typer
 
 from regkit import classical, io, losses, metrics
 from regkit.classical import linear
 from regkit.data import population
+from regkit.record import write_json
 from regkit.spatial import warp
 
-OUT = Path(__file__).parents[1] / "results" / "affine_window.json"
+OUT = frame.RESULTS / "affine_window.json"
 SHAPE, SEED, LARGEST = (80, 96, 80), 1, 100_000
 WINDOWS = (0, 3, 5, 7, 9)
 
@@ -42,12 +41,12 @@ def dice(window: int, moving: io.Image, fixed: io.Image, labels: list[torch.Tens
 
 def main(
     pairs: Annotated[int, typer.Option(help="How many.")] = 7,
-    threads: Annotated[int, typer.Option(help="Of torch.")] = 1,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
+    threads: frame.Threads = 1,
+    out: frame.Out = OUT,
 ) -> None:
     """Compare windows of the local correlation by the overlap they reach."""
-    torch.set_num_threads(threads)
-    said = hu2024.made(threads, f"python studies/affine_window.py --pairs {pairs}")
+    frame.use_threads(threads)
+    made = frame.made(__file__)
     subjects = population(pairs + 1, SHAPE, SEED)
     rows = []
     for window in WINDOWS:
@@ -58,10 +57,9 @@ def main(
         mean = round(sum(scores) / len(scores), 4)
         rows.append({"window": window, "dice": mean, "dice_of_each_pair": scores})
         typer.echo(f"window {window}: {mean:.4f}", err=True)
-    table = {"made": said, "shape": SHAPE, "seed": SEED, "largest": LARGEST, "rows": rows}
-    with io.staged(out.parent) as folder:
-        (folder / out.name).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    table = {"made": made, "shape": SHAPE, "seed": SEED, "largest": LARGEST, "rows": rows}
+    write_json(out, table)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    frame.start(main)

@@ -20,25 +20,24 @@ Each row is written when it is there, and a row that is there is not made again.
 
 from __future__ import annotations
 
-import json
+import itertools
 import multiprocessing
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import bench
-import hu2024
+import frame
 import torch
 import typer
 
-from regkit import io, models, record
+from regkit import models
+from regkit.record import Row, Rows, made_now, peak_bytes, peak_inside, timed
 from regkit.training import objective, recipes
 
-RESULTS = Path(__file__).parents[1] / "results"
 SHAPE = (160, 192, 160)
 HALF = (80, 96, 80)
 SMALL = (32, 48, 32)
-Row = dict[str, Any]
+MEMORY = "VmHWM of a process of its own on the CPU, the peak of PyTorch's allocator on a GPU"
 
 
 def inference(name: str, device: str, threads: int, bf16: bool, last: bool) -> Row:
@@ -48,16 +47,14 @@ def inference(name: str, device: str, threads: int, bf16: bool, last: bool) -> R
     pair = torch.rand(2, 1, 1, *SHAPE, device=device)
     if last:
         model = model.to(memory_format=torch.channels_last_3d)
-    times = []
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-        for _ in range(1 if device == "cpu" else 5):  # a GPU chooses its kernels at first
-            start = time.perf_counter()
-            disp = model(*pair).disp
-            disp.sum().item()  # wait for the GPU
-            times.append(time.perf_counter() - start)
-    cuda = device == "cuda"
-    peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else record.peak_memory()
-    return {"seconds": round(min(times), 3), "gigabytes": round(peak, 2)}
+    repetitions = 1 if device == "cpu" else 5  # a GPU chooses its kernels at first
+    with (
+        torch.no_grad(),
+        torch.autocast(device, torch.bfloat16, enabled=bf16),
+        peak_inside(device) as peak,
+    ):
+        seconds = min(timed(lambda: model(*pair), device) for _ in range(repetitions))
+    return {"seconds": round(seconds, 3), "gigabytes": round(peak.gigabytes, 2)}
 
 
 def step(name: str, device: str, threads: int, bf16: bool, save: bool) -> Row:
@@ -77,16 +74,15 @@ def step(name: str, device: str, threads: int, bf16: bool, save: bool) -> Row:
     if device == "cuda":
         pair = torch.rand(2, 1, 1, *SHAPE, device=device)
         optimizer = torch.optim.Adam(model.parameters())
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
+
+        def update() -> None:
             optimizer.zero_grad()
             loss(*pair).backward()
             optimizer.step()
-            torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-        peak = torch.cuda.max_memory_allocated() / 1e9
-        return {"seconds": round(min(times), 3), "gigabytes": round(peak, 2)}
+
+        with peak_inside(device) as peak:
+            seconds = min(timed(update, device) for _ in range(3))
+        return {"seconds": round(seconds, 3), "gigabytes": round(peak.gigabytes, 2)}
 
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 
@@ -101,16 +97,16 @@ def step(name: str, device: str, threads: int, bf16: bool, save: bool) -> Row:
     activations = sum(s.nbytes() for address, s in kept.items() if address not in weights)
     kept.clear()
     small = torch.rand(2, 1, 1, *SMALL)
-    peak = bench.peak_bytes(lambda: loss(*small).backward(), "cpu")
+    allotted = peak_bytes(lambda: loss(*small).backward())
     size = 4 * sum(p.nbytes for p in model.parameters())
     return {
         "estimated_gigabytes": round((8 * activations + size) / 1e9, 2),
-        "estimated_peak_gigabytes": round((100 * peak + size) / 1e9, 2),
+        "estimated_peak_gigabytes": round((100 * allotted + size) / 1e9, 2),
     }
 
 
-def in_a_process(function: Any, *arguments: Any) -> Row:
-    """The peak of a process is that of all it has ever done: each row has its own."""
+def in_a_process(function: Callable[..., Row], *arguments: Any) -> Row:
+    """A row in a process of its own: what others have left in memory does not count."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
@@ -123,36 +119,25 @@ def main(
         str, typer.Option(help="step, inference, or both with a blank between.")
     ] = "step inference",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int, typer.Option(help="Of torch.")] = 2,
+    threads: frame.Threads = 2,
     out: Annotated[Path | None, typer.Option(help="By default results/MODEL_cost.json.")] = None,
 ) -> None:
     """Whether a pair and a step fit, and how long a pair takes."""
-    command = f"python studies/cost.py --model {model} --part '{part}'"
-    said = hu2024.made(threads, f"{command} --device {device}")
-    out = out or RESULTS / f"{model}_cost.json"
-    rows = json.loads(out.read_text())["rows"] if out.is_file() else []
-    wanted: list[tuple[Row, Any]] = [
-        ({"part": "step", "where": device, "bf16": bf16, "save_memory": save}, step)
-        for bf16 in (False, True)
-        for save in (False, True)
-    ]
-    wanted += [
-        ({"part": "inference", "where": device, "bf16": bf16, "channels_last": last}, inference)
-        for bf16 in (False, True)
-        for last in (False, True)
-    ]
-    for name, function in wanted:
-        done = any(name.items() <= row.items() for row in rows)
-        if done or name["part"] not in part.split():
-            continue
-        *_, a, b = name.values()
-        load = hu2024.made(threads, "")["load"]
-        rows.append(name | in_a_process(function, model, device, threads, a, b) | {"load": load})
-        typer.echo(rows[-1], err=True)
-        with io.staged(out.parent) as folder:
-            table = {"made": said, "shape": SHAPE, "rows": rows}
-            (folder / out.name).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    frame.use_threads(threads)
+    made = frame.made(__file__, device) | {"memory_is": MEMORY}
+    fields = {"made": made, "shape": SHAPE}
+    key = ("part", "where", "bf16", "save_memory", "channels_last")
+    rows = Rows(out or frame.RESULTS / f"{model}_cost.json", key, fields)
+    functions = {"step": (step, "save_memory"), "inference": (inference, "channels_last")}
+    for name, (function, option) in functions.items():
+        for bf16, value in itertools.product((False, True), repeat=2):
+            row = {"part": name, "where": device, "bf16": bf16, option: value}
+            if name in part.split() and not rows.has(row):
+                load = made_now(device)["load"]
+                row |= in_a_process(function, model, device, threads, bf16, value)
+                rows.add(row | {"load": load})
+                typer.echo(row, err=True)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    frame.start(main)

@@ -33,34 +33,33 @@ stopped, and then counts the seconds of its last part only.
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import frame
 import torch
 import torch.nn.functional as F
 import typer
-from hu2024 import ROOT, Row, made, rounded
 from torch import Tensor
 
-from regkit import classical, io, metrics, models
+from regkit import classical, metrics, models
 from regkit.data import prepared, samples
 from regkit.data.prepared import Scan
 from regkit.data.vessels import VesselPair, vessel_contrast, vessel_pair, write_as_fire
+from regkit.record import Row, Rows, rounded
 from regkit.spatial import affine_to_disp, compose, invert_theta, warp
 from regkit.training import recipes, train
 from regkit.training.recipes import Recipe
 from regkit.training.tasks import LandmarkTask
 
-sys.path.insert(0, str(ROOT / "data_scripts"))
+sys.path.insert(0, str(frame.ROOT / "data_scripts"))
 import fire  # noqa: E402
 
-OUT = ROOT / "results" / "fundus.json"
+OUT = frame.RESULTS / "fundus.json"
 WIDTH = 2912  # pixels of FIRE's photographs
 VESSEL = 0.3
 EPOCHS = 10
@@ -114,6 +113,14 @@ def affine(moving: Scan, fixed: Scan) -> Tensor:
 def refined(moving: Scan, fixed: Scan) -> Tensor:
     """The affine map, then `STEPS` steps of descent on the displacement of this pair."""
     return classical.refine(*contrasts(moving, fixed), affine(moving, fixed), STEPS)
+
+
+CLASSICAL: dict[str, Method] = {
+    "unregistered": nothing,
+    "affine, photographs as they are": affine_as_they_are,
+    AFFINE: affine,
+    f"{AFFINE}, refined": refined,
+}
 
 
 def aligned(moving: Scan, fixed: Scan) -> Pair:
@@ -308,13 +315,12 @@ def colours(count: int, pairs: Sequence[VesselPair], epochs: int) -> list[Row]:
 def run(
     data: Path | None = None,
     out: Path = OUT,
-    runs: Path = ROOT / "runs",
+    runs: Path = frame.RUNS,
     each: int = 15,
     size: int = 192,
     epochs: int = EPOCHS,
     real: bool = True,
     fresh: bool = False,
-    command: str = "python studies/fundus.py",
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
     if data is None and (each < 5 or size < 64):
@@ -322,74 +328,78 @@ def run(
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}, expected 1 or more.")
     folder = synthetic(runs, each, size) if data is None else data
-    if (held := prepared.description(folder)["name"]) != "fire":
-        raise ValueError(f"data holds the set {held!r}, expected 'fire'.")
+    if (content := prepared.description(folder)["name"]) != "fire":
+        raise ValueError(f"data holds the set {content!r}, expected 'fire'.")
     name = "synthetic" if data is None else "fire"
     learn, test = (list(prepared.pairs(folder, split)) for split in ("train", "test"))
-    sets: dict[str, list[Pair]] = {name: test}
-    if real:
-        try:
-            sets["fundus_pair"] = [real_pair()]
-        except FileNotFoundError as error:
-            typer.echo(f"The real pair is left out. {error}", err=True)
-    said = made(torch.get_num_threads(), command)
-    before = json.loads(out.read_text()) if out.is_file() and not fresh else {}
-    rows: dict[tuple[str, str], Row] = {
-        (row["set"], row["method"]): row for row in before.get("rows", [])
-    }
-    collapse: list[Row] = before.get("colours", [])
+    sets: dict[str, list[Pair]] = {name: test} | (_real_set() if real else {})
+    rows = Rows(out, ("set", "method"), {"made": frame.made(__file__)}, fresh=fresh)
     shape = list(test[0][1].image.shape[1:])
 
-    def add(which: str, method: str, answer: Callable[[], Method], **settings: Any) -> None:
-        pairs = sets.get(which, [])
-        key: Row = {"set": which, "method": method, "pairs": len(pairs), "shape": shape, **settings}
-        held = rows.get((which, method), {})
-        if not pairs or key.items() <= held.items():
-            return
-        row = rounded(measured(answer(), pairs))
-        rows[which, method] = {**key, **row, "commit": said["commit"], "date": said["date"]}
-        found = "" if "error" not in row else f"{row['error']:.1f} pixels, AUC {row['auc']:.2f}, "
-        typer.echo(f"{which}, {method}: {found}vessels {row['vessel_dice']:.3f}", err=True)
-        write()
+    def add(which: str, method: str, answer: Method, **settings: Any) -> None:
+        pairs = sets[which]
+        key = {"set": which, "method": method, "pairs": len(pairs), "shape": shape, **settings}
+        title = f"{which}, {method}"
+        frame.measure_once(rows, key, title, lambda: measured(answer, pairs), _in_short)
 
-    def write() -> Row:
-        table = {"made": said, "rows": list(rows.values()), "colours": collapse}
-        with io.staged(out.parent) as temporary:
-            text = json.dumps(table, indent=1) + "\n"
-            (temporary / out.name).write_text(text, encoding="utf-8")
-        return table
-
-    simple: dict[str, Method] = {
-        "unregistered": nothing,
-        "affine, photographs as they are": affine_as_they_are,
-        AFFINE: affine,
-        f"{AFFINE}, refined": refined,
-    }
     for which in sets:
-        for method, answer in simple.items():
-            add(which, method, lambda answer=answer: answer)
+        for method, answer in CLASSICAL.items():
+            add(which, method, answer)
     if data is None:
-        add(name, "true map", lambda: lambda _, fixed: vessel_pair(fixed.name, size).disp)
+        add(name, "true map", lambda _, fixed: vessel_pair(fixed.name, size).disp)
     steps = epochs // 2 + 1
-    if len(collapse) != 2 * steps:
+    if len(rows.table.get("colours", [])) != 2 * steps:
         small = [vessel_pair(f"{c}{k:02d}", 64) for c in "SPA" for k in range(1, 9)]
-        collapse[:] = [row for n in (WINDOW, 3 * WINDOW) for row in colours(n, small, steps)]
-        write()
-    placed: list[Pair] = []
-    for group, wrap in ((SURVEY, directly), (WORKING, after_affine)):
-        for method, changes in group.items():
-            recipe = plan(learn, epochs, **changes)
-            of = recipes.identity(recipe)
-            if group is WORKING and not placed:
-                placed = [aligned(*pair) for pair in learn]
-            pairs = placed if group is WORKING else learn
-            where = runs / f"fundus-{'aligned' if group is WORKING else 'raw'}-{name}-{of}"
-            model = learned(recipe, pairs, where)
-            spent = round(json.loads((where / "seconds.json").read_text()), 1)
-            for which in sets:
-                settings = {"trained": recipe.steps, "recipe": of, "seconds_learning": spent}
-                add(which, method, lambda m=model, w=wrap: w(m), **settings)
-    return write()
+        rows.put(colours=[row for n in (WINDOW, 3 * WINDOW) for row in colours(n, small, steps)])
+    for method, network, settings in networks(learn, epochs, runs, name):
+        for which in sets:
+            add(which, method, network, **settings)
+    return rows.table
+
+
+def _real_set() -> dict[str, list[Pair]]:
+    """The real pair as a set, where it can be had."""
+    try:
+        return {"fundus_pair": [real_pair()]}
+    except FileNotFoundError as error:
+        typer.echo(f"The real pair is left out. {error}", err=True)
+        return {}
+
+
+def networks(
+    learn: Sequence[Pair], epochs: int, runs: Path, name: str
+) -> Iterator[tuple[str, Method, Row]]:
+    """Each network, trained if it is not there yet: its row's method, itself, what it depends on.
+
+    Args:
+        learn: pairs to learn from; `WORKING` learns from them with vessels bright, aligned.
+        name: of the set that they are from.
+    """
+    for method, changes in SURVEY.items():
+        recipe = plan(learn, epochs, **changes)
+        model, settings = _trained(recipe, learn, runs, f"raw-{name}")
+        yield method, directly(model), settings
+    placed = [aligned(*pair) for pair in learn]
+    for method, changes in WORKING.items():
+        recipe = plan(learn, epochs, **changes)
+        model, settings = _trained(recipe, placed, runs, f"aligned-{name}")
+        yield method, after_affine(model), settings
+
+
+def _trained(
+    recipe: Recipe, pairs: Sequence[Pair], runs: Path, name: str
+) -> tuple[models.RegistrationModel, Row]:
+    """The network of a recipe, from its folder below `runs`, and what its rows depend on."""
+    identity = recipes.identity(recipe)
+    folder = runs / f"fundus-{name}-{identity}"
+    model = learned(recipe, pairs, folder)
+    seconds = round(json.loads((folder / "seconds.json").read_text()), 1)
+    return model, {"trained": recipe.steps, "recipe": identity, "seconds_learning": seconds}
+
+
+def _in_short(row: Row) -> str:
+    points = "" if "error" not in row else f"{row['error']:.1f} pixels, AUC {row['auc']:.2f}, "
+    return f"{points}vessels {row['vessel_dice']:.3f}"
 
 
 def main(
@@ -400,22 +410,15 @@ def main(
     size: Annotated[int, typer.Option(help="Pixels of a synthetic photograph.")] = 192,
     epochs: Annotated[int, typer.Option(help="Of each training.")] = EPOCHS,
     real: Annotated[bool, typer.Option(help="Also the real pair.")] = True,
-    threads: Annotated[int, typer.Option(help="Threads, for every method.")] = 1,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
-    runs: Annotated[Path, typer.Option(help="Folder of pairs and trainings.")] = ROOT / "runs",
-    fresh: Annotated[bool, typer.Option(help="Measure every row again.")] = False,
+    runs: Annotated[Path, typer.Option(help="Folder of pairs and trainings.")] = frame.RUNS,
+    threads: frame.Threads = 1,
+    out: frame.Out = OUT,
+    fresh: frame.Fresh = False,
 ) -> None:
     """Register photographs of the retina as the survey did, and as it works."""
-    torch.set_num_threads(threads)
-    # a path of this machine is nobody else's business
-    given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
-    command = shlex.join(["python", "studies/fundus.py", *given])
-    try:
-        run(data, out, runs, each, size, epochs, real, fresh, command)
-    except (ValueError, FileNotFoundError) as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
+    frame.use_threads(threads)
+    run(data, out, runs, each, size, epochs, real, fresh)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    frame.start(main)

@@ -21,42 +21,31 @@ and came in with `--affine`, the last weights, in half precision (`models.save(.
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import json
-import os
-import platform
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
+import frame
 import torch
 import typer
 from torch import Tensor
 
 from regkit import classical, io, metrics, models
 from regkit.data import RigidPair, RigidPairs, heads
-from regkit.record import device_name
+from regkit.record import Row, Rows, fingerprint, rounded
 from regkit.spatial import affine_to_disp, warp
 
-ROOT = Path(__file__).parents[1]
-OUT = ROOT / "results" / "hu2024_cpu.json"
+OUT = frame.RESULTS / "hu2024_cpu.json"
 SHAPE = (200, 200)
 SEED = 2  # of the heads and of the motions; networks learn from 0 and are chosen by 1
 HEADS = 50
 BATCH = 32
 STEPS = 10  # of descent after a network
 SUCCESS = (0.5, 0.5)  # degrees, pixels
-PACKAGES = ("regkit-course", "torch", "SimpleITK", "antspyx", "numpy")
 
-Row = dict[str, Any]
 Method = Callable[[Tensor, Tensor], Tensor]  # two (1, 1, H, W) -> theta (1, 2, 3)
 
 
@@ -204,8 +193,9 @@ def dice(pair: RigidPair, theta: Tensor) -> float:
 
 def errors(thetas: Sequence[Tensor], pairs: Sequence[RigidPair]) -> Row:
     """How far the motions found are from the true ones."""
-    found, truth = torch.cat(list(thetas)), torch.cat([pair.theta for pair in pairs])
-    turn, shift = metrics.rotation_error(found, truth), metrics.translation_error(found, truth)
+    answers, truth = torch.cat(list(thetas)), torch.cat([pair.theta for pair in pairs])
+    turn = metrics.rotation_error(answers, truth)
+    shift = metrics.translation_error(answers, truth)
     good = (turn < SUCCESS[0]) & (shift < SUCCESS[1])
     return {
         "rotation_median": float(turn.median()),
@@ -215,7 +205,7 @@ def errors(thetas: Sequence[Tensor], pairs: Sequence[RigidPair]) -> Row:
         "shift_mean": float(shift.mean()),
         "shift_largest": float(shift.max()),
         "success": float(good.double().mean()),
-        "dice": sum(dice(p, t) for p, t in zip(pairs, found[:, None])) / len(pairs),
+        "dice": sum(dice(p, t) for p, t in zip(pairs, answers[:, None])) / len(pairs),
     }
 
 
@@ -270,46 +260,6 @@ def batched(method: Method, pairs: Sequence[RigidPair], device: str) -> float:
 # --------------------------------------------------------------------------------------- the file
 
 
-def rounded(row: Row) -> Row:
-    """The same with four digits."""
-    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
-
-
-def fingerprint(weights: str | None) -> str | None:
-    """Of the file that holds the weights: a row of other weights is measured again."""
-    if weights is None:
-        return None
-    path = Path(weights)
-    if weights in models.pretrained():
-        path = Path(models.__file__).parents[1] / "weights" / f"{weights}.safetensors"
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else None
-
-
-def made(threads: int, command: str) -> Row:
-    """How, from what, where, when."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    changed = git("status", "--porcelain", "--", "regkit", "benchmarks")
-    return {
-        "command": command,
-        "commit": git("rev-parse", "HEAD") + (" with changes" if changed else ""),
-        "date": datetime.date.today().isoformat(),
-        "device": device_name(),
-        "threads": threads,
-        "load": round(os.getloadavg()[0], 2),  # processes that wanted the processor at the start
-        "versions": versions,
-    }
-
-
 def run(
     out: Path = OUT,
     pairs: int = 100,
@@ -318,59 +268,47 @@ def run(
     affine: str | None = None,
     full: str | None = None,
     fresh: bool = False,
-    command: str = "python studies/hu2024.py",
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
-    for name in sets:
-        if name not in SETS:
-            raise ValueError(f"sets holds {name!r}, expected some of {', '.join(SETS)}.")
+    frame.check_names("sets", sets, SETS)
     if pairs < 1 or threads < 1:
         raise ValueError(f"pairs is {pairs} and threads {threads}, expected at least 1 of each.")
-    torch.set_num_threads(threads)
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)  # read by ANTs
-    said = made(threads, command)
-    held: Row = {"sets": [], "rows": []}
-    if out.is_file() and not fresh:
-        held = json.loads(out.read_text())
-    described = {row["set"]: row for row in held["sets"]}
-    rows = {(row["set"], row["method"]): row for row in held["rows"]}
+    frame.use_threads(threads)
     planned = {name: entries(name, threads, affine, full) for name in SETS}
+    order = [(name, entry.method) for name in SETS for entry in planned[name]]
 
-    def table() -> Row:
-        order = [(name, entry.method) for name in SETS for entry in planned[name]]
-        return {
-            "made": said,
-            "sets": [described[name] for name in SETS if name in described],
-            "rows": [rows[which] for which in order if which in rows],
-        }
+    def as_planned(rows: list[Row]) -> Row:
+        places = {(row["set"], row["method"]): row for row in rows}
+        return {"rows": [places[place] for place in order if place in places]}
 
+    fields = {"made": frame.made(__file__)}
+    rows = Rows(out, ("set", "method"), fields, fresh=fresh, derive=as_planned)
     for name in sets:
-        known = draw(SETS[name], pairs)
-        described[name] = describe(name, known)
-        for entry in planned[name]:
-            which = (name, entry.method)
-            key = {
-                "set": name,
-                "method": entry.method,
-                "pairs": pairs,
-                "threads": threads,
-                "weights": entry.weights and Path(entry.weights).name,
-                "sha256": fingerprint(entry.weights),
-                "timed_only": entry.timed_only,
-            }
-            if which in rows and key.items() <= rows[which].items():
-                continue
-            try:
-                row = rounded(measure(entry, known))
-            except (FileNotFoundError, ImportError) as error:
-                typer.echo(f"{name}: {entry.method} is left out. {error}", err=True)
-                rows.pop(which, None)
-                continue
-            rows[which] = key | row | {"commit": said["commit"], "date": said["date"]}
-            typer.echo(f"{name}: {entry.method}: {_short(row)}", err=True)
-            _write(table(), out)
-    _write(table(), out)
-    return table()
+        settings = [_settings(entry, pairs, threads) for entry in planned[name]]
+        if all(rows.has(one) for one in settings):
+            continue
+        drawn = draw(SETS[name], pairs)
+        described = {row["set"]: row for row in rows.table.get("sets", [])}
+        described[name] = describe(name, drawn)
+        rows.put(sets=[described[one] for one in SETS if one in described])
+        for entry, one in zip(planned[name], settings, strict=True):
+            title = f"{name}: {entry.method}"
+            frame.measure_once(rows, one, title, partial(measure, entry, drawn), _in_short)
+    return rows.table
+
+
+def _settings(entry: Entry, pairs: int, threads: int) -> Row:
+    """What a row depends on."""
+    weights = entry.weights
+    return {
+        "set": entry.set,
+        "method": entry.method,
+        "pairs": pairs,
+        "threads": threads,
+        "weights": None if weights is None else Path(weights).name,
+        "sha256": None if weights is None else fingerprint(weights),
+        "timed_only": entry.timed_only,
+    }
 
 
 def draw(one: Set, pairs: int) -> list[RigidPair]:
@@ -399,12 +337,7 @@ def describe(name: str, pairs: Sequence[RigidPair]) -> Row:
     }
 
 
-def _write(table: Row, out: Path) -> None:
-    with io.staged(out.parent) as folder:
-        (folder / out.name).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-
-
-def _short(row: Row) -> str:
+def _in_short(row: Row) -> str:
     text = f"{1e3 * row['seconds']:.1f} ms"
     if "success" in row:
         text = (
@@ -416,23 +349,16 @@ def _short(row: Row) -> str:
 
 def main(
     pairs: Annotated[int, typer.Option(help="Pairs in each set.")] = 100,
-    threads: Annotated[int, typer.Option(help="Threads, for every method.")] = 2,
+    threads: frame.Threads = 2,
     sets: Annotated[list[str] | None, typer.Option(help="Only this set; may be repeated.")] = None,
     affine: Annotated[str | None, typer.Option(help="Weights of the affine network.")] = None,
     full: Annotated[str | None, typer.Option(help="Weights of the network of width 64.")] = None,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
-    fresh: Annotated[bool, typer.Option(help="Measure every row again.")] = False,
+    out: frame.Out = OUT,
+    fresh: frame.Fresh = False,
 ) -> None:
     """Measure the networks of Hu (2024) and the classical tools on the same pairs."""
-    # a path of this machine is nobody else's business
-    given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
-    command = shlex.join(["python", "studies/hu2024.py", *given])
-    try:
-        run(out, pairs, threads, sets or tuple(SETS), affine, full, fresh, command)
-    except ValueError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
+    run(out, pairs, threads, sets or tuple(SETS), affine, full, fresh)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    frame.start(main)

@@ -13,28 +13,26 @@ Each row is written when it is there, and a row that is there is not made again.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
-import bench
-import hu2024
+import frame
 import torch
 import typer
 
-from regkit import io, models
+from regkit import models
 from regkit.blocks import ATTENTION, Transformer
 from regkit.data import population
 from regkit.data.pairs import chain
+from regkit.record import Row, Rows, made_now, peak_bytes, timed
 from regkit.training import evaluation, loop, recipes
 
-OUT = Path(__file__).parents[1] / "results" / "light_transformer.json"
+OUT = frame.RESULTS / "light_transformer.json"
 SHAPES = ((80, 96, 80), (160, 192, 160))
 FRACTIONS = (16, 8, 4)
 TOKENS = 10_000  # at most for full attention: with 76,800 it takes minutes a call
-Row = dict[str, Any]
 
 
 @torch.no_grad()
@@ -43,11 +41,11 @@ def bottleneck(attention: str, shape: tuple[int, ...], fraction: int) -> Row:
     size = [-(-n // fraction) for n in shape]
     x = torch.rand(1, 64, *size)
     module = Transformer(3, 64, heads=4, layers=8, mlp=96, attention=attention).eval()
-    seconds = min(bench.timed(lambda: module(x), "cpu") for _ in range(2))
+    seconds = min(timed(lambda: module(x)) for _ in range(2))
     return {
         "tokens": x[0, 0].numel(),
         "seconds": round(seconds, 4),
-        "megabytes": round(bench.peak_bytes(lambda: module(x), "cpu") / 1e6, 1),
+        "megabytes": round(peak_bytes(lambda: module(x)) / 1e6, 1),
     }
 
 
@@ -56,7 +54,7 @@ def network(attention: str, shape: tuple[int, ...]) -> Row:
     """All three stages, one pair."""
     model = models.create("unfolding", 3, attention=attention).eval()
     pair = torch.rand(2, 1, 1, *shape)
-    seconds = min(bench.timed(lambda: model(*pair), "cpu") for _ in range(2))
+    seconds = min(timed(lambda: model(*pair)) for _ in range(2))
     return {"seconds": round(seconds, 3), "parameters": models.parameter_count(model)}
 
 
@@ -81,37 +79,34 @@ def main(
     steps: Annotated[int, typer.Option(help="Of each training.")] = 300,
     pairs: Annotated[int, typer.Option(help="Of the test.")] = 24,
     train_too: Annotated[bool, typer.Option(help="Measure the accuracy.")] = True,
-    threads: Annotated[int, typer.Option(help="Of torch.")] = 1,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
+    threads: frame.Threads = 1,
+    out: frame.Out = OUT,
 ) -> None:
     """What linear and windowed attention cost, and what they reach."""
-    torch.set_num_threads(threads)
-    said = hu2024.made(threads, "python studies/light_transformer.py")
+    frame.use_threads(threads)
     wanted: list[tuple[Row, Callable[[], Row]]] = []
     for shape in SHAPES:
         for fraction in FRACTIONS:
             for kind in ATTENTION:
                 if kind != "full" or math.prod(shape) / fraction**3 <= TOKENS:
                     name = {"part": "bottleneck", "attention": kind, "shape": list(shape)}
-                    run = lambda k=kind, s=shape, f=fraction: bottleneck(k, s, f)  # noqa: E731
+                    run = partial(bottleneck, kind, shape, fraction)
                     wanted.append((name | {"at": f"1/{fraction}"}, run))
     for kind in ATTENTION:
         name = {"part": "network", "attention": kind, "shape": list(SHAPES[0])}
-        wanted.append((name, lambda k=kind: network(k, SHAPES[0])))
+        wanted.append((name, partial(network, kind, SHAPES[0])))
     if train_too:
         for kind in ATTENTION:
             name = {"part": "accuracy", "attention": kind}
-            wanted.append((name, lambda k=kind: accuracy(k, steps, pairs)))
-    rows = json.loads(out.read_text())["rows"] if out.is_file() else []
+            wanted.append((name, partial(accuracy, kind, steps, pairs)))
+    made = frame.made(__file__)
+    rows = Rows(out, ("part", "attention", "shape", "at"), {"made": made})
     for name, run in wanted:
-        if any(name.items() <= row.items() for row in rows):
-            continue
-        rows.append(name | run() | {"load": hu2024.made(threads, "")["load"]})
-        typer.echo(rows[-1], err=True)
-        with io.staged(out.parent) as folder:
-            table = {"made": said, "rows": rows}
-            (folder / out.name).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        if not rows.has(name):
+            row = name | run() | {"load": made_now()["load"]}
+            rows.add(row)
+            typer.echo(row, err=True)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    frame.start(main)

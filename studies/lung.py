@@ -28,34 +28,32 @@ there is not measured again, unless settings or weights are others.
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import frame
 import nibabel as nib
 import numpy as np
 import torch
 import typer
-from hu2024 import ROOT, Row, fingerprint, made, rounded
-from modalities import coarser, levels
+from frame import coarser, levels
 from torch import Tensor
 
 from regkit import classical, io, metrics, models
 from regkit.data import prepared, samples
 from regkit.data.chest import scaled
+from regkit.record import Row, Rows, fingerprint
 from regkit.spatial import identity_grid, resize_disp, warp_points
 from regkit.training import recipes, train
 from regkit.training.recipes import Recipe
 from regkit.training.tasks import ChestTask
 from regkit.transform import Grid, map_points, pull, resample
 
-OUT = ROOT / "results" / "lung.json"
+OUT = frame.RESULTS / "lung.json"
 OUTLIER = 9  # the row of the source's landmark 34
 COARSE = 40_000  # voxels that the affine search looks at: refinement makes up for the rest
 PYRAMID = 3  # its levels
@@ -92,9 +90,9 @@ class Lung:
 
     def whole(self, matrix: np.ndarray, disp: Tensor | None = None) -> Tensor:
         """(1, 3, *S), voxels, grid -> moving scan: first `disp` on the grid, then the matrix."""
-        here = identity_grid(self.grid.shape)[None]
-        there = here if disp is None else here + disp
-        return map_points(self.grid.map_to(self.moving.grid, matrix), there) - here
+        start = identity_grid(self.grid.shape)[None]
+        target = start if disp is None else start + disp
+        return map_points(self.grid.map_to(self.moving.grid, matrix), target) - start
 
 
 def lung(factor: float = 2.0) -> Lung:
@@ -110,15 +108,15 @@ def _image(scan: samples.Scan) -> Tensor:
 
 def volumes(pair: Lung) -> list[prepared.Scan]:
     """Both scans to learn from, on grids of one shape, each in its own place."""
-    found = []
+    scans = []
     for scan in (pair.fixed, pair.moving):
         spacing = [pair.factor * h for h in pair.fixed.grid.spacing]
         grid = scan.grid.covering(spacing, pair.grid.shape)
         assert scan.labels is not None
         image = resample(_image(scan), scan.grid, grid)
         mask = resample(scan.labels[None], scan.grid, grid, "nearest")
-        found.append(prepared.Scan(scan.name, image[0], mask[0], grid.affine, torch.empty(0)))
-    return found
+        scans.append(prepared.Scan(scan.name, image[0], mask[0], grid.affine, torch.empty(0)))
+    return scans
 
 
 # ------------------------------------------------------------------------------------ the measuring
@@ -127,20 +125,20 @@ def volumes(pair: Lung) -> list[prepared.Scan]:
 def measured(pair: Lung, whole: Tensor, affine: np.ndarray) -> Row:
     """Landmarks, mask and folding of a map from a grid, given by its affine, to the moving scan."""
     voxels = nib.affines.apply_affine(np.linalg.inv(affine), pair.fixed_points)
-    there = warp_points(torch.from_numpy(voxels)[None], whole.double())[0].numpy()
-    found = nib.affines.apply_affine(pair.moving.affine, there)
-    errors = np.linalg.norm(found - pair.moving_points, axis=1)
+    partners = warp_points(torch.from_numpy(voxels)[None], whole.double())[0].numpy()
+    places = nib.affines.apply_affine(pair.moving.affine, partners)
+    errors = np.linalg.norm(places - pair.moving_points, axis=1)
     rest = np.delete(errors, OUTLIER)
     assert pair.moving.labels is not None and pair.fixed.labels is not None
     moved = pull(pair.moving.labels[None], whole, "nearest")
     grid = Grid(tuple(whole.shape[2:]), affine)
-    known = resample(pair.fixed.labels[None], pair.fixed.grid, grid, "nearest")
+    mask = resample(pair.fixed.labels[None], pair.fixed.grid, grid, "nearest")
     return {
         "tre": float(rest.mean()),
         "tre_median": float(np.median(rest)),
         "tre_largest": float(rest.max()),
         "tre_34": float(errors[OUTLIER]),
-        "lung_dice": float(metrics.dice(moved, known, [1])),
+        "lung_dice": float(metrics.dice(moved, mask, [1])),
         "folding_percent": float(metrics.folding_percent(whole)),
     }
 
@@ -175,8 +173,8 @@ def after_affine(pair: Lung, model: models.RegistrationModel | None = None, step
 def _found_dice(pair: Lung, logits: Tensor) -> float:
     """Dice of the lung that the branch finds in the fixed scan, with its mask."""
     assert pair.fixed.labels is not None
-    known = resample(pair.fixed.labels[None], pair.fixed.grid, pair.grid, "nearest")
-    return float(metrics.dice(logits.argmax(dim=1, keepdim=True), known, [1]))
+    mask = resample(pair.fixed.labels[None], pair.fixed.grid, pair.grid, "nearest")
+    return float(metrics.dice(logits.argmax(dim=1, keepdim=True), mask, [1]))
 
 
 def ants(pair: Lung, metric: str = "correlation") -> Row:
@@ -230,42 +228,23 @@ def learned(pair: Lung, recipe: Recipe, folder: Path) -> models.RegistrationMode
 def run(
     pair: Lung,
     out: Path = OUT,
-    runs: Path = ROOT / "runs",
+    runs: Path = frame.RUNS,
     train_steps: int = 4000,
     subjects: int = 40,
     steps: int = 60,
     networks: Sequence[str] = tuple(BRANCHES),
     syn: bool = True,
     fresh: bool = False,
-    command: str = "python studies/lung.py",
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
-    for name in networks:
-        if name not in BRANCHES:
-            raise ValueError(f"networks holds {name!r}, expected some of {', '.join(BRANCHES)}.")
+    frame.check_names("networks", networks, BRANCHES)
     if steps < 1 or train_steps < 1:
         raise ValueError(f"steps is {steps} and {train_steps}, expected 1 or more of each.")
-    said = made(torch.get_num_threads(), command)
-    held = json.loads(out.read_text())["rows"] if out.is_file() and not fresh else []
-    rows: dict[str, Row] = {row["method"]: row for row in held}
+    rows = Rows(out, ("method",), {"made": frame.made(__file__)}, fresh=fresh)
 
     def add(method: str, measure: Callable[[], Row], **settings: Any) -> None:
         key = {"method": method, "factor": pair.factor, **settings}
-        if method in rows and key.items() <= rows[method].items():
-            return
-        try:
-            row = rounded(measure())
-        except ImportError as error:
-            typer.echo(f"{method} is left out. {error}", err=True)
-            return
-        rows[method] = {**key, **row, "commit": said["commit"], "date": said["date"]}
-        typer.echo(
-            f"{method}: {row['tre']:.2f} mm (landmark 34: {row['tre_34']:.1f}), lung "
-            f"{row['lung_dice']:.4f}, folding {row['folding_percent']:.4f} %, "
-            f"{row['seconds']:.0f} s",
-            err=True,
-        )
-        _write({"made": said, "rows": list(rows.values())}, out)
+        frame.measure_once(rows, key, method, measure, _in_short)
 
     still = pair.whole(np.eye(4))
     add("unregistered", lambda: {**measured(pair, still, pair.grid.affine), "seconds": 0.0})
@@ -273,29 +252,26 @@ def run(
     add("affine, refined", lambda: after_affine(pair, None, steps), steps=steps)
     for name in networks:
         recipe = plan(pair, BRANCHES[name], train_steps, subjects)
-        of = recipes.identity(recipe)
-        folder = runs / f"lung-{'two-branches' if BRANCHES[name] else 'one-branch'}-{of}"
+        identity = recipes.identity(recipe)
+        branches = "two-branches" if BRANCHES[name] else "one-branch"
+        folder = runs / f"lung-{branches}-{identity}"
         model = learned(pair, recipe, folder)
-        weights = fingerprint(str(folder / "last.safetensors"))
-        key = {"trained": train_steps, "recipe": of, "sha256": weights}
-        add(f"affine, {name}", lambda m=model: after_affine(pair, m), **key)
-        add(
-            f"affine, {name}, refined",
-            lambda m=model: after_affine(pair, m, steps),
-            steps=steps,
-            **key,
-        )
+        weights = fingerprint(folder / "last.safetensors")
+        key = {"trained": train_steps, "recipe": identity, "sha256": weights}
+        add(f"affine, {name}", partial(after_affine, pair, model), **key)
+        improved = partial(after_affine, pair, model, steps)
+        add(f"affine, {name}, refined", improved, steps=steps, **key)
     if syn:
         add("ANTs affine and SyN, mutual information", lambda: ants(pair, "mutual_information"))
         add("ANTs affine and SyN", lambda: ants(pair))
-    table = {"made": said, "rows": list(rows.values())}
-    _write(table, out)
-    return table
+    return rows.table
 
 
-def _write(table: Row, out: Path) -> None:
-    with io.staged(out.parent) as folder:
-        (folder / out.name).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+def _in_short(row: Row) -> str:
+    return (
+        f"{row['tre']:.2f} mm (landmark 34: {row['tre_34']:.1f}), lung {row['lung_dice']:.4f}, "
+        f"folding {row['folding_percent']:.4f} %, {row['seconds']:.0f} s"
+    )
 
 
 def main(
@@ -308,24 +284,16 @@ def main(
     ] = None,
     networks: Annotated[bool, typer.Option(help="Also networks, which are trained here.")] = True,
     syn: Annotated[bool, typer.Option(help="Also ANTs.")] = True,
-    threads: Annotated[int, typer.Option(help="Threads, for every method.")] = 2,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
-    runs: Annotated[Path, typer.Option(help="Folder of the trainings.")] = ROOT / "runs",
-    fresh: Annotated[bool, typer.Option(help="Measure every row again.")] = False,
+    threads: frame.Threads = 2,
+    out: frame.Out = OUT,
+    runs: Annotated[Path, typer.Option(help="Folder of the trainings.")] = frame.RUNS,
+    fresh: frame.Fresh = False,
 ) -> None:
     """Register the lung by affine maps, by `fcn`, by refinement and by ANTs."""
-    torch.set_num_threads(threads)
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)  # read by ANTs
-    # a path of this machine is nobody else's business
-    given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
-    command = shlex.join(["python", "studies/lung.py", *given])
+    frame.use_threads(threads)
     chosen = tuple(network or BRANCHES) if networks else ()
-    try:
-        run(lung(factor), out, runs, train_steps, subjects, steps, chosen, syn, fresh, command)
-    except (ValueError, FileNotFoundError) as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
+    run(lung(factor), out, runs, train_steps, subjects, steps, chosen, syn, fresh)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    frame.start(main)

@@ -25,10 +25,6 @@ weights are others: a run that was stopped goes on. After a change of the settin
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,11 +32,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import frame
 import nibabel as nib
 import numpy as np
 import torch
 import typer
-from hu2024 import ROOT, Row, fingerprint, made, rounded
+from frame import coarser, levels
 from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -49,6 +46,7 @@ import regkit
 from regkit import classical, io, metrics, models
 from regkit.data.samples import load_prostates, load_ptbp_modalities
 from regkit.losses import mutual_information
+from regkit.record import Row, Rows, fingerprint, rounded
 from regkit.spatial import (
     affine_to_disp,
     integrate,
@@ -62,7 +60,7 @@ from regkit.training import train
 from regkit.training.recipes import Recipe
 from regkit.transform import resample
 
-OUT = ROOT / "results" / "modalities.json"
+OUT = frame.RESULTS / "modalities.json"
 KINDS = ("rigid", "smooth")
 SEEDS = (0, 1, 2, 3, 4)  # of the known maps; the smoothness was chosen on seeds 100 and 101
 SAME = "vxm_diff_brain_3d"  # learned T1 to T1
@@ -89,23 +87,6 @@ Method = Callable[[Tensor, Tensor], Tensor]  # moving, fixed (1, 1, *S) -> disp 
 def nothing(moving: Tensor, fixed: Tensor) -> Tensor:
     """No registration."""
     return fixed.new_zeros(1, fixed.ndim - 2, *fixed.shape[2:])
-
-
-def levels(shape: Sequence[int], count: int) -> list[tuple[int, ...]]:
-    """Grids from coarse to fine, each half as fine along every axis of more than 16 voxels."""
-    found = [tuple(shape)]
-    while len(found) < count and max(found[0]) > 16:
-        found.insert(0, tuple((n + 1) // 2 if n > 16 else n for n in found[0]))
-    return found
-
-
-def coarser(image: Tensor, shape: Sequence[int]) -> Tensor:
-    """(1, 1, *S) blurred by half of what is lost, then resampled."""
-    factors = [n / m for n, m in zip(image.shape[2:], shape, strict=True)]
-    blurred = ndimage.gaussian_filter(
-        image[0, 0].numpy(), [0.5 * (f**2 - 1) ** 0.5 for f in factors], mode="nearest"
-    )
-    return resize(torch.from_numpy(blurred)[None, None], shape)
 
 
 def descent(moving: Tensor, fixed: Tensor) -> Tensor:
@@ -206,8 +187,8 @@ def known_map(kind: str, seed: int, shape: Sequence[int]) -> tuple[Tensor, Tenso
         angle = np.radians(random.uniform(-ANGLE, ANGLE))
         shift = [*random.uniform(-SHIFT, SHIFT, 2) / MM, 0.0]
         theta = rigid_theta(torch.tensor([[0.0, 0.0, angle]]), torch.tensor([shift]))
-        there, back = (affine_to_disp(x.float(), shape) for x in (theta, invert_theta(theta)))
-        return there, back
+        disp, inverse = (affine_to_disp(x.float(), shape) for x in (theta, invert_theta(theta)))
+        return disp, inverse
     noise = random.standard_normal((2, *shape[:2]))
     blurred = ndimage.gaussian_filter(noise, (0, WAVE / MM, WAVE / MM), mode="wrap")
     blurred *= LENGTH / MM / np.sqrt((blurred**2).sum(0).mean())
@@ -275,7 +256,7 @@ Way = Callable[[Patient], Tensor]  # a patient at half the resolution -> disp th
 @cache
 def patients() -> list[Patient]:
     """The eight patients."""
-    found = []
+    people = []
     for number, (mr, us, *points) in enumerate(load_prostates()):
         assert mr.image is not None and mr.labels is not None
         assert us.image is not None and us.labels is not None
@@ -283,11 +264,11 @@ def patients() -> list[Patient]:
             resample(x[None], us.grid, mr.grid, mode)
             for x, mode in ((us.image, "linear"), (us.labels, "nearest"))
         )
-        there = np.linalg.inv(mr.affine)
+        to_voxels = np.linalg.inv(mr.affine)
         voxels = [
-            torch.from_numpy(nib.affines.apply_affine(there, p)).float()[None] for p in points
+            torch.from_numpy(nib.affines.apply_affine(to_voxels, p)).float()[None] for p in points
         ]
-        found.append(
+        people.append(
             Patient(
                 f"patient {number}",
                 mr.image[None] / 255,
@@ -297,7 +278,7 @@ def patients() -> list[Patient]:
                 *voxels,
             )
         )
-    return found
+    return people
 
 
 class AugmentedPairs(Dataset):
@@ -444,11 +425,11 @@ def by_outlines(person: Patient) -> Tensor:
 
 def overlap(way: Way, people: Sequence[Patient]) -> float:
     """Mean Dice of the gland at half the resolution."""
-    found = []
+    scores = []
     for person in people:
         moved = warp(person.moving_labels, way(person), mode="nearest")
-        found.append(float(metrics.dice(moved, person.fixed_labels, [1])))
-    return float(np.mean(found))
+        scores.append(float(metrics.dice(moved, person.fixed_labels, [1])))
+    return float(np.mean(scores))
 
 
 def prostate_row(
@@ -511,14 +492,14 @@ def child_entries(weights: str, seeds: Sequence[int]) -> list[Entry]:
         ("descent, MI", ("smooth",), lambda: descent, None),
         ("SyN, MI", ("smooth",), lambda: longer(syn), None),
     ]
-    found = []
+    entries = []
     for name, kinds, make, learned_from in methods:
         for kind, moving, seed in itertools.product(kinds, ("fa", "cbf", "t1"), seeds):
             key: Row = {"map": kind, "moving": moving, "method": name, "seed": seed}
             if learned_from is not None:
                 key |= {"weights": Path(learned_from).name, "sha256": fingerprint(learned_from)}
-            found.append(Entry(key, partial(measured, make, kind, moving, seed)))
-    return found
+            entries.append(Entry(key, partial(measured, make, kind, moving, seed)))
+    return entries
 
 
 def prostate_entries(recipe: Recipe) -> list[Entry]:
@@ -531,15 +512,15 @@ def prostate_entries(recipe: Recipe) -> list[Entry]:
         ("network, weak labels", partial(learned, recipe)),
         ("affine between the outlines", lambda others: by_outlines),
     ]
-    found = []
+    entries = []
     for name, make in ways:
         for number, fold in enumerate(FOLDS):
             key: Row = {"method": name, "fold": number}
             learns = name.startswith("network")
             if learns:
                 key |= {"steps": recipe.steps, "seed": recipe.seed}
-            found.append(Entry(key, partial(prostate_row, make, fold, learns)))
-    return found
+            entries.append(Entry(key, partial(prostate_row, make, fold, learns)))
+    return entries
 
 
 def summary(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
@@ -547,7 +528,7 @@ def summary(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
-    found = []
+    lines = []
     for key, group in groups.items():
         line: Row = dict(zip(names, key)) | {"rows": len(group)}
         lists = {"dices": "dice", "distances": "distance"}
@@ -562,8 +543,8 @@ def summary(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
                 line[name] = float(np.mean(values))
                 if name in ("error", "dice", "error_before"):
                     line[f"{name}_sd"] = float(np.std(values))
-        found.append(rounded(line))
-    return found
+        lines.append(rounded(line))
+    return lines
 
 
 PARTS = {"child": ("map", "moving", "method"), "prostate": ("method",)}
@@ -577,82 +558,68 @@ def run(
     recipe: Recipe = WEAK,
     threads: int = 1,
     fresh: bool = False,
-    command: str = "python studies/modalities.py",
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
-    for name in parts:
-        if name not in PARTS:
-            raise ValueError(f"parts holds {name!r}, expected some of {', '.join(PARTS)}.")
+    frame.check_names("parts", parts, PARTS)
     if threads < 1 or not seeds:
         raise ValueError(f"threads is {threads} and seeds {seeds}, expected at least one of each.")
-    torch.set_num_threads(threads)
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)  # read by ANTs
-    said = made(threads, command)
-    held: Row = {} if fresh or not out.is_file() else json.loads(out.read_text())
-    table: Row = {
-        "made": said,
-        "settings": {
-            "mm": MM,
-            "beyond": BEYOND,
-            "smoothness": SMOOTHNESS,
-            "steps": STEPS,
-            "levels": LEVELS,
-            "rigid": {"degrees": ANGLE, "mm": SHIFT},
-            "smooth": {"rms_mm": LENGTH, "blur_mm": WAVE},
-            "folds": [list(fold) for fold in FOLDS],
-            "prostate": recipe.__dict__,
-        },
-    }
-    rows: dict[str, list[Row]] = {name: held.get(name, {}).get("rows", []) for name in PARTS}
-
-    def write() -> None:
-        for name, keys in PARTS.items():
-            table[name] = {"summary": summary(rows[name], keys), "rows": rows[name]}
-        with io.staged(out.parent) as folder:
-            text = json.dumps(table, indent=1, default=dict)
-            (folder / out.name).write_text(text + "\n", encoding="utf-8")
-
+    frame.use_threads(threads)
+    fields = {"made": frame.made(__file__), "settings": _settings(recipe)}
+    table: Row = {}
     for part in parts:
         entries = child_entries(weights, seeds) if part == "child" else prostate_entries(recipe)
+        key = (*PARTS[part], "fold", "seed")
+        summarise = partial(_summarised, PARTS[part])
+        rows = Rows(out, key, fields, fresh=fresh, within=part, derive=summarise)
         missing: set[str] = set()
         for entry in entries:
-            names = {k: v for k, v in entry.key.items() if k not in ("weights", "sha256", "steps")}
-            same = [row for row in rows[part] if names.items() <= row.items()]
-            if entry.key["method"] in missing or any(entry.key.items() <= r.items() for r in same):
+            method = entry.key["method"]
+            if method in missing:
                 continue
-            try:
-                row = rounded(entry.measure())
-            except (FileNotFoundError, ImportError) as error:
-                typer.echo(f"{part}: {entry.key['method']} is left out. {error}", err=True)
-                missing.add(entry.key["method"])
-                rows[part] = [r for r in rows[part] if r["method"] != entry.key["method"]]
-                continue
-            rows[part] = [r for r in rows[part] if r not in same]
-            rows[part].append(entry.key | row | {"commit": said["commit"], "date": said["date"]})
-            what = " ".join(str(value) for value in names.values())
-            typer.echo(f"{part}: {what}: Dice {row['dice']:.3f}", err=True)
-            write()
-    write()
+            which = [str(entry.key[name]) for name in key if name in entry.key and name != "method"]
+            title = f"{part}: {' '.join(which)} {method}"
+            if not frame.measure_once(rows, entry.key, title, entry.measure, _in_short):
+                missing.add(method)
+                for other in entries:
+                    if other.key["method"] == method:
+                        rows.remove(other.key)
+        table = rows.table
     return table
+
+
+def _settings(recipe: Recipe) -> Row:
+    """What all rows depend on."""
+    return {
+        "mm": MM,
+        "beyond": BEYOND,
+        "smoothness": SMOOTHNESS,
+        "steps": STEPS,
+        "levels": LEVELS,
+        "rigid": {"degrees": ANGLE, "mm": SHIFT},
+        "smooth": {"rms_mm": LENGTH, "blur_mm": WAVE},
+        "folds": [list(fold) for fold in FOLDS],
+        "prostate": vars(recipe),
+    }
+
+
+def _summarised(names: Sequence[str], rows: list[Row]) -> Row:
+    return {"summary": summary(rows, names)}
+
+
+def _in_short(row: Row) -> str:
+    return f"Dice {row['dice']:.3f}"
 
 
 def main(
     weights: Annotated[str, typer.Option(help="Of the any-contrast network: file or name.")] = ANY,
     parts: Annotated[list[str] | None, typer.Option(help="Only this part; repeatable.")] = None,
-    threads: Annotated[int, typer.Option(help="Threads, for every method.")] = 1,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
-    fresh: Annotated[bool, typer.Option(help="Measure every row again.")] = False,
+    threads: frame.Threads = 1,
+    out: frame.Out = OUT,
+    fresh: frame.Fresh = False,
 ) -> None:
     """Measure registration across modalities on real images."""
-    # a path of this machine is nobody else's business
-    given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
-    command = shlex.join(["python", "studies/modalities.py", *given])
-    try:
-        run(out, weights, parts or tuple(PARTS), SEEDS, WEAK, threads, fresh, command)
-    except ValueError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
+    run(out, weights, parts or tuple(PARTS), SEEDS, WEAK, threads, fresh)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    frame.start(main)

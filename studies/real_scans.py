@@ -29,38 +29,30 @@ there is not measured again, unless its weights or the number of pairs are other
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import json
-import os
-import shlex
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import frame
 import nibabel as nib
 import numpy as np
 import torch
 import typer
 
 import regkit
-from regkit import classical, io, metrics, models
+from regkit import classical, io, metrics
 from regkit.data import samples
 from regkit.data.samples import Scan
-from regkit.record import device_name
+from regkit.record import Row, Rows, fingerprint
 from regkit.transform import resample
 
-ROOT = Path(__file__).parents[1]
-OUT = ROOT / "results" / "real_scans.json"
+OUT = frame.RESULTS / "real_scans.json"
 MARGIN = 10  # mm around a brain
 SHIPPED = ("vxm_diff_brain_3d", "unfolding_brain_3d", "any_contrast_brain_3d")
 TISSUES = {1: "CSF", 2: "cortical grey matter", 3: "white matter", 4: "deep grey matter"}
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -137,8 +129,8 @@ def by_headers(pair: Pair, structures: Sequence[int]) -> Row:
     """Dice of a pair where the headers put it."""
     moving, fixed = pair.moving, pair.fixed
     assert moving.labels is not None and fixed.labels is not None
-    there = resample(moving.labels[None], moving.grid, fixed.grid, "nearest")
-    scores = metrics.dice(there, fixed.labels[None], structures)[0].tolist()
+    moved = resample(moving.labels[None], moving.grid, fixed.grid, "nearest")
+    scores = metrics.dice(moved, fixed.labels[None], structures)[0].tolist()
     return {"dice": dict(zip(structures, scores)), "folding": 0.0, "seconds": 0.0}
 
 
@@ -188,41 +180,6 @@ def summed_up(rows: Sequence[Row], structures: dict[int, str]) -> Row:
 # ----------------------------------------------------------------------------------------- the file
 
 
-def rounded(value: Any) -> Any:
-    """The same with four digits."""
-    if isinstance(value, dict):
-        return {k: rounded(v) for k, v in value.items()}
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def fingerprint(weights: str) -> str | None:
-    """Of the file that holds the weights, by path or name; None of a method without weights."""
-    path = Path(weights)
-    if weights in models.pretrained():
-        path = Path(models.__file__).parents[1] / "weights" / f"{weights}.safetensors"
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else None
-
-
-def made(command: str) -> Row:
-    """How, from what, where, when."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    changed = git("status", "--porcelain", "--", "regkit", "benchmarks")
-    return {
-        "command": command,
-        "commit": git("rev-parse", "HEAD") + (" with changes" if changed else ""),
-        "date": datetime.date.today().isoformat(),
-        "device": device_name(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),  # processes that wanted the processor at the start
-        "seed": 0,  # nothing is drawn at random
-        "versions": {"regkit": regkit.__version__, "torch": torch.__version__},
-    }
-
-
 def run(
     out: Path = OUT,
     pairs: int = 25,
@@ -230,56 +187,52 @@ def run(
     networks: Sequence[str] = SHIPPED,
     syn: bool = True,
     fresh: bool = False,
-    command: str = "python studies/real_scans.py",
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
-    for name in sets:
-        if name not in SETS:
-            raise ValueError(f"sets holds {name!r}, expected some of {', '.join(SETS)}.")
+    frame.check_names("sets", sets, SETS)
     if pairs < 1:
         raise ValueError(f"pairs is {pairs}, expected at least 1.")
-    said = made(command)
-    table: Row = {"rows": [], "affine": {}}
-    if out.is_file() and not fresh:
-        table = json.loads(out.read_text())
-    table = {"made": said, **{k: table[k] for k in ("rows", "affine")}}
+    fields = {"made": frame.made(__file__, seed=0)}  # nothing is drawn at random
+    rows = Rows(out, ("set", "method"), fields, fresh=fresh, derive=_by_set)
+    rows.fields["affine"] = matrices = dict(rows.table.get("affine", {}))
     methods = ["unregistered", "affine", *networks, *(["syn"] if syn else [])]
     for name in sets:
         load, described = SETS[name]
         structures = described()
-        known = load()[:pairs]
+        scans = load()[:pairs]
         for method in methods:
-            key = {
+            settings = {
                 "set": name,
                 "method": Path(method).name,
                 "sha256": fingerprint(method),
-                "pairs": len(known),
+                "pairs": len(scans),
             }
-            same = [r for r in table["rows"] if (r["set"], r["method"]) == (name, key["method"])]
-            if same and key.items() <= same[0].items():
-                continue
-            try:
-                row = summed_up(
-                    [_one(pair, method, list(structures), table["affine"]) for pair in known],
-                    structures,
-                )
-            except (ValueError, FileNotFoundError) as error:
-                typer.echo(f"{name}: {method} is left out. {error}", err=True)
-                continue
-            start = [r for r in table["rows"] if (r["set"], r["method"]) == (name, "affine")]
-            if start and start[0]["pairs"] == len(known):
-                row["gain"] = 100 * (row["dice"] - start[0]["dice"])
-            row = {**key, **rounded(row), "commit": said["commit"], "date": said["date"]}
-            table["rows"] = [r for r in table["rows"] if r not in same] + [row]
-            table["rows"].sort(key=lambda r: list(SETS).index(r["set"]))
-            typer.echo(
-                f"{name}: {method}: Dice {row['dice']:.4f}, folding {row['folding_percent']:.4f} %,"
-                f" {row['seconds']:.1f} s",
-                err=True,
-            )
-            _write(table, out)
-    _write(table, out)
-    return table
+            start = [r for r in rows.rows if (r["set"], r["method"]) == (name, "affine")]
+            before = next((r["dice"] for r in start if r["pairs"] == len(scans)), None)
+            measure = partial(measured, scans, method, structures, matrices, before)
+            missing = (ValueError, FileNotFoundError)
+            frame.measure_once(rows, settings, f"{name}: {method}", measure, _in_short, missing)
+    return rows.table
+
+
+def _by_set(rows: list[Row]) -> Row:
+    return {"rows": sorted(rows, key=lambda row: list(SETS).index(row["set"]))}
+
+
+def measured(
+    pairs: Sequence[Pair],
+    method: str,
+    structures: dict[int, str],
+    matrices: Row,
+    before: float | None,
+) -> Row:
+    """One method on all pairs; before: Dice of the affine registration, where it is known."""
+    row = summed_up([_one(pair, method, list(structures), matrices) for pair in pairs], structures)
+    return row if before is None else {**row, "gain": 100 * (row["dice"] - before)}
+
+
+def _in_short(row: Row) -> str:
+    return f"Dice {row['dice']:.4f}, folding {row['folding_percent']:.4f} %, {row['seconds']:.1f} s"
 
 
 def _one(pair: Pair, method: str, structures: Sequence[int], matrices: Row) -> Row:
@@ -294,11 +247,6 @@ def _one(pair: Pair, method: str, structures: Sequence[int], matrices: Row) -> R
     return registered(placed, method, structures)
 
 
-def _write(table: Row, out: Path) -> None:
-    with io.staged(out.parent) as folder:
-        (folder / out.name).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-
-
 def main(
     pairs: Annotated[int, typer.Option(help="How many pairs of a set at most.")] = 25,
     sets: Annotated[list[str] | None, typer.Option(help="Only this set; may be repeated.")] = None,
@@ -306,19 +254,12 @@ def main(
         list[str] | None, typer.Option(help="A weights file or a name; may be repeated.")
     ] = None,
     syn: Annotated[bool, typer.Option(help="Also SyN, minutes a pair.")] = True,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
-    fresh: Annotated[bool, typer.Option(help="Measure every row again.")] = False,
+    out: frame.Out = OUT,
+    fresh: frame.Fresh = False,
 ) -> None:
     """Register real scans by shipped networks, by others, and by SyN."""
-    # a path of this machine is nobody else's business
-    given = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
-    command = shlex.join(["python", "studies/real_scans.py", *given])
-    try:
-        run(out, pairs, sets or tuple(SETS), (*SHIPPED, *(network or ())), syn, fresh, command)
-    except ValueError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
+    run(out, pairs, sets or tuple(SETS), (*SHIPPED, *(network or ())), syn, fresh)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    frame.start(main)

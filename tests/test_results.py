@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 from dataclasses import MISSING, fields
+from fnmatch import fnmatch
 from pathlib import Path
 
+import accuracy
 import figures
 import numpy as np
 import pytest
@@ -18,9 +20,7 @@ from regkit.book import cost
 from regkit.training import recipes
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import accuracy  # noqa: E402
 import regkit_book  # noqa: E402
 
 HELD = json.loads((ROOT / "results" / "accuracy.json").read_text())
@@ -103,6 +103,16 @@ def test_a_result_says_with_what_from_which_code_and_when_it_was_made(path):
     assert made["date"] and made["device"]
 
 
+def test_the_index_lists_every_file_and_its_study():
+    index = (ROOT / "results" / "README.md").read_text()
+    listed = [re.findall("`([^`]+)`", line) for line in index.splitlines() if line[:3] == "| `"]
+    patterns = [name for names in listed for name in names if name.endswith(".json")]
+    for path in RESULTS:
+        assert sum(fnmatch(path.name, pattern) for pattern in patterns) == 1, path.name
+    studies = {path.name for path in (ROOT / "studies").glob("*.py")} - {"frame.py"}
+    assert set(re.findall(r"`python studies/(\w+\.py)", index)) == studies
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_no_memory_of_a_process_on_a_cpu_was_read_from_what_survives_exec(path):
     """Since then `record.peak_memory` reads the process's own; a later number has a later date."""
@@ -110,6 +120,14 @@ def test_no_memory_of_a_process_on_a_cpu_was_read_from_what_survives_exec(path):
         if "memory_gb" in part or "training_memory_gb" in part:
             on_gpu = "NVIDIA" in part.get("device", "")
             assert on_gpu or part.get("date", "2026-11-29") > "2026-11-27"
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_measured_peak_names_its_method(path):
+    """What studies/cost.py measures; it also estimates, and says so in the name."""
+    table = json.loads(path.read_text())
+    if any("gigabytes" in part for part in parts(table)):
+        assert "VmHWM" in table["made"]["memory_is"]
 
 
 def test_peak_memory_is_that_of_this_process_in_units_of_1e9_bytes():

@@ -6,7 +6,6 @@ in the project's folder draws them again, all or the named ones. A figure whose 
 file in results/ carries the sha256 of that file; a test compares the two.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -21,12 +20,13 @@ import numpy as np
 from matplotlib.ticker import NullLocator, ScalarFormatter
 from PIL import Image
 
+from regkit import record
 from regkit.data import population, true_displacement
 from regkit.plot import GREY, STYLE
 from regkit.spatial import identity_grid, warp
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "studies"))
 from accuracy import slice_to_turn, turns  # noqa: E402
 
 FOLDER = ROOT / "book" / "_figures"
@@ -73,9 +73,9 @@ def results(name: str) -> dict[str, Any]:
     return json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def fingerprint(name: str) -> str:
+def fingerprint(name: str) -> str | None:
     """The sha256 of results/<name>.json."""
-    return hashlib.sha256((ROOT / "results" / f"{name}.json").read_bytes()).hexdigest()
+    return record.fingerprint(ROOT / "results" / f"{name}.json", digits=64)
 
 
 def _ticks(axis, values) -> None:
@@ -87,15 +87,15 @@ def _ticks(axis, values) -> None:
 
 def accuracy_warp() -> plt.Figure:
     """Interpolation: error of a warped wave and of a composed field, by wavelength."""
-    held = results("accuracy")
+    numbers = results("accuracy")
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.0))
-    rows = held["interpolation"]
+    rows = numbers["interpolation"]
     x = [row["wavelength"] for row in rows]
     left.loglog(x, [row["bound"] for row in rows], color=GREY, ls="--", label="worst case")
     left.loglog(x, [row["largest"] for row in rows], "o-", label="largest")
     left.loglog(x, [row["rms"] for row in rows], "s-", label="root mean square")
     left.set(title="warp: an image wave of height 1", ylabel="error (intensity)")
-    rows = held["composition"]
+    rows = numbers["composition"]
     x = [row["wavelength"] for row in rows]
     right.loglog(x, [row["largest"] for row in rows], "o-", label="largest")
     right.loglog(x, [row["mean"] for row in rows], "s-", label="mean")
@@ -164,14 +164,14 @@ def accuracy_inverse() -> plt.Figure:
 
 def accuracy_exponential() -> plt.Figure:
     """exp(v) o exp(-v), by steps and by the largest velocity: closed forms and a brain."""
-    held = results("accuracy")
+    numbers = results("accuracy")
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.2), sharey=True)
     for size, marker in ((8, "o"), (4, "s"), (2, "^"), (1, "v"), (0.5, "D")):
-        rows = [row for row in held["exponential"] if row["size"] == size]
+        rows = [row for row in numbers["exponential"] if row["size"] == size]
         steps = sorted({row["steps"] for row in rows})
         worst = [max(row["residual"] for row in rows if row["steps"] == k) for k in steps]
         left.semilogy(steps, worst, marker=marker, label=f"{size:g}")
-        rows = [row for row in held["brain"]["exponential"] if row["size"] == size]
+        rows = [row for row in numbers["brain"]["exponential"] if row["size"] == size]
         right.semilogy(
             [row["steps"] for row in rows], [row["largest"] for row in rows], marker=marker
         )
