@@ -80,18 +80,22 @@ def _beside(line: Json, reference: Json) -> Json:
     """What `compare` says of a row and the one that it is compared with, which may be itself."""
     if line is reference:
         reference = {}
-    differences: list[float | None] = []
-    for key in ("dice", "paper_dice"):
-        values = line.get(key), reference.get(key)
-        differences.append(None if None in values else round(values[0] - values[1], 4))
-    same = None if None in differences else bool(np.sign(differences[0]) == np.sign(differences[1]))
+    ours = _difference(line.get("dice"), reference.get("dice"))
+    paper = _difference(line.get("paper_dice"), reference.get("paper_dice"))
+    same_order = None
+    if ours is not None and paper is not None:
+        same_order = "yes" if np.sign(ours) == np.sign(paper) else "no"
     return {
         "against": reference.get("label"),
-        "difference": differences[0],
-        "paper_difference": differences[1],
+        "difference": ours,
+        "paper_difference": paper,
         "difference_interval": _interval_between(line, reference),
-        "same_order": None if same is None else "yes" if same else "no",
+        "same_order": same_order,
     }
+
+
+def _difference(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else round(value - other, 4)
 
 
 def _interval_between(line: Json, reference: Json) -> list[float] | None:
