@@ -1,6 +1,7 @@
 """`regkit benchmark`: what the paper prints, which training a row is, and runs that go on."""
 
 import json
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -28,6 +29,7 @@ import layout  # noqa: E402
 import regkit_book  # noqa: E402
 
 SUN = {name: table for name, table in TABLES.items() if table.recipes == ("sun2025",)}
+RESULTS = sorted((ROOT / "results").glob("*-*_cpu.json"))
 QUICK = {"budget": "smoke", "ndim": 2, "progress": False, "device": "cpu"}
 
 
@@ -221,7 +223,7 @@ def test_names_and_new_fields_do_not_change_what_a_training_is():
     assert recipes.complete(older) == recipes.plan(recipe)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("*-*_cpu.json")), ids=str)
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
 def test_what_was_measured_is_still_what_a_row_asks_for(file):
     """Else `regkit benchmark` would train all of it again: rows are known by hashes of recipes."""
     held = json.loads(file.read_text())
@@ -242,6 +244,68 @@ def test_what_was_measured_is_still_what_a_row_asks_for(file):
             for n in pairs
         }
         assert line["key"] in keys, line["label"]
+
+
+def words_of(file):
+    """Of the command that made a results file."""
+    return shlex.split(json.loads(file.read_text())["made"]["command"])[2:]
+
+
+ON_POPULATION = [file for file in RESULTS if not {"--data", "--test"} & set(words_of(file))]
+
+
+@pytest.mark.parametrize("file", ON_POPULATION, ids=lambda file: file.stem)
+def test_the_command_of_a_results_file_asks_for_the_rows_that_it_holds(file, monkeypatch):
+    """From the words of the command and today's tables to the key that the file has."""
+    settings = []
+
+    def stop(asked):
+        settings.append(asked)
+        raise ValueError("nothing is run here.")
+
+    monkeypatch.setattr(running, "run", stop)
+    call(*words_of(file), "--device", "cpu", code=2)
+    comparison = running.Comparison.planned(settings[0])
+    stored = {line["label"]: line["key"] for line in json.loads(file.read_text())["rows"]
+              if "key" in line}  # fmt: skip
+    rows = [row for row in comparison.table.rows if row.label in stored]
+    assert {row.label: comparison.key(row, comparison.plans(row)) for row in rows} == stored
+
+
+def test_a_row_is_run_again_when_anything_that_it_depends_on_is_another():
+    protocol, cpu = recipes.get("cascades_2d", "smoke"), torch.device("cpu")
+    rows = {row.label: row for row in TABLES["zhao2019-cascades"].rows}
+    row = rows["1 cascade"]
+    plan = recipe_of(row, protocol, "smoke", alike=True)
+    keys = [
+        running.row_key(row, [plan], protocol, "test", 2, cpu),
+        running.row_key(rows["1 cascade, applied 2 times"], [plan], protocol, "test", 2, cpu),
+        running.row_key(row, [replace(plan, seed=1)], protocol, "test", 2, cpu),
+        running.row_key(row, [plan, replace(plan, seed=1)], protocol, "test", 2, cpu),
+        running.row_key(row, [plan], replace(protocol, data="ixi"), "test", 2, cpu),
+        running.row_key(row, [plan], replace(protocol, atlas=True), "test", 2, cpu),
+        running.row_key(row, [plan], replace(protocol, contrast="t2"), "test", 2, cpu),
+        running.row_key(row, [plan], replace(protocol, amplitude=3.0), "test", 2, cpu),
+        running.row_key(row, [plan], protocol, "validation", 2, cpu),
+        running.row_key(row, [plan], protocol, "test", 3, cpu),
+        running.row_key(row, [plan], protocol, "test", None, cpu),
+        running.row_key(row, [plan], protocol, "test", 2, torch.device("cuda")),
+        running.row_key(rows["SyN (ANTs)"], [], protocol, "test", 2, cpu),
+        running.row_key(rows["Affine only"], [], protocol, "test", 2, cpu),
+        running.row_key(rows["SyN (ANTs)"], [], replace(protocol, shape=(8, 8)), "test", 2, cpu),
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_rows_that_an_error_kept_out_are_those_that_were_asked_for():
+    failed = {"state": "left out: no."}
+    results = {"rows": [{"label": "U-Net", **failed}, {"label": "DnCNN", **failed}]}
+    assert running.left_out("sun2025-table3", results) == ["U-Net", "DnCNN"]
+    assert running.left_out("sun2025-table3", results, ["2"]) == ["DnCNN"]
+    assert running.left_out("sun2025-table3", results, ["u-net"]) == ["U-Net"]
+    assert running.left_out("sun2025-table3", results, ["unfolding"]) == ["U-Net", "DnCNN"]
+    results["rows"][1]["state"] = "not yet"
+    assert running.left_out("sun2025-table3", results) == ["U-Net"]
 
 
 # ------------------------------------------------------------------------------------ numbers
@@ -293,6 +357,18 @@ def test_orders_against_the_paper():
     first = {row["label"]: row for row in compare(TABLES["sun2025-table1"], [], "oasis")}
     assert first["H-SGANet"]["paper_dice"] == 0.814
     assert compare(table, [], "oasis")[0]["paper_set"] == "lpba40"
+
+
+def test_ties_are_on_nobodys_side():
+    """Kendall's tau-b of two concordant pairs and a tie: 2 / sqrt(2 * 3)."""
+    table = TABLES["sun2025-table6"]  # 69.2, 70.1 (default), 68.3
+    rows = [
+        {"label": row.label, "state": "done", "dice": dice}
+        for row, dice in zip(table.rows, (0.9, 0.9, 0.7), strict=True)
+    ]
+    lines = compare(table, rows)
+    assert [line["same_order"] for line in lines] == ["no", None, "yes"]
+    assert orders(lines) == {"kendall_tau": 0.816, "rows": 3, "held": 1, "of": 2}
 
 
 # ------------------------------------------------------------------------------------ runs

@@ -40,7 +40,7 @@ def sentences(tmp_path_factory):
         capture_output=True,
         text=True,
     )
-    said = {number: "" for number in range(1, len(lines) + 1)}
+    said = dict.fromkeys(range(1, len(lines) + 1), "")
     for number, sentence in re.findall(rf"{file.name}:(\d+): \w+: (.*)", done.stdout):
         said[int(number)] += sentence + "\n"
     assert not said[1] + said[2] + said[3], done.stdout

@@ -230,10 +230,12 @@ def trained(
         done = len(saved(folder))
         if done < recipe.steps:
             start = time.perf_counter()
-            with _peak_memory(device) as memory:
+            with _peak_inside(device) as memory:
                 train(recipe, folder, True, progress, str(device), data=data)
             seconds = (time.perf_counter() - start) * recipe.steps / (recipe.steps - done)
-            _write_json(cost_file, {"seconds": round(seconds, 3), "memory_gb": round(memory[0], 3)})
+            _write_json(
+                cost_file, {"seconds": round(seconds, 3), "memory_gb": round(memory.gigabytes, 3)}
+            )
         cost = _read_json(cost_file) if cost_file.is_file() else {}
         if not isinstance(cost, dict):
             raise ValueError("runs holds a cost.json of something else, expected that of a run.")
@@ -255,7 +257,7 @@ def judge(
 
     Returns:
         Means over the pairs as `regkit.training.summary` gives them, but seconds as median (the
-        first pair warms up); memory_gb, the peak while it registers, see `_peak_memory`; dice_pairs
+        first pair warms up); memory_gb, the peak while it registers, see `_peak_inside`; dice_pairs
         (one a pair), dice_per_structure (by name), dice_sd_labels (the standard deviation over the
         labels of a pair, mean over the pairs), and stages: for each (u, v) Dice and percent of
         non-positive Jacobians of both, and the mean of |u - v| in voxels.
@@ -266,9 +268,9 @@ def judge(
 
     def watched(moving: Tensor, fixed: Tensor) -> Registration:
         nonlocal registration
-        with _peak_memory(device) as memory:
+        with _peak_inside(device) as memory:
             registration = method(moving, fixed)
-        peaks.append(memory[0])
+        peaks.append(memory.gigabytes)
         return registration
 
     for moving, fixed in pairs:
@@ -365,7 +367,7 @@ def _measure(method: Method, tests: _TestPairs, device: torch.device) -> Json:
     if tests.measure == "dice":
         return judge(method, tests.pairs, tests.labels, device, tests.names)
     start = time.perf_counter()
-    with _peak_memory(device) as memory:
+    with _peak_inside(device) as memory:
         if tests.measure == "motion":
             rows = motion_rows(method, tests.pairs, device)
             numbers: Json = motion_summary(rows)
@@ -376,7 +378,7 @@ def _measure(method: Method, tests: _TestPairs, device: torch.device) -> Json:
     return {
         **numbers,
         "seconds": (time.perf_counter() - start) / len(rows),
-        "memory_gb": memory[0],
+        "memory_gb": memory.gigabytes,
         f"{main}_pairs": [row[main] for row in rows],
     }
 
@@ -460,7 +462,7 @@ def run(settings: Settings) -> Path:
     Raises:
         ValueError: an unknown table, row, protocol or set, or settings that do not fit.
     """
-    comparison = _Comparison.planned(settings)
+    comparison = Comparison.planned(settings)
     # ANTs gets as many cores as PyTorch
     os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", str(torch.get_num_threads()))
     header = comparison.header()
@@ -481,7 +483,7 @@ def run(settings: Settings) -> Path:
 
 
 @dataclass(frozen=True)
-class _Comparison:
+class Comparison:
     """A table with the settings of a call, once they are known to fit.
 
     rows: to run. protocol: what they share, and learn from. budget: of the process, or as asked.
@@ -502,7 +504,7 @@ class _Comparison:
     file: Path
 
     @classmethod
-    def planned(cls, settings: Settings) -> _Comparison:
+    def planned(cls, settings: Settings) -> Comparison:
         """Everything is looked at before hours of work: settings, folders, everybody's headers."""
         if settings.table not in TABLES:
             raise unknown("table", settings.table, TABLES)
@@ -798,12 +800,20 @@ def _is_row(row: Any) -> bool:
     )
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Wait until no other process works on this; a process that dies lets go of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with alone(path.parent, "runs", work=path.name):
+        yield
+
+
 def _store(file: Path, header: Json, table: Table, rows: Sequence[Json]) -> None:
     lines = compare(table, rows, header["paper_set"])
     _write_json(file, {**header, "order": orders(lines), "rows": lines})
 
 
-# ------------------------------------------------------------- how numbers are made, and written
+# ------------------------------------------------------------------------------------ the record
 
 
 def _read_json(file: Path) -> Any:
@@ -830,30 +840,28 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Wait until no other process works on this; a process that dies lets go of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with alone(path.parent, "runs", work=path.name):
-        yield
+@dataclass
+class _Peak:
+    """gigabytes: 1e9 bytes; NaN until the block has ended, and where it is unknown."""
+
+    gigabytes: float = float("nan")
 
 
 @contextmanager
-def _peak_memory(device: torch.device) -> Iterator[list[float]]:
-    """The peak memory of what is done inside, GB, in a list of one number.
+def _peak_inside(device: torch.device) -> Iterator[_Peak]:
+    """The peak memory of what is done inside the block; it is there when the block has ended.
 
     On a GPU what PyTorch had allotted there; else what the whole process held, with PyTorch itself
     and the images (where the system, other than Linux, cannot forget an earlier peak, that one).
     """
-    peak = [float("nan")]
-    if device.type == "cuda":
+    peak, on_gpu = _Peak(), device.type == "cuda"
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM is what is held now
     yield peak
-    cuda = device.type == "cuda"
-    peak[0] = torch.cuda.max_memory_allocated(device) / 1e9 if cuda else peak_memory()
+    peak.gigabytes = torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else peak_memory()
 
 
 def _how_made(command: str, device: torch.device) -> Json:
