@@ -10,12 +10,11 @@ For research and teaching. Not a medical device.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from regkit.registration import Result, register
-
 __version__ = "0.1.0"
 
-_MODULES = (
+__all__ = [
+    "Result",
+    "__version__",
     "book",
     "classical",
     "data",
@@ -25,21 +24,39 @@ _MODULES = (
     "models",
     "papers",
     "plot",
+    "register",
     "spatial",
     "training",
     "transform",
     "widgets",
-)
-__all__ = ["Result", "__version__", "register", *_MODULES]
+]
 
+if TYPE_CHECKING:  # what `__getattr__` imports, with its types
+    from regkit import (
+        book,
+        classical,
+        data,
+        io,
+        losses,
+        metrics,
+        models,
+        papers,
+        plot,
+        spatial,
+        training,
+        transform,
+        widgets,
+    )
+    from regkit.registration import Result, register
+else:
 
-def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: `regkit --help` needs no PyTorch."""
-    if name in ("register", "Result"):
-        return getattr(import_module("regkit.registration"), name)
-    if name in _MODULES:
-        return import_module(f"regkit.{name}")
-    raise AttributeError(f"module 'regkit' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """Import what is asked for when it is asked for: `regkit --help` needs no PyTorch."""
+        if name in ("register", "Result"):
+            return getattr(import_module("regkit.registration"), name)
+        if name in __all__:
+            return import_module(f"regkit.{name}")
+        raise AttributeError(f"module 'regkit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -40,7 +40,7 @@ def setup(seed: int = 0) -> None:
     global _started
     _started = time.perf_counter()
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - libraries that are not ours draw from it
+    np.random.seed(seed)  # noqa: NPY002 - other libraries draw from it
     torch.manual_seed(seed)
     if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
         # in a container: the cores we have, not the machine's

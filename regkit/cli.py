@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,7 +18,9 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from regkit.papers.running import Settings
     from regkit.registration import Result
+    from regkit.training.held_out import Measured
 
 NOTICE = "For research and teaching. Not a medical device."
 
@@ -56,8 +59,8 @@ def _sentence(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError) and error.strerror:  # of the system: it has a path in it
         return 2, f"Reading or writing failed: {error.strerror}."
     text = str(error)
-    ours = text.endswith(".") and "\n" not in text  # as regkit's own errors are written
-    if isinstance(error, ValueError | OSError | ImportError) and ours:
+    is_sentence = text.endswith(".") and "\n" not in text  # as regkit's own errors are
+    if isinstance(error, ValueError | OSError | ImportError) and is_sentence:
         return 2, text
     if isinstance(error, OSError):
         return 2, f"Reading or writing failed ({type(error).__name__})."
@@ -106,7 +109,7 @@ app = typer.Typer(
     help=f"Learned registration of medical images, in 2D and 3D. {NOTICE}",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # plain help: rich takes longer to load than all the rest
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Open samples: real images from public places.", no_args_is_help=True)
@@ -139,6 +142,9 @@ class Size(StrEnum):
 
 Out = Annotated[Path, typer.Option("--out", "-o", readable=False, help="Folder for the results.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Budget = Annotated[
+    str | None, typer.Option(help="smoke, cpu, gpu or paper; by default REGKIT_BUDGET.")
+]
 Data = Annotated[
     Path | None,
     typer.Option(readable=False, help="Folder of a public set that data_scripts has prepared."),
@@ -335,24 +341,25 @@ def _demonstrate(
 
     from regkit.registration import register as run
 
-    def image(subject: Any) -> nibabel.Nifti1Image:
-        return nibabel.Nifti1Image(subject.image[0].numpy(), subject.affine)
+    def nifti(subject: Any, values: torch.Tensor) -> Any:
+        new: Any = nibabel.Nifti1Image  # which has no types
+        return new(values.numpy(), subject.affine)
 
-    def labels(subject: Any) -> nibabel.Nifti1Image:
+    def labels(subject: Any) -> Any:
         kept = subject.labels[0].to(torch.int16)
         if shared is not None:
             kept = torch.where(torch.isin(kept, torch.tensor(shared)), kept, 0)
-        return nibabel.Nifti1Image(kept.numpy(), subject.affine)
+        return nifti(subject, kept)
 
-    known = moving.labels is not None and fixed.labels is not None
+    with_labels = moving.labels is not None and fixed.labels is not None
     typer.echo(f"\n{name}")
     with _Bar() as bar:
         result = run(
-            image(moving),
-            image(fixed),
+            nifti(moving, moving.image[0]),
+            nifti(fixed, fixed.image[0]),
             device=device,
-            moving_labels=labels(moving) if known else None,
-            fixed_labels=labels(fixed) if known else None,
+            moving_labels=labels(moving) if with_labels else None,
+            fixed_labels=labels(fixed) if with_labels else None,
             progress=bar,
         )
         result.save(out / name)
@@ -367,9 +374,7 @@ def train(
         str | None, typer.Argument(metavar="RECIPE", help="A recipe; a wrong name lists them.")
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="The same, as an option.")] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="smoke, cpu, gpu or paper; by default REGKIT_BUDGET.")
-    ] = None,
+    budget: Budget = None,
     steps: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     start: Annotated[
@@ -401,8 +406,8 @@ def train(
     for name in ("dice_before", "dice", "lncc", *rigid, "tre_before", "tre"):
         if name in last:
             typer.echo(f"validation {name:<18}{last[name]:8.4f}")
-    made = [one for one in ("best", "last") if (out / f"{one}.safetensors").is_file()]
-    typer.echo(f"wrote {out / made[0]}.safetensors; curves: tensorboard --logdir {out}")
+    written = [word for word in ("best", "last") if (out / f"{word}.safetensors").is_file()]
+    typer.echo(f"wrote {out / written[0]}.safetensors; curves: tensorboard --logdir {out}")
 
 
 @app.command()
@@ -430,19 +435,13 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a trained model on pairs that it has not seen: of the population, or of --data."""
-    import regkit
-    from regkit import io, models
+    from regkit import models
     from regkit.device import choose_device
-    from regkit.record import made_now, peak_memory
     from regkit.training import recipes
-    from regkit.training.held_out import finite, measure, write_csv
+    from regkit.training.held_out import measure, write_csv
 
-    for file, kind in ((out, "out"), (table, "csv")):
-        if file is not None:
-            if file.is_dir():
-                wanted = "a JSON file" if kind == "out" else "a CSV file"
-                raise ValueError(f"{kind} is a folder, expected the name of {wanted}.")
-            io.check_writable(file.parent)
+    _check_file(out, "out", "a JSON file")
+    _check_file(table, "csv", "a CSV file")
     if split is not None and data is None:
         raise ValueError("split is given and data is not, expected the folder of a prepared set.")
     chosen = choose_device(device)
@@ -453,48 +452,66 @@ def evaluate(
     if data is None and pairs == 1 and plan.motion is None and not plan.atlas:
         raise ValueError("pairs is 1, expected 2 or more: each subject goes to the next.")
     far = data is not None if distances is None else distances
-    found = measure(
+    measured = measure(
         model.to(chosen), plan, data, split or "test", pairs, seed, far, chosen, progress=True
     )
-    for name, value in found.summary.items():
+    for name, value in measured.summary.items():
         typer.echo(f"{name:<22}{value:10.4f}")
-    if data is not None:
-        _tell_structures(found.per_structure())
+    structures = measured.per_structure() if data is not None else None
+    if structures:
+        _print_structures(structures)
     if table is not None:
-        write_csv(found, table)
+        write_csv(measured, table)
         typer.echo(f"wrote {table}")
     if out is not None:
-        import torch
-
-        with io.staged(out.parent) as folder:
-            made = {
-                "command": _typed(),
-                **made_now(chosen),
-                "memory_gb": round(peak_memory(), 2),
-                "versions": {"regkit": regkit.__version__, "torch": torch.__version__},
-                "training": model.info,
-            }
-            held = {"made": made, "summary": found.summary, "pairs": found.rows}
-            if data is not None:
-                held["structures"] = found.per_structure()
-            (folder / out.name).write_text(json.dumps(finite(held), indent=1) + "\n")
+        made = {**_how_measured(chosen), "training": model.info}
+        _write_measured(out, made, measured, structures)
 
 
-def _tell_structures(found: dict[str, dict[str, float]]) -> None:
+def _check_file(file: Path | None, name: str, what: str) -> None:
+    """Refuse, before hours of work, a file that could not be written."""
+    from regkit.files import check_writable
+
+    if file is not None:
+        if file.is_dir():
+            raise ValueError(f"{name} is a folder, expected the name of {what}.")
+        check_writable(file.parent)
+
+
+def _how_measured(device: Any) -> dict[str, Any]:
+    """How, and with what, `evaluate` has measured."""
+    from regkit.record import how_made, peak_memory, typed_command
+
+    memory = round(peak_memory(), 2)
+    return {**how_made(typed_command("regkit"), device), "memory_gb": memory}
+
+
+def _write_measured(
+    file: Path,
+    made: dict[str, Any],
+    measured: Measured,
+    structures: dict[str, dict[str, float]] | None,
+) -> None:
+    """Every number as JSON."""
+    from regkit.record import write_json
+
+    results = {"made": made, "summary": measured.summary, "pairs": measured.rows}
+    if structures is not None:
+        results["structures"] = structures
+    write_json(file, results)
+
+
+def _print_structures(structures: dict[str, dict[str, float]]) -> None:
     """A line a structure."""
-    if found:
-        typer.echo(f"{'structure':<36}{'Dice':>8}{'HD95':>10}")
-    for name, numbers in found.items():
-        far = f"{numbers['hd95']:10.3f}" if "hd95" in numbers else ""
-        typer.echo(f"{name:<36}{numbers['dice']:8.4f}{far}")
+    forms = (".4f", ".3f")
+    lines = [(name, *map(format, numbers.values(), forms)) for name, numbers in structures.items()]
+    _print_columns(lines, ("structure", "Dice", "HD95"), right=(1, 2))
 
 
 @app.command()
 def benchmark(
     table: Annotated[str, typer.Argument(help="list, one of the tables that it names, or all.")],
-    budget: Annotated[
-        str | None, typer.Option(help="smoke, cpu, gpu or paper; by default REGKIT_BUDGET.")
-    ] = None,
+    budget: Budget = None,
     ndim: Annotated[
         int | None, typer.Option(help="2 or 3; by default 3 at budgets gpu and paper, else 2.")
     ] = None,
@@ -536,56 +553,61 @@ def benchmark(
 
     What is there already is not run again, and a training that was stopped goes on.
     """
-    from regkit.papers import comparing
-    from regkit.papers import running as tables
-    from regkit.papers.tables import TABLES
-
     if table == "list":
-        for name, one in TABLES.items():
-            typer.echo(f"{name:<18}{one.title}")
-            for number, line in enumerate(one.rows, 1):
-                state = "" if tables.exists(line.method) else "   not yet"
-                typer.echo(f"{number:>20}  {line.label}{state}")
+        _list_tables()
         return
+    from regkit.papers.running import Settings, tables_for
+    from regkit.record import typed_command
+
     if table == "all" and (out is not None or row):
         raise ValueError("table is 'all', expected one table with the options --out and --row.")
-    failed = []
-    for name in tables.tables_for(budget, ndim, protocol, data) if table == "all" else [table]:
-        file = tables.run(
-            name,
-            budget,
-            ndim,
-            protocol,
-            data,
-            seed or (0,),
-            steps,
-            pairs,
-            similarity,
-            lambda2,
-            row or (),
-            test,
-            amplitude,
-            runs,
-            out,
-            device,
-            command=_typed(),
-        )
-        held = json.loads(file.read_text())
-        typer.echo(comparing.as_text(held))
-        typer.echo(f"wrote {file}\n")
-        failed += tables.left_out(name, held, row or ())
+    settings = Settings(
+        table,
+        budget=budget,
+        ndim=ndim,
+        protocol=protocol,
+        data=data,
+        seeds=seed or (0,),
+        steps=steps,
+        pairs=pairs,
+        similarity=similarity,
+        lambda2=lambda2,
+        rows=row or (),
+        test=test,
+        amplitude=amplitude,
+        runs=runs,
+        out=out,
+        device=device,
+        command=typed_command("regkit"),
+    )
+    names = tables_for(budget, ndim, protocol, data) if table == "all" else [table]
+    failed = [label for name in names for label in _run_table(replace(settings, table=name))]
     if failed:
         listed = ", ".join(map(repr, failed))
         raise ValueError(f"table has rows that were left out because of an error: {listed}.")
 
 
-def _typed() -> str:
-    """The command as it was typed, of paths only the last part."""
-    import shlex
-    import sys
+def _list_tables() -> None:
+    """The tables with their rows, and which of these cannot run yet."""
+    from regkit.papers import running
+    from regkit.papers.tables import TABLES
 
-    words = (Path(word).name if "/" in word else word for word in sys.argv[1:])
-    return shlex.join(["regkit", *words])  # sys.argv[0] is __main__.py after `python -m regkit`
+    for name, table in TABLES.items():
+        typer.echo(f"{name:<18}{table.title}")
+        for number, row in enumerate(table.rows, 1):
+            state = "" if running.exists(row.method) else "   not yet"
+            typer.echo(f"{number:>20}  {row.label}{state}")
+
+
+def _run_table(settings: Settings) -> list[str]:
+    """Run a table and print it; labels of the rows that an error kept out of it."""
+    from regkit.papers import comparing, running
+
+    file = running.run(settings)
+    results = json.loads(file.read_text())
+    typer.echo(comparing.as_text(results))
+    typer.echo(f"wrote {file}\n")
+    return running.left_out(settings.table, results, settings.rows)
 
 
 @app.command("models")
@@ -593,15 +615,19 @@ def models_() -> None:
     """List the models with their parameters, and the shipped weights."""
     from regkit import models
 
-    typer.echo(f"{'model':<24}{'2D':>12}{'3D':>12}   parameters")
+    lines: list[tuple[str, ...]] = []
     for name in models.names():
-        counts = [models.parameter_count(models.create(name, ndim)) for ndim in (2, 3)]
-        typer.echo(f"{name:<24}{counts[0]:>12,}{counts[1]:>12,}")
-    typer.echo(f"\n{'shipped weights':<24}{'model':<12}{'axes':>4}   voxels in training")
+        networks = (models.create(name, ndim) for ndim in (2, 3))
+        lines.append((name, *(f"{models.parameter_count(network):,}" for network in networks)))
+    _print_columns(lines, ("model, parameters", "2D", "3D"), right=(1, 2))
+    typer.echo()
+    weights = []
     for name in models.pretrained():
         model = models.load(name)
         spacing = " x ".join(f"{size:g}" for size in model.info.get("spacing", ()))
-        typer.echo(f"{name:<24}{model.name:<12}{model.ndim:>4}   {spacing} mm")
+        weights.append((name, model.name, str(model.ndim), f"{spacing} mm"))
+    if weights:
+        _print_columns(weights, ("shipped weights", "model", "axes", "voxels in training"))
 
 
 @data_app.command("list")
@@ -610,9 +636,11 @@ def data_list() -> None:
     from regkit.data import samples
     from regkit.data.cache import cache_folder
 
+    lines = []
     for name, sample in samples.samples().items():
         state = "cached" if samples.cached(name) else f"{sample.bytes / 1e6:.1f} MB"
-        typer.echo(f"{name:<22}{state:>10}   {sample.title}")
+        lines.append((name, state, sample.title))
+    _print_columns(lines, right=(1,))
     typer.echo(f"\ncache folder: {cache_folder()}")
 
 
@@ -628,3 +656,25 @@ def data_get(
         if name in known:
             typer.echo(f"{name}: {known[name].terms}")
         typer.echo(f"in {samples.fetch(name, progress=True)}")
+
+
+def _print_columns(
+    lines: Sequence[Sequence[str]], header: Sequence[str] = (), right: Sequence[int] = ()
+) -> None:
+    """Columns as wide as what they hold, the same in a terminal and in a file.
+
+    right: numbers of the columns whose cells stand to the right.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=bool(header))
+    for number in range(len(lines[0])):
+        word = header[number] if header else ""
+        table.add_column(word, justify="right" if number in right else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    console = Console(width=1000, color_system=None, markup=False, highlight=False, emoji=False)
+    with console.capture() as printed:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 
-class FrozenDict(dict):
+class FrozenDict(dict[Any, Any]):
     """A dictionary that cannot be changed, with a hash.
 
     It is a `dict`, so that JSON, `dataclasses.asdict` and `|` take it for one; what `|` gives is a

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +27,15 @@ from torch.autograd.function import once_differentiable
 
 HALF = (torch.float16, torch.bfloat16)
 LINEAR = {2: "bilinear", 3: "trilinear"}
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def full_precision(function: Callable) -> Callable:
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Run `function` in float32 at least: half-precision arguments are raised, autocast is off."""
 
     @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         def raised(x: Any) -> Any:
             return x.float() if isinstance(x, Tensor) and x.dtype in HALF else x
 

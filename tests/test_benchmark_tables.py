@@ -1,6 +1,7 @@
 """`regkit benchmark`: what the paper prints, which training a row is, and runs that go on."""
 
 import json
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ from regkit.data import LABELS, population, true_displacement
 from regkit.models import Registration
 from regkit.papers import running
 from regkit.papers.comparing import compare, orders
-from regkit.papers.running import judge, recipe_of
+from regkit.papers.running import Settings, judge, recipe_of
 from regkit.papers.tables import TABLES
 from regkit.spatial import warp
 from regkit.training import data as training_data
@@ -28,6 +29,7 @@ import layout  # noqa: E402
 import regkit_book  # noqa: E402
 
 SUN = {name: table for name, table in TABLES.items() if table.recipes == ("sun2025",)}
+RESULTS = sorted((ROOT / "results").glob("*-*_cpu.json"))
 QUICK = {"budget": "smoke", "ndim": 2, "progress": False, "device": "cpu"}
 
 
@@ -184,16 +186,16 @@ def test_a_table_may_be_measured_at_another_amplitude(tmp_path, monkeypatch):
     """The training is the same; the test subjects lie elsewhere, and the file says so."""
     settings = {**QUICK, "steps": 1, "rows": ("VoxelMorph",), "runs": tmp_path / "runs"}
     monkeypatch.chdir(tmp_path)
-    near = running.run("peng2026-pyramids", **settings, amplitude=0.0)
+    near = running.run(Settings("peng2026-pyramids", **settings, amplitude=0.0))
     monkeypatch.setattr(running, "train", fails)
-    far = running.run("peng2026-pyramids", **settings, amplitude=3.0)
+    far = running.run(Settings("peng2026-pyramids", **settings, amplitude=3.0))
     assert near.name == "peng2026-pyramids_2d_at_0_smoke.json"
     assert far.name == "peng2026-pyramids_2d_at_3_smoke.json"
     before = [rows_of(file)["VoxelMorph"]["dice_before"] for file in (near, far)]
     assert before[0] == 1 and before[1] < 0.6
     assert json.loads(far.read_text())["amplitude"] == 3
     with pytest.raises(ValueError, match="amplitude is -1"):
-        running.run("peng2026-pyramids", **settings, amplitude=-1.0)
+        running.run(Settings("peng2026-pyramids", **settings, amplitude=-1.0))
 
 
 def test_an_option_at_test_needs_no_second_training(tmp_path, monkeypatch):
@@ -208,7 +210,7 @@ def test_an_option_at_test_needs_no_second_training(tmp_path, monkeypatch):
     assert (once.model.repeats, again.model.repeats) == (1, 2)
     for a, b in zip(once.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    keys = {running._key(row, [plan], shared, "test", 2, device) for row in (one, twice)}
+    keys = {running.row_key(row, [plan], shared, "test", 2, device) for row in (one, twice)}
     assert len(keys) == 2
 
 
@@ -221,7 +223,7 @@ def test_names_and_new_fields_do_not_change_what_a_training_is():
     assert recipes.complete(older) == recipes.plan(recipe)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("*-*_cpu.json")), ids=str)
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
 def test_what_was_measured_is_still_what_a_row_asks_for(file):
     """Else `regkit benchmark` would train all of it again: rows are known by hashes of recipes."""
     held = json.loads(file.read_text())
@@ -236,10 +238,74 @@ def test_what_was_measured_is_still_what_a_row_asks_for(file):
               if name in held}  # fmt: skip
         pairs = {len(line["dice_pairs"]), None}  # all of a prepared set
         keys = {
-            running._key(rows[line["label"]], plans, replace(plan, **on), held["split"], n, device)
+            running.row_key(
+                rows[line["label"]], plans, replace(plan, **on), held["split"], n, device
+            )
             for n in pairs
         }
         assert line["key"] in keys, line["label"]
+
+
+def words_of(file):
+    """Of the command that made a results file."""
+    return shlex.split(json.loads(file.read_text())["made"]["command"])[2:]
+
+
+ON_POPULATION = [file for file in RESULTS if not {"--data", "--test"} & set(words_of(file))]
+
+
+@pytest.mark.parametrize("file", ON_POPULATION, ids=lambda file: file.stem)
+def test_the_command_of_a_results_file_asks_for_the_rows_that_it_holds(file, monkeypatch):
+    """From the words of the command and today's tables to the key that the file has."""
+    settings = []
+
+    def stop(asked):
+        settings.append(asked)
+        raise ValueError("nothing is run here.")
+
+    monkeypatch.setattr(running, "run", stop)
+    call(*words_of(file), "--device", "cpu", code=2)
+    comparison = running.Comparison.planned(settings[0])
+    stored = {line["label"]: line["key"] for line in json.loads(file.read_text())["rows"]
+              if "key" in line}  # fmt: skip
+    rows = [row for row in comparison.table.rows if row.label in stored]
+    assert {row.label: comparison.key(row, comparison.plans(row)) for row in rows} == stored
+
+
+def test_a_row_is_run_again_when_anything_that_it_depends_on_is_another():
+    protocol, cpu = recipes.get("cascades_2d", "smoke"), torch.device("cpu")
+    rows = {row.label: row for row in TABLES["zhao2019-cascades"].rows}
+    row = rows["1 cascade"]
+    plan = recipe_of(row, protocol, "smoke", alike=True)
+    keys = [
+        running.row_key(row, [plan], protocol, "test", 2, cpu),
+        running.row_key(rows["1 cascade, applied 2 times"], [plan], protocol, "test", 2, cpu),
+        running.row_key(row, [replace(plan, seed=1)], protocol, "test", 2, cpu),
+        running.row_key(row, [plan, replace(plan, seed=1)], protocol, "test", 2, cpu),
+        running.row_key(row, [plan], replace(protocol, data="ixi"), "test", 2, cpu),
+        running.row_key(row, [plan], replace(protocol, atlas=True), "test", 2, cpu),
+        running.row_key(row, [plan], replace(protocol, contrast="t2"), "test", 2, cpu),
+        running.row_key(row, [plan], replace(protocol, amplitude=3.0), "test", 2, cpu),
+        running.row_key(row, [plan], protocol, "validation", 2, cpu),
+        running.row_key(row, [plan], protocol, "test", 3, cpu),
+        running.row_key(row, [plan], protocol, "test", None, cpu),
+        running.row_key(row, [plan], protocol, "test", 2, torch.device("cuda")),
+        running.row_key(rows["SyN (ANTs)"], [], protocol, "test", 2, cpu),
+        running.row_key(rows["Affine only"], [], protocol, "test", 2, cpu),
+        running.row_key(rows["SyN (ANTs)"], [], replace(protocol, shape=(8, 8)), "test", 2, cpu),
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_rows_that_an_error_kept_out_are_those_that_were_asked_for():
+    failed = {"state": "left out: no."}
+    results = {"rows": [{"label": "U-Net", **failed}, {"label": "DnCNN", **failed}]}
+    assert running.left_out("sun2025-table3", results) == ["U-Net", "DnCNN"]
+    assert running.left_out("sun2025-table3", results, ["1"]) == ["U-Net"]
+    assert running.left_out("sun2025-table3", results, ["dncnn"]) == ["DnCNN"]
+    assert running.left_out("sun2025-table3", results, ["unfolding"]) == ["U-Net", "DnCNN"]
+    results["rows"][1]["state"] = "not yet"
+    assert running.left_out("sun2025-table3", results) == ["U-Net"]
 
 
 # ------------------------------------------------------------------------------------ numbers
@@ -293,6 +359,18 @@ def test_orders_against_the_paper():
     assert compare(table, [], "oasis")[0]["paper_set"] == "lpba40"
 
 
+def test_ties_are_on_nobodys_side():
+    """Kendall's tau-b of two concordant pairs and a tie: 2 / sqrt(2 * 3)."""
+    table = TABLES["sun2025-table6"]  # 69.2, 70.1 (default), 68.3
+    rows = [
+        {"label": row.label, "state": "done", "dice": dice}
+        for row, dice in zip(table.rows, (0.9, 0.9, 0.7), strict=True)
+    ]
+    lines = compare(table, rows)
+    assert [line["same_order"] for line in lines] == ["no", None, "yes"]
+    assert orders(lines) == {"kendall_tau": 0.816, "rows": 3, "held": 1, "of": 2}
+
+
 # ------------------------------------------------------------------------------------ runs
 
 
@@ -301,8 +379,9 @@ def made(tmp_path_factory):
     """Two rows of the third table, once: its file and the folder of its trainings."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("benchmark")
+    options = {**QUICK, "steps": 1, "pairs": 2}
     file = running.run(
-        "sun2025-table3", **QUICK, steps=1, pairs=2, runs=folder / "runs", out=folder / "3.json"
+        Settings("sun2025-table3", **options, runs=folder / "runs", out=folder / "3.json")
     )
     return file, folder / "runs"
 
@@ -316,7 +395,7 @@ def again(made, tmp_path):
 
     def run(name="sun2025-table3", out=file, **changes):
         settings = {"steps": 1, "pairs": 2, "runs": runs, "out": out}
-        return running.run(name, **{**QUICK, **settings, **changes})
+        return running.run(Settings(name, **{**QUICK, **settings, **changes}))
 
     return run
 
@@ -394,9 +473,9 @@ def test_a_training_that_was_killed_goes_on(tmp_path, monkeypatch):
     settings = {**QUICK, "rows": ["VoxelMorph"], "pairs": 2, "runs": tmp_path / "runs"}
     monkeypatch.setattr(loop, "objective", stops)
     with pytest.raises(KeyboardInterrupt):
-        running.run("sun2025-table1", **settings, out=tmp_path / "1.json")
+        running.run(Settings("sun2025-table1", **settings, out=tmp_path / "1.json"))
     assert not (tmp_path / "1.json").exists()
-    file = running.run("sun2025-table1", **settings, out=tmp_path / "1.json")
+    file = running.run(Settings("sun2025-table1", **settings, out=tmp_path / "1.json"))
     assert len(calls) == 6  # smoke has four steps and saves after the second
     assert rows_of(file)["VoxelMorph"]["state"] == "done"
 
@@ -414,7 +493,7 @@ def test_a_method_runs_as_soon_as_it_exists(tmp_path, monkeypatch):
     }  # fmt: skip
     chosen = {"rows": ["LDDMM", "transmorph"]}
     missing = [name for name in ("lddmm", "transmorph") if not running.exists(name)]
-    rows = rows_of(running.run("sun2025-table1", **settings, **chosen)) if missing else {}
+    rows = rows_of(running.run(Settings("sun2025-table1", **settings, **chosen))) if missing else {}
     for row in rows.values():
         assert row["state"] == ("not yet" if row["method"] in missing else row["state"])
 
@@ -423,7 +502,7 @@ def test_a_method_runs_as_soon_as_it_exists(tmp_path, monkeypatch):
 
     monkeypatch.setattr(classical, "lddmm", stay, raising=False)
     monkeypatch.setitem(models._MODELS, "transmorph", models._MODELS["vxm1"])
-    rows = rows_of(running.run("sun2025-table1", **settings, **chosen))
+    rows = rows_of(running.run(Settings("sun2025-table1", **settings, **chosen)))
     assert rows["LDDMM"]["state"] == rows["TransMorph"]["state"] == "done"
     assert rows["LDDMM"]["dice"] == rows["LDDMM"]["dice_before"]
     assert rows["LDDMM"]["gap_closed"] == rows["LDDMM"]["sd_log_jacobian"] == 0
@@ -440,10 +519,8 @@ def test_a_method_that_is_not_installed_or_diverges_leaves_its_row_out(tmp_path,
 
     monkeypatch.setattr(classical.ants, "syn", absent)
     monkeypatch.setattr(running, "train", diverges)
-    file = running.run(
-        "sun2025-table1", **QUICK, pairs=2, rows=["SyN", "vxm"], runs=tmp_path / "runs",
-        out=tmp_path / "1.json",
-    )  # fmt: skip
+    places = {"runs": tmp_path / "runs", "out": tmp_path / "1.json"}
+    file = running.run(Settings("sun2025-table1", **QUICK, pairs=2, rows=["SyN", "vxm"], **places))
     states = {label: row["state"] for label, row in rows_of(file).items()}
     assert states["SyN"] == "left out: ANTs is not installed."
     assert states["VoxelMorph"] == "left out: term 'similarity' is nan at step 1."
@@ -481,10 +558,9 @@ def prepared_set(tmp_path_factory):
 
 
 def test_a_table_runs_on_a_prepared_set(prepared_set, tmp_path):
-    file = running.run(
-        "sun2025-table1", budget="smoke", device="cpu", progress=False, data=prepared_set, steps=1,
-        rows=["VoxelMorph"], runs=tmp_path / "runs", out=tmp_path / "1.json",
-    )  # fmt: skip
+    options = {"budget": "smoke", "device": "cpu", "progress": False, "steps": 1}
+    places = {"data": prepared_set, "runs": tmp_path / "runs", "out": tmp_path / "1.json"}
+    file = running.run(Settings("sun2025-table1", **options, rows=["VoxelMorph"], **places))
     held = json.loads(file.read_text())
     assert held["paper_set"] == "oasis"
     row = rows_of(file)["VoxelMorph"]
@@ -600,5 +676,5 @@ def test_bad_input_is_one_sentence(arguments, sentence, tmp_path, monkeypatch):
 def test_another_file_is_not_overwritten(tmp_path):
     (tmp_path / "other.json").write_text('{"a": 1}')
     with pytest.raises(ValueError, match="'other.json', which holds something else"):
-        running.run("sun2025-table1", **QUICK, out=tmp_path / "other.json")
+        running.run(Settings("sun2025-table1", **QUICK, out=tmp_path / "other.json"))
     assert (tmp_path / "other.json").read_text() == '{"a": 1}'

@@ -24,7 +24,6 @@ from regkit.data.vessels import vessel_pair, write_as_fire
 from regkit.papers.comparing import compare
 from regkit.papers.tables import TABLES
 from regkit.training import recipes
-from regkit.training.held_out import finite
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "data_scripts"))
@@ -313,11 +312,6 @@ def test_weights_with_a_damaged_recipe_are_one_sentence(tmp_path, damage):
 def test_the_recipes_of_shipped_weights_are_read(name):
     held = models.load(name).info["recipe"]
     assert recipes.plan(recipes.restored(held)).items() >= held.items()
-
-
-def test_numbers_that_are_not_finite_are_null_in_json():
-    held = {"a": [1.0, math.inf, math.nan], "b": {"c": -math.inf, "d": 2, "e": "x", "f": True}}
-    assert finite(held) == {"a": [1.0, None, None], "b": {"c": None, "d": 2, "e": "x", "f": True}}
 
 
 def test_weights_of_chests_are_measured_on_chests(tmp_path):

@@ -18,7 +18,7 @@ from regkit.data import prepared as sets
 from regkit.models import Registration
 from regkit.papers import running
 from regkit.papers.comparing import compare, interval
-from regkit.papers.running import recipe_of
+from regkit.papers.running import Settings, recipe_of
 from regkit.papers.tables import TABLES
 from regkit.training import recipes
 from regkit.training.data import evaluation_pairs
@@ -111,7 +111,7 @@ def test_tables_that_have_no_such_protocol_are_left_out(tmp_path):
     assert running.tables_for("gpu", 3) == [name for name in others if name not in flat]
     assert running.tables_for("gpu", protocol="pairs") == others
     with pytest.raises(ValueError, match="ndim is 3 .*expected of this table 2 with 'atlas'"):
-        running.run("zheng2023-table1", **QUICK, ndim=3, out=tmp_path / "1.json")
+        running.run(Settings("zheng2023-table1", **QUICK, ndim=3, out=tmp_path / "1.json"))
     with pytest.raises(ValueError, match="budget is 'huge'"):
         running.tables_for("huge")
 
@@ -209,7 +209,8 @@ def made(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("zheng")
     settings = {"pairs": 3, "seeds": (0, 1), "rows": ROWS, "runs": folder / "runs"}
-    return running.run("zheng2023-table1", **QUICK, **settings, out=folder / "1.json"), folder
+    file = folder / "1.json"
+    return running.run(Settings("zheng2023-table1", **QUICK, **settings, out=file)), folder
 
 
 @pytest.mark.slow
@@ -242,7 +243,7 @@ def test_it_is_not_run_again(made, monkeypatch):
     before = made[0].read_text()
     runs = made[1] / "runs"
     settings = {"pairs": 3, "seeds": (0, 1), "rows": ROWS, "runs": runs, "out": made[0]}
-    running.run("zheng2023-table1", **QUICK, **settings)
+    running.run(Settings("zheng2023-table1", **QUICK, **settings))
     assert made[0].read_text() == before
 
 
@@ -317,13 +318,13 @@ def test_real_slices_are_learned_from_and_another_set_has_a_file_of_its_own(tmp_
     pair = write_set(tmp_path / "pair", "oasis_slices", {"f": "fixed", "m": "test"})
     settings = {**QUICK, "rows": ["VoxelMorph-1", "VoxelMorph-2"], "runs": tmp_path / "runs"}
     monkeypatch.chdir(tmp_path)
-    file = running.run("zheng2023-table1", **settings, data=data)
+    file = running.run(Settings("zheng2023-table1", **settings, data=data))
     assert file == Path("results/zheng2023-table1_ptbp_smoke.json")
     first = rows_of(file)["VoxelMorph-1"]
     assert first["recipe"]["data"] == "ptbp_slices" and len(first["dice_pairs"]) == 2
     assert first["difference_interval"] is not None
     monkeypatch.setattr(running, "train", fails)  # what was learned is there
-    other = running.run("zheng2023-table1", **settings, data=data, test=pair)
+    other = running.run(Settings("zheng2023-table1", **settings, data=data, test=pair))
     assert other == Path("results/zheng2023-table1_ptbp_on_oasis_slices_smoke.json")
     held = json.loads(other.read_text())
     assert (held["data"], held["tested_on"]) == ("ptbp_slices", "oasis_slices")
@@ -332,7 +333,7 @@ def test_real_slices_are_learned_from_and_another_set_has_a_file_of_its_own(tmp_
     assert len(second["dice_pairs"]) == 1 and second["difference_interval"] is None
     assert set(second["dice_per_structure"]) == {"a", "b"}
     with pytest.raises(FileNotFoundError, match=r"no dataset\.json"):
-        running.run("zheng2023-table1", **settings, test=tmp_path)
+        running.run(Settings("zheng2023-table1", **settings, test=tmp_path))
 
 
 # ------------------------------------------------------------------------------ real children

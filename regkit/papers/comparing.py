@@ -53,13 +53,13 @@ def compare(table: Table, rows: Sequence[Json], paper_set: str = "lpba40") -> li
         else "no"; None where one of them is missing.
         Rows that have not been run are there with state "not run".
     """
-    held = {row["label"]: row for row in rows}
+    results = {row["label"]: row for row in rows}
     lines = []
     for row in table.rows:
         which = paper_set if getattr(row, paper_set, None) is not None else "lpba40"
         printed: Printed | None = getattr(row, which)
         line: Json = {"label": row.label, "method": row.method, "state": "not run"}
-        line |= held.get(row.label, {})
+        line |= results.get(row.label, {})
         line |= {
             "default": row.default,
             "paper_set": which if printed else None,
@@ -72,25 +72,37 @@ def compare(table: Table, rows: Sequence[Json], paper_set: str = "lpba40") -> li
         lines.append(line)
     default = next((line for line in lines if line["default"]), {})
     for line, row in zip(lines, table.rows, strict=True):
-        middle = next((other for other in lines if other["label"] == row.against), default)
-        line["against"] = None if line is middle else middle.get("label")
-        for key, name in (("dice", "difference"), ("paper_dice", "paper_difference")):
-            ours, theirs = line.get(key), middle.get(key)
-            line[name] = None
-            if ours is not None and theirs is not None and line is not middle:
-                line[name] = round(ours - theirs, 4)
-        line["difference_interval"] = None if line is middle else _between(line, middle)
-        signs = [line["difference"], line["paper_difference"]]
-        same = None if None in signs else bool(np.sign(signs[0]) == np.sign(signs[1]))
-        line["same_order"] = None if same is None else "yes" if same else "no"
+        line |= _beside(line, next((one for one in lines if one["label"] == row.against), default))
     return lines
 
 
-def _between(line: Json, middle: Json) -> list[float] | None:
+def _beside(line: Json, reference: Json) -> Json:
+    """What `compare` says of a row and the one that it is compared with, which may be itself."""
+    if line is reference:
+        reference = {}
+    ours = _difference(line.get("dice"), reference.get("dice"))
+    paper = _difference(line.get("paper_dice"), reference.get("paper_dice"))
+    same_order = None
+    if ours is not None and paper is not None:
+        same_order = "yes" if np.sign(ours) == np.sign(paper) else "no"
+    return {
+        "against": reference.get("label"),
+        "difference": ours,
+        "paper_difference": paper,
+        "difference_interval": _interval_between(line, reference),
+        "same_order": same_order,
+    }
+
+
+def _difference(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else round(value - other, 4)
+
+
+def _interval_between(line: Json, reference: Json) -> list[float] | None:
     """The interval of the Dice of a row less that of another one, of the same test pairs."""
     dice = []
-    for one in (line, middle):
-        seeds = one.get("dice_pairs_seeds") or [one.get("dice_pairs") or []]
+    for row in (line, reference):
+        seeds = row.get("dice_pairs_seeds") or [row.get("dice_pairs") or []]
         dice.append(np.array(seeds, dtype=float))
     (seeds_a, pairs_a), (seeds_b, pairs_b) = (values.shape for values in dice)
     if pairs_a != pairs_b or pairs_a < 2 or (seeds_a != seeds_b and 1 not in (seeds_a, seeds_b)):
@@ -150,33 +162,38 @@ def orders(lines: Sequence[Json]) -> Json:
     }
 
 
-def as_text(held: Json) -> str:
-    """A results file as lines: row, paper, ours, which side of the default row; then the orders."""
-    measure = TABLES[held["table"]].measure if held["table"] in TABLES else "dice"
+def as_text(results: Json) -> str:
+    """A results file as lines: row, paper, ours, which side of the default row; then the orders.
+
+    Plain text, not a `rich.table`: one form for a terminal, a file and a test, which no terminal's
+    width breaks or cuts.
+    """
+    measure = TABLES[results["table"]].measure if results["table"] in TABLES else "dice"
     columns = COLUMNS[measure] + COSTS
+    title = f"{results['table']}: {results['title']}"
     lines = [
-        f"{held['table']}: {held['title']} ({held['split']} subjects, paper: {held['paper_set']})",
+        f"{title} ({results['split']} subjects, paper: {results['paper_set']})",
         f"{'':<34}" + "".join(f"{word:>9}" for word, _, _ in columns)
         + f"{'95 % of difference':>20}  same order?",
     ]  # fmt: skip
-    for row in held["rows"]:
-        text = f"{row['label']:<34}"
-        for _, key, form in columns:
-            value = row.get(key)
-            text += f"{'-' if value is None else format(value, form):>9}"
+    for row in results["rows"]:
+        values = [(row.get(key), form) for _, key, form in columns]
+        cells = ["-" if value is None else format(value, form) for value, form in values]
         bounds = row.get("difference_interval")
-        text += f"{'{:+.4f} {:+.4f}'.format(*bounds) if bounds else '-':>20}"
+        between = "{:+.4f} {:+.4f}".format(*bounds) if bounds else "-"
         word = "default" if row["default"] else row["same_order"] or ""
-        lines.append(f"{text}  {word if row['state'] == 'done' else row['state']}")
-    order = held["order"]
+        state = word if row["state"] == "done" else row["state"]
+        numbers = "".join(f"{cell:>9}" for cell in cells)
+        lines.append(f"{row['label']:<34}{numbers}{between:>20}  {state}")
+    order = results["order"]
     if order["rows"] > 1:
         lines.append(
             f"Order of {order['rows']} rows: Kendall's tau {order['kendall_tau']}; "
             f"{order['held']} of {order['of']} on the paper's side of the default row."
         )
     best: dict[str, Json] = {}
-    if held["split"] == "validation":
-        for row in (row for row in held["rows"] if row["state"] == "done"):
+    if results["split"] == "validation":
+        for row in (row for row in results["rows"] if row["state"] == "done"):
             if row["dice"] > best.get(row["method"], {"dice": -1})["dice"]:
                 best[row["method"]] = row
     lines += [f"Best of {method}: {row['label']}" for method, row in best.items()]

@@ -66,28 +66,35 @@ class Row:
 class Table:
     """A table.
 
-    split: on whom it is measured, "test" or "validation". note: what to know of it.
-    paper: whose. recipes: the recipes whose names begin so, with a line behind it, are its
+    paper: whose. recipes: the recipes whose names begin so, followed by an underscore, are its
         protocols; of several for one set the first.
+    split: on whom it is measured, "test" or "validation". note: what to know of it.
     atlas, pairs: with which of the paper's sets a run is compared where all go to one fixed image,
         and where a pair is any two.
     alike: every row learns as the protocol says, and only the network differs. Else the rate is
         that of the model's own recipe, and the weights are those of equation 7 of Sun et al.
+    measure: "dice", "landmarks" (distance of control points) or "motion" (error of a known one).
     """
 
     title: str
+    paper: str
+    recipes: tuple[str, ...]
     rows: tuple[Row, ...]
     split: str = "test"
     note: str = ""
-    paper: str = "Sun et al. 2025"
-    recipes: tuple[str, ...] = ("sun2025",)
     atlas: str = "lpba40"
     pairs: str = "oasis"
-    alike: bool = False
+    alike: bool = True
     measure: str = "dice"
 
 
-_LPBA40, _OASIS = Printed(70.1, 0.010, 0.55), Printed(79.9, 0.010, 0.37)  # ours, in tables 1 and 3
+def _sun(title: str, rows: tuple[Row, ...], **more: Any) -> Table:
+    """A table of Sun et al. (2025), whose models keep the rates of their own recipes."""
+    return Table(title, "Sun et al. 2025", ("sun2025",), rows, alike=False, **more)
+
+
+# of the paper's own network, in its tables 1 and 3
+_LPBA40, _OASIS = Printed(70.1, 0.010, 0.55), Printed(79.9, 0.010, 0.37)
 
 
 def _default(label: str, lpba40: Printed = _LPBA40, **more: Any) -> Row:
@@ -108,7 +115,7 @@ _PLAIN = {"similarity": 1.0, "diffusion": 0.1}  # as the recipe of vxm has it
 _VTN = {"channels": 8}
 
 TABLES: dict[str, Table] = {
-    "sun2025-table1": Table(
+    "sun2025-table1": _sun(
         "Methods",
         (
             Row("LDDMM", "lddmm", lpba40=Printed(67.3, 0, 89.24), oasis=Printed(75.2, 0, 132.99)),
@@ -128,7 +135,7 @@ TABLES: dict[str, Table] = {
         ),
         note="The paper trains each rival with its own code and settings; here all share one loss.",
     ),
-    "sun2025-table2": Table(
+    "sun2025-table2": _sun(
         "Parts of the network",
         (
             _default("TransUNet, DnCNN"),
@@ -140,7 +147,7 @@ TABLES: dict[str, Table] = {
                 lpba40=Printed(68.9, 0.016, 0.50)),
         ),
     ),
-    "sun2025-table3": Table(
+    "sun2025-table3": _sun(
         "Denoiser",
         (
             Row("U-Net", options={"denoiser": "unet"}, lpba40=Printed(68.5, 0.017, 0.60),
@@ -148,7 +155,7 @@ TABLES: dict[str, Table] = {
             _default("DnCNN", oasis=_OASIS),
         ),
     ),
-    "sun2025-table4": Table(
+    "sun2025-table4": _sun(
         "Weights of the objective",
         (
             *(Row(f"lambda1 = {value}, lambda3 = 0.1", lambda1=value, lpba40=printed)
@@ -160,7 +167,7 @@ TABLES: dict[str, Table] = {
             Row("lambda1 = 0.8, lambda3 = 10.0", lambda3=10.0, lpba40=Printed(68.7, 0.007)),
         ),
     ),
-    "sun2025-table5": Table(
+    "sun2025-table5": _sun(
         "Transformer",
         (
             _default("4 heads, 8 layers, MLP 96"),
@@ -172,7 +179,7 @@ TABLES: dict[str, Table] = {
         ),
         note="The paper prints the first row three times, once for each parameter.",
     ),
-    "sun2025-table6": Table(
+    "sun2025-table6": _sun(
         "Number of stages",
         (
             Row("K = 2", options={"stages": 2}, lpba40=Printed(69.2, 0.040, 0.54)),
@@ -182,7 +189,7 @@ TABLES: dict[str, Table] = {
         note="The times that the paper prints hardly grow with K, although each stage is a network "
         "of its own.",
     ),
-    "sun2025-lambda2": Table(
+    "sun2025-lambda2": _sun(
         "Weight of smoothness, on validation subjects",
         tuple(
             Row(f"{method}, lambda2 = {value}", method, lambda2=value)
@@ -194,7 +201,7 @@ TABLES: dict[str, Table] = {
     ),
     # The last line of its table 1: means over five test images, of the Dice and of its deviation.
     "zheng2023-table1": Table(
-        "Dense U-Net with ECA",
+        "Dense U-Net with ECA", "Zheng et al. 2023", ("zheng2023",),
         (
             Row("Affine only", "affine", oasis=Printed(53.15), deviation=26.35,
                 note="The affine map of each pair, by descent; nothing is learned."),
@@ -210,13 +217,10 @@ TABLES: dict[str, Table] = {
         ),
         note="The paper aligns its people, 416 of OASIS, beforehand by an affine map; the "
         "real slices come so. The population lies in one template's space, as networks get it.",
-        paper="Zheng et al. 2023",
-        recipes=("zheng2023",),
         atlas="oasis",
-        alike=True,
     ),
     "zhao2019-cascades": Table(
-        "Cascades on large deformations",
+        "Cascades on large deformations", "Zhao et al. 2019", ("cascades",),
         (
             Row("Affine only", "affine", note="The affine map of each pair, by descent."),
             Row("VTN alone", "vtn", {"channels": _VTN["channels"]}, weights=_PLAIN),
@@ -239,12 +243,9 @@ TABLES: dict[str, Table] = {
         ),
         note="Subjects lie twice as far apart as in other tables. Equal steps have an n-th of the "
         "squared slopes of their sum, so n cascades pay n times for smoothness.",
-        paper="Zhao et al. 2019",
-        recipes=("cascades",),
-        alike=True,
     ),
     "peng2026-pyramids": Table(
-        "Dual-stream pyramids on large deformations",
+        "Dual-stream pyramids on large deformations", "Peng et al. 2026", ("pyramids", "peng2026"),
         (
             Row("VoxelMorph", "vxm", default=True),
             Row("Dual-PRNet", "dual_prnet"),
@@ -259,12 +260,9 @@ TABLES: dict[str, Table] = {
         ),
         note="Subjects of the population lie twice as far apart as in other tables. Pyramids learn "
         "on every level, VoxelMorph has one.",
-        paper="Peng et al. 2026",
-        recipes=("pyramids", "peng2026"),
-        alike=True,
     ),
     "tan2023-supervised": Table(
-        "What to learn from",
+        "What to learn from", "Tan 2023", ("supervised",),
         (
             Row("similarity", "vxm", weights=_PLAIN, default=True),
             Row("known displacement", "vxm", weights={"endpoint": 1.0}),
@@ -272,12 +270,9 @@ TABLES: dict[str, Table] = {
         ),
         note="The same network, pairs and updates. The known displacement counts everywhere, also "
         "where there is nothing to see.",
-        paper="Tan 2023",
-        recipes=("supervised",),
-        alike=True,
     ),
     "tan2023-fundus": Table(
-        "Photographs of the retina",
+        "Photographs of the retina", "Tan 2023", ("tan2023",),
         (
             Row("VoxelMorph", "vxm", default=True),
             Row("Affine only", "affine", note="By descent on the photographs as they are."),
@@ -285,25 +280,19 @@ TABLES: dict[str, Table] = {
         ),
         note="The error of FIRE's control points, and the area under its success curve. The survey "
         "shows pictures and prints no number.",
-        paper="Tan 2023",
-        recipes=("tan2023",),
         pairs="fire",
-        alike=True,
         measure="landmarks",
     ),
     **{
         f"hu2024-{kind}": Table(
-            title,
+            title, "Hu 2024", (f"hu2024_{kind}",),
             (
                 Row("3 degrees of freedom", "rigid_resnet34", default=True),
                 Row("6 degrees of freedom", "affine_resnet34"),
             ),
             note="The error of known motions. The paper prints no number; it says that both differ "
             "little, and that 3 are a little better.",
-            paper="Hu 2024",
-            recipes=(f"hu2024_{kind}",),
             pairs="brats",
-            alike=True,
             measure="motion",
         )
         for kind, title in (

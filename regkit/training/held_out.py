@@ -67,15 +67,6 @@ class Measured:
         return structures
 
 
-def finite(value: Any) -> Any:
-    """The same, as JSON can hold it: None where a number is not finite."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _mean(values: Iterable[float]) -> float:
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
