@@ -101,13 +101,28 @@ def shown(module: str) -> list[str]:
     return [name for name in full_names if entries()[name] == name]
 
 
+def documented_methods(entry: str) -> list[str]:
+    """The public methods and properties of a class that have a docstring of their own."""
+    module, _, name = entry.rpartition(".")
+    value = getattr(importlib.import_module(module), name)
+    if not inspect.isclass(value):
+        return []
+    return [
+        name
+        for name, member in vars(value).items()
+        if not name.startswith("_")
+        and (callable(member) or isinstance(member, property | staticmethod | classmethod))
+        and member.__doc__
+    ]
+
+
 # docstrings -------------------------------------------------------------------------------------
 
 SECTIONS = {"Args:": "Arguments", "Returns:": "Returns", "Raises:": "Raises", "Yields:": "Yields"}
 FIELD = re.compile(r"(\*{0,2}\w[\w.]*(?:, \*{0,2}\w[\w.]*)*): (.*)")
 CODE = re.compile(r"(`+)(.+?)\1", re.DOTALL)
 # What reStructuredText would take for markup in plain text; *word* stays, it is emphasis here too.
-MARKUP = re.compile(r"(?<![\w*])\*\w+\*(?![\w*])|[\\*|]|(?<=\w)_(?!\w)|--+")
+MARKUP = re.compile(r"""(?<![\w*])\*\w+\*(?![\w*])|[\\*|"]|(?<=\w)_(?!\w)|--+""")
 
 
 def restructured(lines: list[str], names: set[str] = frozenset()) -> list[str]:
@@ -127,6 +142,8 @@ def restructured(lines: list[str], names: set[str] = frozenset()) -> list[str]:
             result += [f":{title}:", *_indented(_fields(_dedented(block[1:])) or [""]), ""]
         elif block[0].startswith("    "):
             result += ["::", "", *block, ""]
+        elif block[0].startswith(">>>"):
+            result += [*block, ""]
         elif (match := FIELD.match(block[0])) and set(match[1].split(", ")) <= names:
             result += [*_fields(block), ""]
         else:
@@ -209,6 +226,12 @@ def _process_docstring(app, what, name, obj, options, lines):
     lines[:] = restructured(comment(name) if what == "data" else lines, _explained(obj))
 
 
+def _process_signature(app, what, name, obj, options, signature, result):
+    # Sphinx lays out what Python can read; a private field is no argument for a user.
+    text = (signature or "").replace("<factory>", "...")
+    return re.sub(r", _\w+: .*? = \.\.\.", "", text) or None, result
+
+
 def _skip_member(app, what, name, obj, skip, options):
     """Leave out the fields of named tuples, which their class explains."""
     return True if type(obj).__name__ == "_tuplegetter" else None
@@ -226,10 +249,7 @@ class Api(SphinxDirective):
     def run(self):
         names = [name for argument in self.arguments[0].split() for name in modules(argument)]
         text = "\n".join(line for name in names for line in self.section(name))
-        parent = nodes.section()
-        parent.document = self.state.document
-        nested_parse_with_titles(self.state, StringList(text.splitlines(), "api"), parent)
-        return parent.children
+        return _parsed(self, text)
 
     def section(self, module: str) -> list[str]:
         """Markdown for one module."""
@@ -248,19 +268,41 @@ class Api(SphinxDirective):
         return [*lines, "```", ""]
 
 
+def _parsed(directive: SphinxDirective, markdown: str) -> list[nodes.Node]:
+    """The nodes of a text with headings, in place of a directive."""
+    parent = nodes.section()
+    parent.document = directive.state.document
+    lines = StringList(markdown.splitlines(), "reference")
+    nested_parse_with_titles(directive.state, lines, parent)
+    return parent.children
+
+
 class CommandLine(SphinxDirective):
-    """All commands with their arguments and options."""
+    """All commands with their arguments and options, in a section each."""
 
     def run(self):
         import typer
-        from typer.cli import get_docs_for_click
 
         command = typer.main.get_command(importlib.import_module(COMMANDS).app)
-        text = get_docs_for_click(obj=command, ctx=typer.Context(command), indent=1, name="regkit")
-        parent = nodes.section()
-        parent.document = self.state.document
-        nested_parse_with_titles(self.state, StringList(text.splitlines(), "commands"), parent)
-        return parent.children
+        text = "\n".join(_command(command, typer.Context(command, info_name="regkit")))
+        return _parsed(self, text)
+
+
+def _command(command: Any, context: Any, depth: int = 2) -> list[str]:
+    """Markdown for one command and those below it."""
+    name = context.command_path
+    usage = " ".join([name, *command.collect_usage_pieces(context)])
+    records = (parameter.get_help_record(context) for parameter in command.get_params(context))
+    rows = [record for record in records if record]
+    lines = [f"{'#' * depth} {name}", "", *(command.help or "").splitlines(), ""]
+    lines += ["```text", usage, "```", ""]
+    lines += ["::::{list-table}", ":widths: 30 70", ":class: regkit-options", ""]
+    lines += [line for name, text in rows for line in (f"* - `{name}`", f"  - {text or ''}")]
+    lines += ["::::", ""]
+    for below in getattr(command, "commands", {}).values():
+        inner = type(context)(below, info_name=below.name, parent=context)
+        lines += _command(below, inner, depth + 1)
+    return lines
 
 
 # links ------------------------------------------------------------------------------------------
@@ -275,6 +317,8 @@ def chapter_names() -> dict[str, str]:
     """What a chapter may write, and the entry that it means: in full, `spatial.warp`, or `warp`."""
     names = {module: module for module in all_modules() if module not in ("regkit", COMMANDS)}
     names |= entries()
+    for entry in set(entries().values()):
+        names |= {f"{entry}.{method}": f"{entry}.{method}" for method in documented_methods(entry)}
     for full_name, entry in list(names.items()):
         if full_name.count(".") > 1:  # `data` alone may be anything
             names.setdefault(full_name.removeprefix("regkit."), entry)
@@ -292,13 +336,15 @@ class Links(SphinxTransform):
     """Inline code that names a public object leads to its entry.
 
     In a chapter the first time on the page, and not where a cell of the page gives the name to
-    something else. In the reference each time; a name then means that of the same module first, and
-    never an argument.
+    something else. In the reference each time; a name without a module is then one of the same
+    module or package, and never an argument.
     """
 
     default_priority = 400
 
     def apply(self, **kwargs: Any) -> None:
+        if self.env.docname == "book/reference/command_line":
+            return  # `train` there is a command
         reference = self.env.docname.startswith("book/reference/")
         taken = set() if reference else _assigned(self.document)
         seen: set[str] = set()
@@ -309,7 +355,7 @@ class Links(SphinxTransform):
             ):
                 continue
             entry = _meant_in_reference(literal, match[1]) if reference else None
-            if entry is None and match[1] not in taken:
+            if entry is None and match[1] not in taken and not (reference and "." not in match[1]):
                 entry = chapter_names().get(match[1])
             if entry and (reference or entry not in seen):
                 seen.add(entry)
@@ -370,5 +416,6 @@ def setup(app):
     app.add_directive("api", Api)
     app.add_directive("command-line", CommandLine)
     app.connect("autodoc-process-docstring", _process_docstring)
+    app.connect("autodoc-process-signature", _process_signature)
     app.connect("autodoc-skip-member", _skip_member)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -149,6 +149,7 @@ def _check_people(recipe: Recipe, held: dict[str, Any]) -> None:
 
 
 def task_of(recipe: Recipe, data: str | os.PathLike | None, progress: bool) -> Task:
+    """The task that a recipe names."""
     if recipe.motion is not None:
         return _one_head_moved(recipe, data, progress)
     if recipe.painted is not None:
