@@ -341,6 +341,7 @@ class Links(SphinxTransform):
     """
 
     default_priority = 400
+    left_alone = (nodes.reference, nodes.title, addnodes.pending_xref)
 
     def apply(self, **kwargs: Any) -> None:
         if self.env.docname == "book/reference/command_line":
@@ -350,34 +351,25 @@ class Links(SphinxTransform):
         seen: set[str] = set()
         for literal in list(self.document.findall(nodes.literal)):
             match = NAME.fullmatch(literal.astext())
-            if match is None or _inside(
-                literal, nodes.reference, addnodes.pending_xref, nodes.title
-            ):
+            if match is None or match[1] in taken or self._stays(literal):
                 continue
-            entry = _meant_in_reference(literal, match[1]) if reference else None
-            if entry is None and match[1] not in taken and not (reference and "." not in match[1]):
-                entry = chapter_names().get(match[1])
+            name = match[1]
+            entry = _meant_in_reference(literal, name) if reference else chapter_names().get(name)
             if entry and (reference or entry not in seen):
                 seen.add(entry)
-                link = addnodes.pending_xref(
-                    "",
-                    refdomain="py",
-                    reftype="obj",
-                    reftarget=entry,
-                    refexplicit=True,
-                    refwarn=True,
-                )
+                target = {"refdomain": "py", "reftype": "obj", "reftarget": entry}
+                link = addnodes.pending_xref("", refexplicit=True, refwarn=True, **target)
                 literal.replace_self(link)
                 link += literal
 
-
-def _inside(node: nodes.Node, *kinds: type) -> bool:
-    while node := node.parent:
-        if isinstance(node, kinds) or "cell_output" in getattr(node, "attributes", {}).get(
-            "classes", ()
-        ):
-            return True
-    return False
+    def _stays(self, node: nodes.Node) -> bool:
+        """Whether a node is in a link or a heading already, or in the output of a cell."""
+        while node := node.parent:
+            if isinstance(node, self.left_alone) or "cell_output" in node.get("classes", ()):
+                return True
+            if isinstance(node, nodes.document):
+                return False
+        return False
 
 
 def _assigned(document: nodes.document) -> set[str]:
@@ -399,14 +391,15 @@ def _arguments(signature: addnodes.desc_signature) -> set[str]:
 
 
 def _meant_in_reference(literal: nodes.literal, name: str) -> str | None:
-    """The entry that code in a docstring means; "" for an argument, None for what is not here."""
-    node, module = literal, ""
-    while (node := node.parent) and not module:
-        if isinstance(node, addnodes.desc):
-            if name in _arguments(node[0]):
-                return ""
-        elif isinstance(node, nodes.section):
-            module = node.next_node(nodes.title).astext()
+    """The entry that code in a docstring means, if any: never an argument of the function."""
+    if "." in name and name in chapter_names():
+        return chapter_names()[name]
+    node = literal.parent
+    while not isinstance(node, nodes.section):
+        if isinstance(node, addnodes.desc) and name in _arguments(node[0]):
+            return None
+        node = node.parent
+    module = node.next_node(nodes.title).astext()
     package = module.rpartition(".")[0]
     return entries().get(f"{module}.{name}") or entries().get(f"{package}.{name}")
 
