@@ -49,6 +49,7 @@ class ConvBlock(nn.Module):
         return self.layers(*x)
 
     def layers(self, x: Tensor) -> Tensor:
+        """The block itself, without the saving of memory."""
         return self.activation(self.conv(x))
 
 
@@ -134,6 +135,7 @@ class NormBlock(ConvBlock):
         self.norm = group_norm(c_out)
 
     def layers(self, x: Tensor) -> Tensor:
+        """As of `ConvBlock`."""
         return torch.relu(self.norm(self.conv(x)))
 
 

@@ -300,10 +300,14 @@ class OnGrid(Protocol):
     """An image that knows where it lies, such as `regkit.io.Image`."""
 
     @property
-    def data(self) -> Tensor: ...
+    def data(self) -> Tensor:
+        """(1, C, *S), S of 2 or 3 axes."""
+        ...
 
     @property
-    def grid(self) -> Grid: ...
+    def grid(self) -> Grid:
+        """Its voxels, and where they lie."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

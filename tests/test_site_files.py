@@ -70,8 +70,11 @@ def test_the_configuration_names_files_that_exist_and_no_other_host():
 
 def test_the_contents_list_each_page_once():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    listed = [c["file"] for part in toc["parts"] for c in part["chapters"]] + [toc["root"]]
-    pages = [f"book/{p.stem}" for p in (ROOT / "book").glob("*.md")]
+    chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
+    sections = [section for chapter in chapters for section in chapter.get("sections", [])]
+    listed = [page["file"] for page in chapters + sections] + [toc["root"]]
+    files = [*(ROOT / "book").glob("*.md"), *(ROOT / "book" / "reference").glob("*.md")]
+    pages = [path.relative_to(ROOT).with_suffix("").as_posix() for path in files]
     assert len(set(listed)) == len(listed)
     assert sorted(f for f in listed if f.startswith("book/")) == sorted(pages)
 

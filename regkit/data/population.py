@@ -60,6 +60,7 @@ CORTEX = {  # named points in MNI mm, right hemisphere; the left one mirrors the
     "medial occipital": (9, -85, 5),
 }
 SIDES = ("left", "right")
+#: Names of the structures in a label map of the population, by label; 0 is the background.
 LABELS: dict[int, str] = {
     1: "left white matter",
     2: "right white matter",

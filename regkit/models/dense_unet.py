@@ -103,6 +103,7 @@ class Node(ConvBlock):
         self.attention = ECA(below) if eca else nn.Identity()
 
     def layers(self, below: Tensor, *row: Tensor) -> Tensor:
+        """As of `ConvBlock`, of all that the node takes."""
         raised = self.attention(F.interpolate(below, scale_factor=2, mode="nearest"))
         return super().layers(torch.cat([*row, raised], dim=1))
 

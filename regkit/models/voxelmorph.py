@@ -187,7 +187,7 @@ class VxmDiff(Vxm):
 
     Args:
         steps: squarings of the integration.
-        others: as in `Vxm`.
+        options: as in `Vxm`.
     """
 
     def __init__(self, ndim: int = 3, steps: int = 7, **options: Any):

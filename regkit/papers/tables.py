@@ -114,6 +114,7 @@ _OTHER_DEFAULT = (
 _PLAIN = {"similarity": 1.0, "diffusion": 0.1}  # as the recipe of vxm has it
 _VTN = {"channels": 8}
 
+#: The tables by name, as `regkit benchmark` takes it.
 TABLES: dict[str, Table] = {
     "sun2025-table1": _sun(
         "Methods",

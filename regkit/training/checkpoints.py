@@ -50,6 +50,7 @@ FRESH = "new-"  # before the name of a state that the history does not hold yet
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write what JSON can hold into the folder of a run: the whole file, or nothing."""
     with staged(path.parent) as folder:
         (folder / path.name).write_text(json.dumps(value, indent=1))
 

@@ -16,7 +16,9 @@ def test_page(browser, book, name):
 
 def test_every_page_of_the_contents_was_built(book):
     toc = yaml.safe_load((book.parents[1] / "_toc.yml").read_text(encoding="utf-8"))
-    files = [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
+    chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
+    sections = [section for chapter in chapters for section in chapter.get("sections", [])]
+    files = [toc["root"], *(page["file"] for page in chapters + sections)]
     assert [f for f in files if not (book / f"{f}.html").is_file()] == []
 
 
