@@ -74,7 +74,7 @@ def test_the_device_is_the_name_of_the_processor(monkeypatch):
 
 
 def test_the_command_holds_no_folder(monkeypatch):
-    words = ["/a/b/prog.py", "--data", "/home/x/set one", "-o", "runs/a.json", "--out=/r/b.json"]
+    words = ["/a/b/prog.py", "--data", "/b/x/set one", "-o", "runs/a.json", "--out=/r/b.json"]
     words += ["--row", "VoxelMorph, half", "--spacing=1", "--no-syn", "/"]
     monkeypatch.setattr(sys, "argv", words)
     typed = record.typed_command("python studies/lung.py")
