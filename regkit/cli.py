@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 NOTICE = "For research and teaching. Not a medical device."
 
 
-# Paths are checked in regkit.io, which does not repeat them: hence `readable=False` below.
+# typer would repeat a path that it refuses; regkit.io checks paths, too, and its sentences do not.
+# Hence `readable=False` below.
 
 
 class _Sentences(TyperGroup):
@@ -234,10 +235,10 @@ def register(
     names and nothing of the inputs' description fields. For research and teaching, not a medical
     device.
     """
-    from regkit import io
+    from regkit.files import check_writable
     from regkit.registration import register as run
 
-    io.check_writable(out)
+    check_writable(out)
     with _Bar() as bar:
         result = run(
             moving,
@@ -281,12 +282,13 @@ def apply(
     displacement field as ITK and ANTs write it (NIfTI, MHA, NRRD), or an affine transform.
     """
     from regkit import checks, io
+    from regkit.files import check_writable
 
     if not out.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"out ends in {out.suffix!r}, expected a file name with .nii or .nii.gz.")
     if out.is_dir():
         raise ValueError("out is a folder, expected a file name with .nii or .nii.gz.")
-    io.check_writable(out.parent)
+    check_writable(out.parent)
     source = io.read(image, "image", labels, series=True)
     fixed = None if like is None else io.read(like, "like").grid
     transform = io.read_transform(disp, source.grid, fixed)
@@ -308,11 +310,11 @@ def demo(
 
     Needs no files. Each registration gets a folder of its own below OUT.
     """
-    from regkit import io
     from regkit.data import samples
     from regkit.data.population import population
+    from regkit.files import check_writable
 
-    io.check_writable(out)
+    check_writable(out)
     shapes = [(160, 192)] if size is Size.small else [(160, 192), (80, 96, 80)]
     for shape in shapes:
         moving, fixed = population(2, shape, seed=2)
@@ -389,14 +391,14 @@ def train(
     Any prepared set will do whose images fit the model. best.safetensors goes to
     `register --method`.
     """
-    from regkit import io
+    from regkit.files import check_writable
     from regkit.training import recipes
     from regkit.training import train as run
 
     if (name is None) == (recipe is None):
         given = "not given" if name is None else "given twice"
         raise ValueError(f"RECIPE is {given}, expected one, such as `regkit train vxm_2d -o run`.")
-    io.check_writable(out)
+    check_writable(out)
     changes = {k: v for k, v in (("steps", steps), ("seed", seed)) if v is not None}
     plan = recipes.get(name or recipe or "", budget, **changes)
     trained = run(plan, out, resume, device=device, start=start, data=data)

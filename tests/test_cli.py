@@ -52,7 +52,8 @@ def test_help_and_version_in_a_process_that_does_not_load_torch():
     code = (
         "import sys; from typer.testing import CliRunner; from regkit.cli import app;"
         "r = CliRunner().invoke(app, ['--help']); assert r.exit_code == 0;"
-        "assert not {'torch', 'numpy', 'nibabel', 'SimpleITK'} & set(sys.modules)"
+        "slow = {'torch', 'numpy', 'nibabel', 'SimpleITK', 'rich.console', 'rich.markdown'};"
+        "assert not slow & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     done = subprocess.run(
@@ -141,6 +142,17 @@ def test_data_list_names_every_sample(monkeypatch, tmp_path):
     monkeypatch.setenv("REGKIT_DATA", str(tmp_path))
     text = run("data", "list").stdout
     assert all(name in text for name in samples.samples()) and "MB" in text
+
+
+def test_columns_are_the_same_in_any_terminal(monkeypatch):
+    """Nothing is cut, wrapped or coloured."""
+    text = run("data", "list").stdout
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert run("data", "list").stdout == text and "\x1b" not in text
+    for name, sample in samples.samples().items():
+        (line,) = (line for line in text.splitlines() if line.split()[:1] == [name])
+        assert line.endswith(sample.title)
 
 
 def test_data_get_shows_terms_and_where_it_is(monkeypatch, tmp_path):
