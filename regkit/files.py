@@ -279,7 +279,7 @@ def _lock(folder: Path, work: str = "files") -> BaseFileLock:
 
 
 def _forget(lock: BaseFileLock) -> None:
-    """Release a lock and leave no file; a process that waits for the removed file takes a new one."""
+    """Release a lock and leave no file; a process that waits for that file takes a new one."""
     if os.name == "nt":  # which removes no open file
         lock.release()
     with suppress(OSError):

@@ -162,7 +162,7 @@ class Grid:
         affine, corner = self.affine.copy(), np.array([0.0, 0.0, 0.0, 1.0])
         order = self.axis_order()
         for k, (axis, sign) in enumerate(order):
-            affine[:, k] = sign * self.affine[:, axis]
+            affine[:3, k] = sign * self.affine[:3, axis]
             corner[axis] = 0 if sign > 0 else self.shape[axis] - 1
         affine[:, 3] = self.affine @ corner
         return Grid(tuple(self.shape[axis] for axis, _ in order), affine, self.across)
