@@ -1,8 +1,9 @@
-"""What can be said against a pair of images, or against an answer: one sentence each.
+"""Checks of a pair of images and of the answer: what is refused, and what is warned of.
 
-`regkit.register` asks in this order: is it a pair, what speaks against it, is it too large, is it
-what the network has seen, and what speaks against the answer. The first and the third refuse, by a
-ValueError; the others are the `warnings` of a result.
+`regkit.register` checks in this order: do the images make a pair, is anything about them suspect,
+is the working grid too large, are they of the kind that the network was trained on, and is anything
+about the answer suspect. The first and the third check refuse, by a ValueError; the others give the
+`warnings` of a result, one sentence each.
 """
 
 from __future__ import annotations
@@ -59,46 +60,43 @@ def labels_fit(name: str, labels: Image, image: Image) -> None:
 
 
 def against_pair(moving: Image, fixed: Image, model: RegistrationModel | None) -> list[str]:
-    """What can be said against the pair before anything is computed."""
-    found = [*moving.notes, *fixed.notes]
+    """Warnings about the pair, before anything is computed."""
+    warnings = [*moving.notes, *fixed.notes]
     for name, image in (("moving", moving), ("fixed", fixed)):
         if image.data.min() == image.data.max():
-            found.append(f"{name} has the same intensity everywhere.")
+            warnings.append(f"{name} has the same intensity everywhere.")
         elif model is not None and image.physical and image.data.min() < -200:
-            found.append(
+            warnings.append(
                 f"{name} has intensities down to {float(image.data.min()):.0f}, as in a CT: "
                 "the network was trained on brain MR."
             )
-    covered = coverage(fixed.grid.disp_to(moving.grid), moving.shape)
+    one_grid = moving.grid.same_as(fixed.grid)
+    covered = 1.0 if one_grid else coverage(fixed.grid.disp_to(moving.grid), moving.shape)
     if covered < 0.25:
-        found.append(
+        warnings.append(
             f"By their headers the images hardly overlap ({100 * covered:.0f} % of the fixed grid)."
         )
     if fixed.ndim == 2 and (moving.across is None) != (fixed.across is None):
         slice_of = "fixed" if moving.across is None else "moving"
-        found.append(
+        warnings.append(
             f"{slice_of} is a slice of a volume and the other image a file of two axes: ITK and "
             "ANTs cannot take a displacement between them."
         )
     if model is not None and model.info.get("spacing") and fixed.physical:
-        if fixed.ndim == 2:
-            import nibabel
-
-            seen = "".join(sorted(nibabel.aff2axcodes(fixed.affine)[:2]))
-            if any(letter in seen for letter in "SI"):
-                found.append("The images are no axial slices, which the network was trained on.")
+        if fixed.ndim == 2 and {"S", "I"} & {*fixed.grid.directions()}:
+            warnings.append("The images are no axial slices, which the network was trained on.")
         shape = fixed.grid.covering(model.info["spacing"]).shape
         if max(shape) > 400:
-            found.append(f"The field of view is large for the network: {shape} of its voxels.")
-    return found
+            warnings.append(f"The field of view is large for the network: {shape} of its voxels.")
+    return warnings
 
 
 def small_enough(fixed: Grid, working: Grid) -> None:
-    """Refuse, before anything is allotted, a working grid that shows a network next to nothing new.
+    """Refuse, before memory is taken for it, a working grid of far more voxels than the image has.
 
     Raises:
-        ValueError: with the extent of the image, which large voxels of a header in another unit
-            make many metres.
+        ValueError: with the extent of the image: many metres where a header gives its voxel sizes
+            in another unit than it says.
     """
     voxels = math.prod(working.shape)
     if voxels <= min(LARGEST, max(FEW, FINER * math.prod(fixed.shape))):
@@ -112,12 +110,12 @@ def small_enough(fixed: Grid, working: Grid) -> None:
 
 
 def one_contrast(info: Mapping[str, Any]) -> bool:
-    """Whether the weights say that they have seen pairs of one contrast alone."""
+    """Whether weights were trained on pairs of one contrast alone, by their own metadata."""
     recipe = info.get("recipe")
     if not recipe or recipe.get("painted") or info.get("contrast") == "any":
         return False
-    seen = (recipe.get("motion") or {}).get("contrasts") or [recipe.get("contrast", "t1")]
-    return len(set(seen)) == 1 and "random" not in seen
+    contrasts = (recipe.get("motion") or {}).get("contrasts") or [recipe.get("contrast", "t1")]
+    return len(set(contrasts)) == 1 and "random" not in contrasts
 
 
 def correlation(moving: Tensor, fixed: Tensor) -> float:
@@ -141,7 +139,7 @@ def correlation(moving: Tensor, fixed: Tensor) -> float:
 def against_contrast(
     model: RegistrationModel, aligned: Tensor, fixed: Tensor, physical: bool
 ) -> list[str]:
-    """A sentence where weights of one contrast meet two. Arrays may lie apart: nothing is said."""
+    """A warning where weights of one contrast meet two; none for arrays, which may lie apart."""
     if not physical or not one_contrast(model.info) or correlation(aligned, fixed) >= ALIKE:
         return []
     return [
@@ -151,12 +149,12 @@ def against_contrast(
 
 
 def beyond_training(model: RegistrationModel, theta: Tensor) -> list[str]:
-    """A sentence where a rigid or affine network answers with more than it has been taught."""
+    """A warning where the motion that a network answers is larger than those of its training."""
     if "motion" not in model.info:
         return []
     angle, shift = model.info["motion"]
-    still = torch.eye(*theta.shape[1:], dtype=theta.dtype)
-    turned = float(metrics.rotation_error(theta, still[None])[0])
+    identity = torch.eye(*theta.shape[1:], dtype=theta.dtype)
+    turned = float(metrics.rotation_error(theta, identity[None])[0])
     spacing = theta.new_tensor(model.info["spacing"])
     moved = float((theta[0, :, -1] * spacing).abs().max())
     if turned <= angle and moved <= shift:
@@ -168,16 +166,20 @@ def beyond_training(model: RegistrationModel, theta: Tensor) -> list[str]:
 
 
 def against_answer(transform: Transform, numbers: Mapping[str, Any]) -> list[str]:
-    """What can be said against the answer."""
-    found = []
+    """Warnings about the answer."""
+    warnings = []
     covered = coverage(transform.voxels(), transform.moving.shape)
     if covered < 0.5:
-        found.append(f"Only {100 * covered:.0f} % of the fixed image lies inside the moving image.")
+        warnings.append(
+            f"Only {100 * covered:.0f} % of the fixed image lies inside the moving image."
+        )
     if numbers["folding_percent"] > 1:
-        found.append(f"The displacement folds in {numbers['folding_percent']:.1f} % of the voxels.")
+        warnings.append(
+            f"The displacement folds in {numbers['folding_percent']:.1f} % of the voxels."
+        )
     if numbers["lncc"]["after"] < numbers["lncc"]["before"] - 0.01:
-        found.append("The images agree less after registration than before (LNCC).")
-    return found
+        warnings.append("The images agree less after registration than before (LNCC).")
+    return warnings
 
 
 def coverage(disp: Tensor, moving_shape: tuple[int, ...]) -> float:
@@ -187,6 +189,6 @@ def coverage(disp: Tensor, moving_shape: tuple[int, ...]) -> float:
         index = torch.arange(disp.shape[axis + 2]).reshape(
             [-1 if k == axis else 1 for k in range(inside.ndim)]
         )
-        place = disp[0, axis] + index
-        inside &= (place > -0.5) & (place < n - 0.5)
+        coordinate = disp[0, axis] + index
+        inside &= (coordinate > -0.5) & (coordinate < n - 0.5)
     return float(inside.float().mean())

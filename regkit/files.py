@@ -33,15 +33,15 @@ WAIT = 60.0  # seconds for another process to move its files
 # reading ----------------------------------------------------------------------------------------
 
 
-class Elsewhere(ValueError):
+class OutsideFolder(ValueError):
     """A header that names its data in a way that could lead out of its folder."""
 
 
 class Payload(NamedTuple):
     """Where the voxels of an image lie.
 
-    file, start: they begin at this byte. packed: "" (as they are), "gzip", "zlib", or "other",
-    which is nobody's business but the reader's, and at most as dense as deflate.
+    file, start: they begin at this byte. packed: "" (as they are), "gzip", "zlib", or "other", by
+    a method which only the reader of the image undoes, and which is at most as dense as deflate.
     """
 
     file: Path
@@ -62,19 +62,19 @@ def check_payload(payload: Payload, claimed: int) -> None:
         ValueError: there is less, much more, or it is damaged; OSError, EOFError and zlib.error
             where the compressed stream is.
     """
-    held = payload.file.stat().st_size - payload.start
-    if claimed < 0 or claimed > held * (DEFLATE if payload.packed else 1):
+    stored = payload.file.stat().st_size - payload.start
+    if claimed < 0 or claimed > stored * (DEFLATE if payload.packed else 1):
         raise ValueError("the header claims more than the file can hold")
     if payload.packed not in ("gzip", "zlib"):
         return
     with payload.file.open("rb") as file:
         file.seek(payload.start)
-        found = 0
+        unpacked = 0
         for block in _gunzip(file) if payload.packed == "gzip" else _inflate(file):
-            found += len(block)
-            if found > 2 * claimed + SLACK:
+            unpacked += len(block)
+            if unpacked > 2 * claimed + SLACK:
                 raise ValueError("the file holds much more than its header says")
-    if found < claimed:
+    if unpacked < claimed:
         raise ValueError("the file holds less than its header claims")
 
 
@@ -87,10 +87,10 @@ def _gunzip(file: IO[bytes]) -> Iterator[bytes]:
 def _inflate(file: IO[bytes]) -> Iterator[bytes]:
     unpack = zlib.decompressobj()
     while not unpack.eof:
-        given = unpack.unconsumed_tail or file.read(BLOCK)
-        if not given:
+        packed = unpack.unconsumed_tail or file.read(BLOCK)
+        if not packed:
             raise EOFError
-        yield unpack.decompress(given, BLOCK)
+        yield unpack.decompress(packed, BLOCK)
 
 
 def packed_by_name(path: Path) -> Payload:
@@ -106,17 +106,17 @@ def metaimage_payload(path: Path) -> Payload:
     """Of an MHA or MHD file.
 
     Raises:
-        Elsewhere: its data are not LOCAL and not in a file of a plain name beside it.
+        OutsideFolder: its data are not LOCAL and not in a file of a plain name beside it.
         ValueError: it is no MetaImage.
     """
     with _mapped(path) as header:
         # each place that looks like the field counts, so that none can hide behind another
-        found = list(_METAIMAGE.finditer(header))
-        if not found:
+        fields = list(_METAIMAGE.finditer(header))
+        if not fields:
             raise ValueError("no ElementDataFile")
-        names = [match[1].strip() for match in found]
-        text = header[: found[-1].start()]
-        start = found[-1].end()
+        names = [field[1].strip() for field in fields]
+        text = header[: fields[-1].start()]
+        start = fields[-1].end()
     _check_lines(text.splitlines())
     axes = re.search(rb"NDims[ \t]*[=:][ \t]*(\d+)", text)
     if axes is None or not 1 <= int(axes[1][:4]) <= 4:
@@ -149,8 +149,8 @@ def nrrd_payload(path: Path) -> Payload:
 
 @contextmanager
 def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
-        yield held
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        yield mapped
 
 
 def _check_lines(lines: Iterable[bytes]) -> None:
@@ -170,7 +170,7 @@ def _beside(path: Path, names: Iterable[bytes]) -> Path:
         or re.match(r"\.\.?$|LIST\b", name)
         or file.is_symlink()
     ):
-        raise Elsewhere
+        raise OutsideFolder
     return file
 
 
@@ -183,13 +183,13 @@ PLACING = ".regkit-placing"  # the same, when those are gone
 
 @contextmanager
 def staged(
-    folder: str | os.PathLike, name: str = "out", together: Sequence[str] = ()
+    folder: str | os.PathLike[str], name: str = "out", together: Sequence[str] = ()
 ) -> Iterator[Path]:
-    """A temporary folder to write into; what it holds goes to `folder` when the block succeeds.
+    """A temporary folder to write into; its files go to `folder` when the block succeeds.
 
     After an error nothing is left behind: no half-written file, and no new folder. A new folder
     appears in one step; into an existing one each file is moved in one step. Hidden folders of
-    processes that were killed are removed; those of living ones are locked and stay.
+    processes that were killed are removed; those of running ones are locked and stay.
 
     Args:
         folder: where the files go. Other files there stay as they are.
@@ -208,36 +208,36 @@ def staged(
     parent = folder
     while not parent.is_dir():
         parent = parent.parent
-    made: Path | None = None
+    temporary: Path | None = None
     try:
         for place in {parent, folder.parent}:
             _sweep(place, name)
         with alone(parent, name, WAIT):
             # 64 random bits, and an error where the name is taken: nobody can put a link there
-            made = parent / f"{STAGED}{secrets.token_hex(8)}"
-            made.mkdir()
-            owner = _lock(made, "owner")
+            temporary = parent / f"{STAGED}{secrets.token_hex(8)}"
+            temporary.mkdir()
+            owner = _lock(temporary, "owner")
             owner.acquire()
         try:
-            yield made
+            yield temporary
             folder.parent.mkdir(parents=True, exist_ok=True)
             with alone(parent, name, WAIT):
                 _forget(owner)
                 if parent == folder:
-                    _move(made, folder, name, together)
-                elif not _appears(made, folder):  # another process has made it meanwhile
+                    _move(temporary, folder, name, together)
+                elif not _renamed(temporary, folder):  # another process has created it meanwhile
                     with alone(folder, name, WAIT):
-                        _move(made, folder, name, together)
+                        _move(temporary, folder, name, together)
         finally:
             owner.release()
     except PermissionError:
         raise ValueError(f"{name}: the folder cannot be written; check its permissions.") from None
     finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_writable(folder: str | os.PathLike, name: str = "out") -> None:
+def check_writable(folder: str | os.PathLike[str], name: str = "out") -> None:
     """Raise, before hours of work, if `folder` could not be written. Errors as in `staged`."""
     parent = Path(folder)
     while not parent.exists():
@@ -250,7 +250,7 @@ def check_writable(folder: str | os.PathLike, name: str = "out") -> None:
 
 @contextmanager
 def alone(folder: Path, name: str, wait: float = -1, work: str = "files") -> Iterator[None]:
-    """Work in an existing folder while no other process does so; one that dies lets go of it.
+    """Work in an existing folder while no other process does so; one that ends releases it.
 
     Args:
         folder: it holds the lock's file, hidden, while the block runs.
@@ -279,7 +279,7 @@ def _lock(folder: Path, work: str = "files") -> BaseFileLock:
 
 
 def _forget(lock: BaseFileLock) -> None:
-    """Let go of a lock and leave no file; whoever waits for the removed file takes a new one."""
+    """Release a lock and leave no file; a process that waits for that file takes a new one."""
     if os.name == "nt":  # which removes no open file
         lock.release()
     with suppress(OSError):
@@ -288,23 +288,23 @@ def _forget(lock: BaseFileLock) -> None:
 
 
 def _sweep(place: Path, name: str) -> None:
-    """Remove what processes that are gone have left hidden: nobody holds its lock any more."""
+    """Remove the hidden folders of processes that have ended: nobody holds their locks any more."""
     hidden = [*place.glob(f"{STAGED}*"), *place.glob(Path(_lock(place).lock_file).name)]
     if not hidden or not os.access(place, os.W_OK | os.X_OK):
         return
     with alone(place, name, WAIT):
-        for left in place.glob(f"{STAGED}*"):
-            owner = _lock(left, "owner")
+        for leftover in place.glob(f"{STAGED}*"):
+            owner = _lock(leftover, "owner")
             with suppress(Timeout, OSError):
                 owner.acquire(timeout=0)
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(leftover, ignore_errors=True)
             owner.release()
 
 
-def _appears(made: Path, folder: Path) -> bool:
-    """Whether `made` became the new `folder`, in one step."""
+def _renamed(temporary: Path, folder: Path) -> bool:
+    """Whether `temporary` became the new `folder`, in one step."""
     try:
-        os.replace(made, folder)
+        os.replace(temporary, folder)
     except OSError:
         if not folder.is_dir():
             raise
@@ -312,17 +312,17 @@ def _appears(made: Path, folder: Path) -> bool:
     return True
 
 
-def _move(made: Path, folder: Path, name: str, together: Sequence[str]) -> None:
-    """Move the files of `made` into an existing folder; those of a set after its old ones left."""
-    for file in sorted(made.iterdir()):
+def _move(temporary: Path, folder: Path, name: str, together: Sequence[str]) -> None:
+    """Move files into an existing folder; those of a set after the old ones of it are removed."""
+    for file in sorted(temporary.iterdir()):
         if (folder / file.name).is_dir():
             raise ValueError(f"{name} holds a folder {file.name!r}, expected none of that name.")
     if not together:
-        for file in sorted(made.iterdir()):
+        for file in sorted(temporary.iterdir()):
             os.replace(file, folder / file.name)
         return
     finish(folder, together)
-    os.replace(made, folder / COMING)
+    os.replace(temporary, folder / COMING)
     finish(folder, together)
 
 

@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regkit import files
-from regkit.files import check_writable as check_writable
 from regkit.files import staged
-from regkit.transform import Grid, Transform, corners_apart, usable
+from regkit.transform import Floats, Grid, Transform, corners_apart, usable
 
 # what SimpleITK reads for us; NIfTI, Analyze and FreeSurfer's MGH go through nibabel
 PICTURES = {
@@ -46,7 +46,7 @@ ITK_SUFFIXES = {
 }
 NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh", ".img", ".hdr")
 MATRIX_SUFFIXES = (".mat", ".tfm", ".txt", ".h5", ".hdf5")  # of ITK's transforms
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS, its own inverse
+LPS: Floats = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS, its own inverse
 MILLIMETRES = {"meter": 1e3, "micron": 1e-3}  # of units in NIfTI; others count as mm
 # Intents of NIfTI. ITK and ANTs write displacements as VECTOR, in LPS as they are in memory; of a
 # file that says DISPVECT they take the vectors as RAS.
@@ -59,13 +59,13 @@ class Image:
 
     data: (1, 1, *S), S of 2 or 3 axes; float32, or int32 for a label map. Of a series (1, T, *S).
     affine: (4, 4) float64, voxel index -> mm, RAS. Also 4x4 in 2D: the slice is a plane in space.
-    physical: False for a bare array, whose affine is the identity for want of a better one.
+    physical: False for an array without a header; its affine is the identity.
     notes: one sentence for each thing in the header that a user should hear about.
     across: of a slice of a volume the axis of its file that has one voxel, see `Grid`.
     """
 
     data: Tensor
-    affine: np.ndarray
+    affine: Floats
     physical: bool = True
     notes: tuple[str, ...] = ()
     across: int | None = None
@@ -95,7 +95,7 @@ class Image:
 
 
 def read(
-    path: str | os.PathLike, name: str = "image", labels: bool = False, series: bool = False
+    path: str | os.PathLike[str], name: str = "image", labels: bool = False, series: bool = False
 ) -> Image:
     """Read a 2D or 3D image.
 
@@ -135,8 +135,8 @@ def read(
         return from_nibabel(loaded, name, labels, path, series)
     if lower.endswith(tuple(ITK_SUFFIXES)):
         return _from_itk(path, name, labels)
-    known = ", ".join([*NIBABEL_SUFFIXES, *ITK_SUFFIXES])
-    raise ValueError(f"{name} is a file of an unknown type, expected one of {known}.")
+    suffixes = ", ".join([*NIBABEL_SUFFIXES, *ITK_SUFFIXES])
+    raise ValueError(f"{name} is a file of an unknown type, expected one of {suffixes}.")
 
 
 _KINDS = {"mgz": "MGH", "mgh": "MGH", "img": "Analyze", "hdr": "Analyze"}
@@ -144,12 +144,12 @@ _KINDS = {"mgz": "MGH", "mgh": "MGH", "img": "Analyze", "hdr": "Analyze"}
 
 @contextmanager
 def _readable(name: str, kind: str) -> Iterator[None]:
-    """Turn whatever a reader throws at a broken file into one sentence."""
+    """Turn any exception that a reader raises for a damaged file into one sentence."""
     try:
         yield
     except MemoryError:
         raise
-    except files.Elsewhere:
+    except files.OutsideFolder:
         raise ValueError(
             f"{name} is a header that names its data by a path, a list, a pattern or a link, "
             "expected data in the file itself or in a file of a plain name beside it."
@@ -161,7 +161,7 @@ def _readable(name: str, kind: str) -> Iterator[None]:
 
 
 def _load(path: Path, name: str, kind: str) -> Any:
-    """A nibabel image whose voxels are all there, and undamaged as far as a checksum knows."""
+    """A nibabel image whose voxels are all in its file, undamaged as far as a checksum shows."""
     import nibabel
 
     with _readable(name, kind):
@@ -170,8 +170,8 @@ def _load(path: Path, name: str, kind: str) -> Any:
         start = int(loaded.dataobj.offset)
         if start < 0 or min(loaded.shape, default=0) < 0:
             raise ValueError
-        voxels = Path(loaded.file_map["image"].filename)  # of Analyze another file than its header
-        files.check_payload(files.packed_by_name(voxels), start + claimed)
+        data_file = Path(loaded.file_map["image"].filename)  # of Analyze not the header's file
+        files.check_payload(files.packed_by_name(data_file), start + claimed)
     return loaded
 
 
@@ -193,7 +193,7 @@ def from_nibabel(
         raise ValueError(
             f"{name} has a header whose matrix cannot be inverted, expected a valid one."
         )
-    notes += _elsewhere(image, file, affine, name)
+    notes += _itk_notes(image, file, affine, name)
     affine = right_angles(affine, values.shape)
     if not (series and values.ndim == 4):
         flat, plane, across = _flat(values, affine, name)
@@ -203,7 +203,7 @@ def from_nibabel(
     return Image(data, volumes[0][1], True, notes, volumes[0][2])
 
 
-def read_grid(path: str | os.PathLike, name: str = "image") -> Grid:
+def read_grid(path: str | os.PathLike[str], name: str = "image") -> Grid:
     """The grid of a NIfTI file as `read` gives it, from its header alone; errors as of `read`."""
     import nibabel
 
@@ -221,31 +221,32 @@ def read_grid(path: str | os.PathLike, name: str = "image") -> Grid:
     return Grid(flat.shape, plane, across)
 
 
-def _nibabel_affine(image: Any, name: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
+def _nibabel_affine(image: Any, name: str) -> tuple[Floats | None, tuple[str, ...]]:
     """The first usable of sform, qform and plain voxel sizes, in mm, and what is odd about it.
 
     Headers with two matrices that disagree are common after a conversion gone wrong. We follow
     nibabel and take the sform, but never in silence.
     """
     header = image.header
-    size, found = _unit(header), []
+    to_mm = _unit(header)
+    matrices: list[tuple[str, Floats]] = []
     for kind in ("sform", "qform"):
         if (matrix := _matrix(header, kind)) is not None:
-            with np.errstate(all="ignore"):  # `usable` looks at what is no number
-                found.append((kind, size @ matrix))
-    if not found:  # neither is set, or another format of nibabel with one affine only
+            with np.errstate(all="ignore"):  # `usable` refuses NaN
+                matrices.append((kind, to_mm @ matrix))
+    if not matrices:  # neither is set, or another format of nibabel with one affine only
         plain = image.affine if image.affine is not None else header.get_best_affine()
-        plain = size @ np.asarray(plain, dtype=np.float64)
+        plain = to_mm @ np.asarray(plain, dtype=np.float64)
         if not usable(plain):
             return None, ()
         note = f"{name} has no orientation in its header; its axes are taken as they come."
         silent = hasattr(header, "get_sform") or not hasattr(header, "get_vox2ras")  # MGH has one
         return plain, (note,) if silent else ()
-    usable_ones = [(kind, matrix) for kind, matrix in found if usable(matrix)]
+    usable_ones = [(kind, matrix) for kind, matrix in matrices if usable(matrix)]
     if not usable_ones:
         return None, ()
     kind, affine = usable_ones[0]
-    if len(usable_ones) < len(found):
+    if len(usable_ones) < len(matrices):
         return affine, (f"{name} has one unusable matrix in its header; its {kind} is used.",)
     if len(usable_ones) == 2:
         apart = corners_apart(usable_ones[0][1], usable_ones[1][1], image.shape[:3])
@@ -257,7 +258,7 @@ def _nibabel_affine(image: Any, name: str) -> tuple[np.ndarray | None, tuple[str
     return affine, ()
 
 
-def _matrix(header: Any, kind: str) -> np.ndarray | None:
+def _matrix(header: Any, kind: str) -> Floats | None:
     """The sform or qform that a header holds, if its code says so; NaN where it makes no sense."""
     if not hasattr(header, f"get_{kind}"):
         return None
@@ -268,7 +269,7 @@ def _matrix(header: Any, kind: str) -> np.ndarray | None:
     return None if matrix is None else np.asarray(matrix, dtype=np.float64)
 
 
-def _unit(header: Any) -> np.ndarray:
+def _unit(header: Any) -> Floats:
     """(4, 4): from the unit in which a header gives its sizes to mm."""
     try:
         unit = header.get_xyzt_units()[0]
@@ -277,7 +278,7 @@ def _unit(header: Any) -> np.ndarray:
     return np.diag([*[MILLIMETRES.get(unit, 1.0)] * 3, 1.0])
 
 
-def _elsewhere(image: Any, file: Path | None, affine: np.ndarray, name: str) -> tuple[str, ...]:
+def _itk_notes(image: Any, file: Path | None, affine: Floats, name: str) -> tuple[str, ...]:
     """A sentence where ITK puts a NIfTI or Analyze file elsewhere than `affine` does.
 
     ITK itself is asked: it chooses between two matrices by its own rules, takes voxel sizes from
@@ -295,23 +296,24 @@ def _elsewhere(image: Any, file: Path | None, affine: np.ndarray, name: str) -> 
                 header["vox_offset"] = header.single_vox_offset
             file = Path(folder) / f"a.{ending}"
             file.write_bytes(header.binaryblock + bytes(4))
-        theirs = _itk_affine(file)
-    if theirs is None:
+        by_itk = _itk_affine(file)
+    if by_itk is None:
         written = right_angles(affine, image.shape) is affine
         return (
             f"ITK and ANTs cannot open {name}, whose axes are not at right angles; what is written "
             f"on its grid they {'cannot' if written else 'can'} open.",
         )
-    return _apart_sentence(theirs, affine, image.shape, name, _itk_choice(image, theirs))
+    return _apart_note(by_itk, affine, image.shape, name, _itk_choice(image, by_itk))
 
 
-def _apart_sentence(
-    theirs: np.ndarray, ours: np.ndarray, shape: Sequence[int], name: str, choice: str
+def _apart_note(
+    by_itk: Floats, affine: Floats, shape: Sequence[int], name: str, choice: str
 ) -> tuple[str, ...]:
+    """A sentence where two affines of one file lie more than 1 % of a voxel apart."""
     axes = 3 if len(shape) > 2 else 2  # of a file of two axes ITK knows two coordinates
     flat = np.diag([1.0, 1.0, float(axes == 3), 1.0])
-    apart = corners_apart(flat @ theirs, flat @ ours, shape)
-    if apart <= 0.01 * min(np.linalg.norm(ours[:3, :axes], axis=0)):
+    apart = corners_apart(flat @ by_itk, flat @ affine, shape)
+    if apart <= 0.01 * min(np.linalg.norm(affine[:3, :axes], axis=0)):
         return ()
     return (
         f"ITK and ANTs put {name} up to {apart:.3g} mm away from where it is here: they take "
@@ -319,22 +321,22 @@ def _apart_sentence(
     )
 
 
-def _itk_choice(image: Any, theirs: np.ndarray) -> str:
-    """What of a header ITK has taken."""
+def _itk_choice(image: Any, by_itk: Floats) -> str:
+    """Which part of a header ITK has taken."""
     header, shape = image.header, image.shape
     qform, sform = _matrix(header, "qform"), _matrix(header, "sform")
-    if qform is not None and corners_apart(_unit(header) @ qform, theirs, shape) < 1e-2:
+    if qform is not None and corners_apart(_unit(header) @ qform, by_itk, shape) < 1e-2:
         return "its qform"
     if sform is not None or qform is not None:
         return "its voxel sizes, pixdim, in place of those of its matrix"
     return "its voxel sizes alone, from a corner at 0"
 
 
-def _itk_affine(file: Path) -> np.ndarray | None:
+def _itk_affine(file: Path) -> Floats | None:
     """(4, 4) voxel -> mm, RAS, of an image as ITK reads its header; None if it refuses to."""
     import SimpleITK as sitk
 
-    loud = sitk.ProcessObject.GetGlobalWarningDisplay()
+    warnings = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
         reader = sitk.ImageFileReader()
@@ -343,11 +345,11 @@ def _itk_affine(file: Path) -> np.ndarray | None:
     except RuntimeError:
         return None
     finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(loud)
+        sitk.ProcessObject.SetGlobalWarningDisplay(warnings)
     return _affine_of_itk(reader)
 
 
-def header_notes(path: str | os.PathLike, name: str = "disp") -> tuple[str, ...]:
+def header_notes(path: str | os.PathLike[str], name: str = "disp") -> tuple[str, ...]:
     """What a user should hear about the header of a NIfTI file that is read already."""
     import nibabel
 
@@ -355,16 +357,17 @@ def header_notes(path: str | os.PathLike, name: str = "disp") -> tuple[str, ...]
         return ()
     loaded: Any = nibabel.load(path)
     affine, notes = _nibabel_affine(loaded, name)
-    return notes if affine is None else notes + _elsewhere(loaded, Path(path), affine, name)
+    return notes if affine is None else notes + _itk_notes(loaded, Path(path), affine, name)
 
 
-def _affine_of_itk(image: Any) -> np.ndarray:
+def _affine_of_itk(image: Any) -> Floats:
     """(4, 4) voxel -> mm, RAS, from what ITK says of an image or of a file that it has opened."""
     d, affine = min(image.GetDimension(), 3), np.eye(4)
     direction = np.asarray(image.GetDirection()).reshape([image.GetDimension()] * 2)[:d, :d]
     affine[:d, :d] = direction * np.asarray(image.GetSpacing())[:d]
     affine[:d, 3] = image.GetOrigin()[:d]
-    return LPS @ affine
+    ras: Floats = LPS @ affine
+    return ras
 
 
 def _from_itk(path: Path, name: str, labels: bool) -> Image:
@@ -387,8 +390,8 @@ def _from_itk(path: Path, name: str, labels: bool) -> Image:
     affine = _affine_of_itk(loaded)
     notes: tuple[str, ...] = ()
     if path.suffix.lower() in PICTURES:
-        theirs, affine = affine, LPS.copy()
-        notes = _apart_sentence(theirs, affine, values.shape, name, "the resolution for printing")
+        by_itk, affine = affine, LPS.copy()
+        notes = _apart_note(by_itk, affine, values.shape, name, "the resolution for printing")
     if not usable(affine):
         raise ValueError(
             f"{name} has a header whose matrix cannot be inverted, expected a valid one."
@@ -398,8 +401,7 @@ def _from_itk(path: Path, name: str, labels: bool) -> Image:
 
 
 def _itk_image(path: Path, name: str) -> Any:
-    """An image as SimpleITK reads it, once its voxels are all known to be in its own file or one
-    beside it."""
+    """An image as SimpleITK reads it, if its voxels are all in its own file or in one beside it."""
     import SimpleITK as sitk
 
     suffix = path.suffix.lower()
@@ -414,7 +416,7 @@ def _itk_image(path: Path, name: str) -> Any:
         if kind in ("PNGImageIO", "JPEGImageIO"):
             from PIL import Image as Picture
 
-            with Picture.open(path) as opened:  # ITK fills what a JPEG lacks with grey
+            with Picture.open(path) as opened:  # ITK fills the missing part of a JPEG with grey
                 opened.verify() if kind == "PNGImageIO" else opened.load()
         reader = sitk.ImageFileReader()
         reader.SetImageIO(kind)  # the suffix decides, not what the content looks like
@@ -428,8 +430,8 @@ def _itk_image(path: Path, name: str) -> Any:
 
 
 def _flat(
-    values: np.ndarray, affine: np.ndarray, name: str
-) -> tuple[np.ndarray, np.ndarray, int | None]:
+    values: NDArray[Any], affine: Floats, name: str
+) -> tuple[NDArray[Any], Floats, int | None]:
     """Values of 2 or 3 axes; the affine, in 2D with its third column across; and `Grid.across`.
 
     Raises:
@@ -453,7 +455,7 @@ def _flat(
     return values.squeeze(across), affine[:, columns], across
 
 
-def check_values(values: np.ndarray | Tensor, name: str, labels: bool = False) -> Tensor:
+def check_values(values: NDArray[Any] | Tensor, name: str, labels: bool = False) -> Tensor:
     """The values as float32 (or int32 labels), if they are finite real numbers.
 
     Raises:
@@ -517,11 +519,22 @@ def as_image(source: Any, name: str = "image", labels: bool = False) -> Image:
     return Image(data, affine, physical=False, across=across)
 
 
+def canonical(image: Image) -> Image:
+    """The same image with its axes to R, A, S, as nearly as they go; of a slice, two of them.
+
+    nibabel's `as_closest_canonical` for an `Image`, which may have two axes: voxels are reordered
+    and flipped, none is interpolated.
+    """
+    grid = image.grid.canonical()
+    values = image.grid.to_canonical(image.data).contiguous()
+    return Image(values, grid.affine, image.physical, image.notes, image.across)
+
+
 # writing ----------------------------------------------------------------------------------------
 
 
 def write_image(
-    data: Tensor, affine: np.ndarray, path: str | os.PathLike, across: int | None = 2
+    data: Tensor, affine: Floats, path: str | os.PathLike[str], across: int | None = 2
 ) -> None:
     """Write (1, 1, *S), or a series (1, T, *S), as NIfTI; `affine` (4, 4) is voxel -> mm, RAS.
 
@@ -545,8 +558,8 @@ def write_image(
 
 
 def _unflat(
-    values: np.ndarray, affine: np.ndarray, across: int | None
-) -> tuple[np.ndarray, np.ndarray]:
+    values: NDArray[Any], affine: Floats, across: int | None
+) -> tuple[NDArray[Any], Floats]:
     """Undoes `_flat`: (X, Y, ...) with the axis of size 1 where the file had it."""
     if across is None:
         return values, affine
@@ -556,7 +569,7 @@ def _unflat(
 
 
 def _save_nifti(
-    values: np.ndarray, affine: np.ndarray, path: str | os.PathLike, intent: int = 0
+    values: NDArray[Any], affine: Floats, path: str | os.PathLike[str], intent: int = 0
 ) -> None:
     """Write NIfTI with sform and, where it can say the same, qform; in place when complete."""
     import nibabel
@@ -574,7 +587,7 @@ def _save_nifti(
         nibabel.save(image, folder / path.name)
 
 
-def right_angles(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+def right_angles(affine: Floats, shape: Sequence[int]) -> Floats:
     """The affine with axes at right angles, which is all that ITK opens, where that moves no corner
     of the grid by more than 1 % of a voxel: rounding in a header moves less. Else as it is."""
     size = np.linalg.norm(affine[:3, :3], axis=0)
@@ -590,7 +603,7 @@ def right_angles(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 # transforms -------------------------------------------------------------------------------------
 
 
-def write_transform(transform: Transform, path: str | os.PathLike) -> None:
+def write_transform(transform: Transform, path: str | os.PathLike[str]) -> None:
     """Write a transform the way ITK, ANTs, SimpleITK and 3D Slicer read it: as displacements.
 
     A 5D NIfTI file (X, Y, Z, 1, 3) on the fixed grid with vector intent (1007). Each vector, in mm
@@ -625,13 +638,13 @@ def write_transform(transform: Transform, path: str | os.PathLike) -> None:
     _save_nifti(vectors[:, :, :, None].astype(np.float32), affine, path, VECTOR_INTENT)
 
 
-def _is_axial(affine: np.ndarray) -> bool:
+def _is_axial(affine: Floats) -> bool:
     """Whether a slice lies in the x-y plane, where ITK has 2D images."""
     return bool(np.allclose(affine[2, :2], 0) and np.allclose(affine[:2, 2], 0))
 
 
 def read_transform(
-    path: str | os.PathLike, moving: Grid, fixed: Grid | None = None, name: str = "disp"
+    path: str | os.PathLike[str], moving: Grid, fixed: Grid | None = None, name: str = "disp"
 ) -> Transform:
     """Read a transform in the ITK convention: the inverse of `write_transform`.
 
@@ -679,7 +692,7 @@ def read_transform(
     return Transform.from_voxels(torch.from_numpy(disp), grid, moving)
 
 
-def _field(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _field(path: Path, name: str) -> tuple[NDArray[Any], Floats]:
     """(X, Y, Z, 2 or 3) float64 vectors, mm, RAS, and the affine of their grid."""
     by_itk = path.name.lower().endswith(tuple(ITK_SUFFIXES))
     values, affine = (_itk_field if by_itk else _nifti_field)(path, name)
@@ -688,22 +701,22 @@ def _field(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     return values * np.diag(LPS)[: values.shape[-1]], affine
 
 
-def _itk_field(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _itk_field(path: Path, name: str) -> tuple[NDArray[Any], Floats]:
     """(X, Y, Z, 2 or 3) vectors, LPS, and the affine of their grid, RAS."""
     import SimpleITK as sitk
 
-    held = _itk_image(path, name)
-    size, d = held.GetSize(), held.GetDimension()
-    if d > 3 or held.GetNumberOfComponentsPerPixel() != d:
+    field = _itk_image(path, name)
+    size, d, channels = field.GetSize(), field.GetDimension(), field.GetNumberOfComponentsPerPixel()
+    if d > 3 or channels != d:
         raise ValueError(
-            f"{name} has shape {size} and {held.GetNumberOfComponentsPerPixel()} values per voxel, "
+            f"{name} has shape {size} and {channels} values per voxel, "
             "expected one vector per voxel."
         )
-    values = np.moveaxis(sitk.GetArrayFromImage(held), -1, 0).T  # (x, y, z, component)
-    return values.reshape(*size, *[1] * (3 - d), d).astype(np.float64), _affine_of_itk(held)
+    values = np.moveaxis(sitk.GetArrayFromImage(field), -1, 0).T  # (x, y, z, component)
+    return values.reshape(*size, *[1] * (3 - d), d).astype(np.float64), _affine_of_itk(field)
 
 
-def _nifti_field(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _nifti_field(path: Path, name: str) -> tuple[NDArray[Any], Floats]:
     """As `_itk_field`, whatever the intent of the file says of its vectors."""
     loaded = _load(path, name, "NIfTI")
     with _readable(name, "NIfTI"):
@@ -722,18 +735,19 @@ def _nifti_field(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     return values, affine
 
 
-def _itk_matrix(path: Path, name: str) -> np.ndarray:
+def _itk_matrix(path: Path, name: str) -> Floats:
     """(4, 4) fixed mm -> moving mm, RAS, of an affine or rigid transform as ITK writes it."""
     import SimpleITK as sitk
 
     with _readable(name, "an ITK transform"):
-        held = sitk.ReadTransform(str(path))
-    if not held.IsLinear():
+        transform = sitk.ReadTransform(str(path))
+    if not transform.IsLinear():
         raise ValueError(f"{name} is no affine transform, expected one, or a displacement field.")
-    d = held.GetDimension()
-    origin = np.array(held.TransformPoint([0.0] * d))
+    d = transform.GetDimension()
+    origin = np.array(transform.TransformPoint([0.0] * d))
     matrix = np.eye(4)
-    matrix[:d, :d] = np.array([held.TransformPoint(row) for row in np.eye(d).tolist()]).T
+    matrix[:d, :d] = np.array([transform.TransformPoint(row) for row in np.eye(d).tolist()]).T
     matrix[:d, :d] -= origin[:, None]
     matrix[:d, 3] = origin
-    return LPS @ matrix @ LPS
+    ras: Floats = LPS @ matrix @ LPS
+    return ras

@@ -17,7 +17,8 @@ Colours are safe for colour-blind readers and keep their order of lightness in g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -30,7 +31,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from regkit.spatial import jacobian_determinant
@@ -69,7 +70,7 @@ KEY = (
 
 def panels(
     columns: int, rows: int = 1, size: float = 2.4, height: float | None = None
-) -> tuple[Figure, np.ndarray]:
+) -> tuple[Figure, NDArray[Any]]:
     """A new figure and its axes: an array of `columns` axes, or (rows, columns) of them.
 
     Args:
@@ -86,20 +87,20 @@ def panels(
 # ------------------------------------------------------------------------ arrays and planes
 
 
-def _numbers(x: Tensor | ArrayLike) -> np.ndarray:
+def _numbers(x: Tensor | ArrayLike) -> NDArray[Any]:
     if isinstance(x, Tensor):
         x = x.detach().cpu()
         x = x.float() if x.is_floating_point() else x
     return np.asarray(x)
 
 
-def _spatial(x: Tensor | ArrayLike, name: str = "image") -> np.ndarray:
+def _spatial(x: Tensor | ArrayLike, name: str = "image") -> NDArray[Any]:
     """An image as array of shape S, from (1, 1, *S), (1, *S) or S."""
     array = _numbers(x)
     if array.ndim in (4, 5) and array.shape[:2] == (1, 1):
-        return array[0, 0]
+        return array.reshape(array.shape[2:])
     if array.ndim in (3, 4) and array.shape[0] == 1:
-        return array[0]
+        return array.reshape(array.shape[1:])
     if array.ndim not in (2, 3):
         raise ValueError(
             f"{name} has shape {array.shape}, expected one image: (1, 1, *S), (1, *S) or S."
@@ -107,11 +108,11 @@ def _spatial(x: Tensor | ArrayLike, name: str = "image") -> np.ndarray:
     return array
 
 
-def _displacement(disp: Tensor | ArrayLike) -> np.ndarray:
+def _displacement(disp: Tensor | ArrayLike) -> NDArray[Any]:
     """A displacement as array of shape (d, *S), from (1, d, *S) or (d, *S)."""
     array = _numbers(disp)
     if array.ndim in (4, 5) and array.shape[:2] == (1, array.ndim - 2):
-        return array[0]
+        return array.reshape(array.shape[1:])
     if array.ndim in (3, 4) and array.shape[0] == array.ndim - 1:
         return array
     raise ValueError(
@@ -124,11 +125,12 @@ def _in_plane(d: int, axis: int) -> list[int]:
     return [0, 1] if d == 2 else [i for i in range(3) if i != axis % 3]
 
 
-def _cut(x: np.ndarray, axis: int, index: int | None) -> np.ndarray:
+def _cut(x: NDArray[Any], axis: int, index: int | None) -> NDArray[Any]:
     """The plane `index` of a volume across `axis`; a 2D array is its own plane."""
     if x.ndim == 2:
         return x
-    return x.take(x.shape[axis] // 2 if index is None else index, axis)
+    plane: NDArray[Any] = x.take(x.shape[axis] // 2 if index is None else index, axis)
+    return plane
 
 
 def _frame(
@@ -156,8 +158,9 @@ def window(image: Tensor | ArrayLike) -> tuple[float, float]:
     return float(low), float(high if high > low else low + 1)
 
 
-def _unit(image: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    return np.clip((image - limits[0]) / (limits[1] - limits[0]), 0, 1)
+def _unit(image: NDArray[Any], limits: tuple[float, float]) -> NDArray[Any]:
+    unit: NDArray[Any] = np.clip((image - limits[0]) / (limits[1] - limits[0]), 0, 1)
+    return unit
 
 
 # -------------------------------------------------------------------------- images and labels
@@ -214,7 +217,7 @@ def outlines(
     ax.add_collection(LineCollection(_borders(plane), colors=colour, linewidths=width))
 
 
-def _borders(plane: np.ndarray) -> list[np.ndarray]:
+def _borders(plane: NDArray[Any]) -> list[NDArray[Any]]:
     """Line segments between voxels that differ, along voxel edges."""
     padded = np.pad(plane, 1)
     i, j = np.nonzero(padded[1:] != padded[:-1])  # between rows i and i + 1: an edge along axis 1
@@ -443,13 +446,13 @@ def jacobian(
     det = jacobian_determinant(torch.from_numpy(field)[None])[0].numpy()
     plane = _cut(det, axis, index)
     folded = plane <= 0
-    log = np.log(np.where(folded, 1, plane))
+    log = np.where(folded, np.nan, np.log(np.where(folded, 1, plane)))  # NaN is drawn as bad
     # without the darkest ends, so that black stands out
     colours = matplotlib.colormaps["PuOr_r"](np.linspace(0.12, 0.88, 255))
     _frame(ax, det.shape, axis, spacing, title)
     top = float(np.log(limit))
     shown = ax.imshow(
-        np.ma.array(log, mask=folded).T,
+        log.T,
         origin="lower",
         interpolation="nearest",
         aspect=ax.get_aspect(),
@@ -575,56 +578,89 @@ def report(
                 return None
         return jacobian(disp, ax, bar=False, **cut)
 
-    # the page in inches, from the top: title, numbers, panels, notice
-    across, gap, margin, above, bar = (
-        (1.9, 0.08, 0.3, 0.3, 0.75) if d == 3 else (2.6, 0.1, 0.3, 0.3, 0.75)
-    )
-    columns = 7 if d == 3 else 4
-    width = 2 * margin + columns * (across + gap) + bar
-    lines = _metric_lines(metrics or {}, int(width / 2.3))
-    tall = []
-    for axis in planes:
-        right, up = (size[k] * target.shape[k] for k in _in_plane(d, axis))
-        tall.append(across * float(np.clip(up / right, 0.3, 2.0)))
-    rows = [
-        (axis, names[k : k + columns]) for axis in planes for k in range(0, len(names), columns)
-    ]
-    tall = tall if d == 3 else tall * len(rows)
-    labelled = [d == 2 or n == 0 for n in range(len(rows))]  # rows with titles over the panels
-    head = 0.65 + 0.24 * len(lines)
-    height = head + sum(tall) + above * sum(labelled) + gap * len(rows) + 0.6
-
+    page = _Page(d, [size[k] * n for k, n in enumerate(target.shape)], planes, names, metrics or {})
     with matplotlib.rc_context(STYLE | {"figure.constrained_layout.use": False}):
-        fig = Figure(figsize=(width, height), facecolor="white", dpi=150)
-        top = height - head
-        for (axis, row), h, titled in zip(rows, tall, labelled):
-            top -= above if titled else 0
-            for column, name in enumerate(row):
-                left = margin + column * (across + gap)
-                box = (left / width, (top - h) / height, across / width, h / height)
-                ax = fig.add_axes(box)
-                shown = draw(name, ax, axis)
-                if titled:
-                    ax.set_title(name)
-                if name == "fixed" and len(orientation) == d:
-                    _edge_letters(ax, [orientation[k] for k in _in_plane(d, axis)])
-                if name == "Jacobian" and shown is not None:
-                    beside = (left + across + 0.1) / width
-                    bar_box = (beside, box[1] + 0.1 * box[3], 0.1 / width, 0.8 * box[3])
-                    _log_bar(fig, shown, fig.add_axes(bar_box))
-            top -= h + gap
-        start = margin / width
-        # the title may hold the name of a file: two dollar signs in it are no formula
-        place = start, 1 - 0.2 / height
-        fig.text(*place, title, fontsize=14, weight="bold", va="top", parse_math=False)
-        for n, line in enumerate(lines):
-            fig.text(start, 1 - (0.55 + 0.24 * n) / height, line, fontsize=10, va="top")
-        fig.text(start, 0.34 / height, KEY, fontsize=9)
-        fig.text(start, 0.14 / height, NOTICE, fontsize=9, color=GREY)
+        fig = Figure(figsize=(page.width, page.height), facecolor="white", dpi=150)
+        for name, axis, box in page.boxes():
+            ax = fig.add_axes(box)
+            shown = draw(name, ax, axis)
+            if d == 2 or axis == planes[0]:
+                ax.set_title(name)
+            if name == "fixed" and len(orientation) == d:
+                _edge_letters(ax, [orientation[k] for k in _in_plane(d, axis)])
+            if name == "Jacobian" and shown is not None:
+                _log_bar(fig, shown, fig.add_axes(page.bar_box(box)))
+        page.write(fig, title)
     return fig
 
 
-def _middle(target: np.ndarray) -> list[int]:
+@dataclass
+class _Page:
+    """Where the parts of a `report` stand, in inches, from the top: title, numbers, panels, notice.
+
+    extent: of the image, mm. planes: the axes that its rows look along. names: of the panels.
+    """
+
+    d: int
+    extent: Sequence[float]
+    planes: Sequence[int]
+    names: Sequence[str]
+    metrics: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        self.panel, self.gap, self.margin = (1.9, 0.08, 0.3) if self.d == 3 else (2.6, 0.1, 0.3)
+        self.above, bar = 0.3, 0.75  # room for titles over a row, and for a colour bar beside it
+        self.columns = 7 if self.d == 3 else 4
+        self.width = 2 * self.margin + self.columns * (self.panel + self.gap) + bar
+        self.lines = _metric_lines(self.metrics, int(self.width / 2.3))
+        starts = range(0, len(self.names), self.columns)
+        self.rows = [
+            (axis, self.names[k : k + self.columns]) for axis in self.planes for k in starts
+        ]
+        self.heights = []
+        for axis, _ in self.rows:
+            right, up = (self.extent[k] for k in _in_plane(self.d, axis))
+            self.heights.append(self.panel * float(np.clip(up / right, 0.3, 2.0)))
+        self.titled = [self.d == 2 or n == 0 for n in range(len(self.rows))]
+        self.head = 0.65 + 0.24 * len(self.lines)
+        panels = sum(self.heights) + self.above * sum(self.titled) + self.gap * len(self.rows)
+        self.height = self.head + panels + 0.6
+
+    def boxes(self) -> Iterator[tuple[str, int, tuple[float, float, float, float]]]:
+        """Of each panel its name, the axis it looks along, and (left, bottom, width, height) in
+        fractions of the page."""
+        top = self.height - self.head
+        for (axis, row), tall, titled in zip(self.rows, self.heights, self.titled):
+            top -= self.above if titled else 0
+            for column, name in enumerate(row):
+                left = self.margin + column * (self.panel + self.gap)
+                place = left / self.width, (top - tall) / self.height
+                yield name, axis, (*place, self.panel / self.width, tall / self.height)
+            top -= tall + self.gap
+
+    def bar_box(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        """The box of a colour bar to the right of a panel."""
+        left, bottom, width, height = box
+        return (
+            left + width + 0.1 / self.width,
+            bottom + 0.1 * height,
+            0.1 / self.width,
+            0.8 * height,
+        )
+
+    def write(self, fig: Figure, title: str) -> None:
+        """The title, the numbers and the notice."""
+        start = self.margin / self.width
+        # the title may hold the name of a file: two dollar signs in it are no formula
+        place = start, 1 - 0.2 / self.height
+        fig.text(*place, title, fontsize=14, weight="bold", va="top", parse_math=False)
+        for n, line in enumerate(self.lines):
+            fig.text(start, 1 - (0.55 + 0.24 * n) / self.height, line, fontsize=10, va="top")
+        fig.text(start, 0.34 / self.height, KEY, fontsize=9)
+        fig.text(start, 0.14 / self.height, NOTICE, fontsize=9, color=GREY)
+
+
+def _middle(target: NDArray[Any]) -> list[int]:
     """The voxel in the middle of what is brighter than the mean."""
     bright = np.nonzero(target > target.mean())
     return [int(i.mean()) if len(i) else n // 2 for i, n in zip(bright, target.shape)]

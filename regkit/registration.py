@@ -27,19 +27,19 @@ import torch
 from torch import Tensor
 
 import regkit
-from regkit import checks, classical, io, losses, metrics, models
+from regkit import checks, classical, files, io, losses, metrics, models
 from regkit.device import choose_device, enough_memory
-from regkit.models import RegistrationModel
+from regkit.models import Registration, RegistrationModel
 from regkit.models.resnet import LinearResNet
 from regkit.names import unknown
 from regkit.spatial import warp
-from regkit.transform import Grid, Transform, background, pull, resample
+from regkit.transform import Floats, Grid, Transform, background, pull, resample
 
 APART = 12.0  # mm; the embedded population has up to 9, brains aligned to a template 2
 CLASSICAL = ("rigid", "affine")  # methods without a network
 SYN = "syn"  # and the deformable one among them
-PREFERRED = "vxm_diff"  # what "auto" takes among the shipped weights
-# what `Result.save` may write; the last one says that the rest are there
+PREFERRED = "vxm_diff"  # the model whose shipped weights "auto" takes
+# what `Result.save` may write; when the last one is there, the others are complete
 FILES = ("moved.nii.gz", "disp.nii.gz", "moved_labels.nii.gz", "report.png", "metrics.json")
 Progress = Callable[[str, float], None]
 
@@ -78,7 +78,7 @@ class Result:
     moved_labels: Tensor | None = None
     _page: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def save(self, folder: str | os.PathLike) -> Path:
+    def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write moved.nii.gz, disp.nii.gz, metrics.json and report.png into `folder`.
 
         `disp.nii.gz` is in the ITK convention, see `regkit.io.write_transform`. After an error
@@ -88,7 +88,7 @@ class Result:
             ValueError: `folder` is a file, or cannot be written.
         """
         grid = self.transform.fixed
-        with io.staged(folder, together=FILES) as temporary:
+        with files.staged(folder, together=FILES) as temporary:
             io.write_image(self.moved, grid.affine, temporary / "moved.nii.gz", grid.across)
             io.write_transform(self.transform, temporary / "disp.nii.gz")
             if self.moved_labels is not None:
@@ -111,7 +111,7 @@ class Result:
 def register(
     moving: Any,
     fixed: Any,
-    method: str | os.PathLike = "auto",
+    method: str | os.PathLike[str] = "auto",
     affine: Literal["auto", "rigid", "affine", False] = "auto",
     refine: int = 0,
     device: str = "auto",
@@ -121,6 +121,10 @@ def register(
     progress: Progress | None = None,
 ) -> Result:
     """Find where each voxel of the fixed image lies in the moving image.
+
+    With affine=False the network starts within a second of reading two heads of 1 mm. An affine
+    registration before it, and the quick look of "auto", take seconds of their own: they are
+    searches, and import PyTorch's optimisers.
 
     Args:
         moving, fixed: two images of 2 or 3 axes; paths or nibabel images, whose place in space is
@@ -138,7 +142,8 @@ def register(
             weights did: a gain on images unlike those, a small loss on images like those.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
         moving_labels, fixed_labels: label maps on the grids of the two images, for the Dice.
-        progress: called with the name of the stage and the fraction done, 0 to 1.
+        progress: called with the name of the stage ("reading", "affine", "network", "syn",
+            "refining", "measuring", "done") and the fraction done, 0 to 1.
 
     Returns:
         A `Result`. A network is run on a grid of the voxel size and orientation it was trained at,
@@ -151,16 +156,16 @@ def register(
         ValueError: anything else that cannot be registered, in one sentence.
     """
     start = time.perf_counter()
-    tell = progress or (lambda stage, fraction: None)
-    tell("reading", 0.0)
+    progress = progress or (lambda stage, fraction: None)
+    progress("reading", 0.0)
     work = _prepare(moving, fixed, method, affine, refine, device)
     work.labels = _labels(moving_labels, fixed_labels, work.moving, work.fixed)
-    _align(work, tell)
-    inner = _answer(work, _on_working_grid(work), tell)
-    tell("measuring", 0.85)
-    result = _judge(work, _bring_back(work, inner))
+    _align(work, progress)
+    disp = _answer(work, _on_working_grid(work), progress)
+    progress("measuring", 0.85)
+    result = _judge(work, _bring_back(work, disp))
     result.metrics["seconds"] = round(time.perf_counter() - start, 2)
-    tell("done", 1.0)
+    progress("done", 1.0)
     return result
 
 
@@ -169,9 +174,9 @@ def register(
 
 @dataclass
 class _Work:
-    """A pair on its way.
+    """A pair between two steps of `register`.
 
-    name, model: of the method; None for a classical one. affine, refine, device: as asked for.
+    name, model: of the method; no model for a classical one. affine, refine, device: as asked for.
     matrix: (4, 4), fixed mm -> moving mm, once an affine map is found.
     grid: the working grid, on which the method answers.
     labels: of both images, and the moving one where the headers put it; None without labels.
@@ -186,7 +191,7 @@ class _Work:
     device: torch.device
     warnings: list[str]
     grid: Grid
-    matrix: np.ndarray | None = None
+    matrix: Floats | None = None
     labels: tuple[io.Image, io.Image, Tensor] | None = None
 
 
@@ -211,7 +216,7 @@ def _prepare(
     work = _Work(a, b, name, model, affine, refine, chosen, warnings, b.grid)
     spacing = model.info.get("spacing") if model is not None and b.physical else None
     if spacing:
-        # a network that looks at the image as a whole wants the field of view of its training
+        # a network that takes in the image as a whole needs the field of view of its training
         size = None
         if isinstance(model, LinearResNet):
             size = model.info.get("recipe", {}).get("shape")
@@ -231,16 +236,16 @@ def _check_settings(method: Any, affine: Any, refine: Any) -> None:
         raise ValueError(f"refine is {refine!r}, expected a number of steps, 0 or more.")
     if _is_file(method):
         return
-    known = ["auto", *CLASSICAL, SYN, *models.names(), *models.pretrained()]
-    if method not in known:
-        raise unknown("method", str(method), known)
+    methods = ["auto", *CLASSICAL, SYN, *models.names(), *models.pretrained()]
+    if method not in methods:
+        raise unknown("method", str(method), methods)
 
 
 def _is_file(method: Any) -> bool:
     return isinstance(method, os.PathLike) or str(method).endswith(".safetensors")
 
 
-def _method(method: str | os.PathLike, d: int) -> tuple[str, RegistrationModel | None]:
+def _method(method: str | os.PathLike[str], d: int) -> tuple[str, RegistrationModel | None]:
     """The name that goes into the metrics, and the network; None for a classical method."""
     if method in CLASSICAL:
         return str(method), None
@@ -256,7 +261,7 @@ def _method(method: str | os.PathLike, d: int) -> tuple[str, RegistrationModel |
             raise ValueError(f"method {name!r} is a {model.ndim}D network and the images are {d}D.")
         return name, model
     shipped = {name: models.about(name) for name in models.pretrained()}
-    fitting = [name for name, said in shipped.items() if said.ndim == d]
+    fitting = [name for name, about in shipped.items() if about.ndim == d]
     if method != "auto":
         fitting = [name for name in fitting if shipped[name].name == method]
     elif not fitting:
@@ -275,8 +280,8 @@ def _images(moving: Any, fixed: Any) -> tuple[io.Image, io.Image]:
     a, b = io.as_image(moving, "moving"), io.as_image(fixed, "fixed")
     checks.are_a_pair(a, b)
     if a.physical != b.physical:  # an array beside a file lies on the file's grid
-        real = a if a.physical else b
-        a, b = (io.Image(x.data, real.affine, True, x.notes, real.across) for x in (a, b))
+        read = a if a.physical else b
+        a, b = (io.Image(x.data, read.affine, True, x.notes, read.across) for x in (a, b))
     return a, b
 
 
@@ -294,30 +299,30 @@ def _labels(
         ("moving_labels", moving_labels, moving),
         ("fixed_labels", fixed_labels, fixed),
     ):
-        found = io.as_image(source, name, labels=True)
-        if not found.physical:
-            found = io.Image(found.data, image.affine, across=image.across)
-        checks.labels_fit(name, found, image)
-        maps.append(found)
+        labels = io.as_image(source, name, labels=True)
+        if not labels.physical:
+            labels = io.Image(labels.data, image.affine, across=image.across)
+        checks.labels_fit(name, labels, image)
+        maps.append(labels)
     return maps[0], maps[1], resample(maps[0].data, moving.grid, fixed.grid, "nearest")
 
 
-def _align(work: _Work, tell: Progress) -> None:
+def _align(work: _Work, progress: Progress) -> None:
     """The affine registration that was asked for, or that the pair needs."""
     if work.affine == "auto":
         work.affine = "affine" if _need_affine(work.moving, work.fixed) else False
     if work.affine:
-        tell("affine", 0.05)
+        progress("affine", 0.05)
         work.matrix = classical.align(
-            work.moving, work.fixed, str(work.affine), lambda f: tell("affine", 0.05 + 0.4 * f)
+            work.moving, work.fixed, str(work.affine), lambda f: progress("affine", 0.05 + 0.4 * f)
         )
 
 
 def _need_affine(moving: io.Image, fixed: io.Image) -> bool:
     """Whether the images lie on different grids, or lie apart on one grid.
 
-    Many scans are resampled to one grid without being aligned (FreeSurfer's 256^3, say): the grid
-    alone says little. A rigid search on a coarse copy takes a second or two.
+    Many scans are resampled to one grid without being aligned (FreeSurfer's 256^3, say), so that
+    one grid does not mean that they are. A rigid search on coarse copies finds out.
     """
     if not moving.grid.same_as(fixed.grid):
         return True
@@ -325,20 +330,20 @@ def _need_affine(moving: io.Image, fixed: io.Image) -> bool:
         return False
     try:
         matrix = classical.align(moving, fixed, "rigid", largest=30_000)
-    except ValueError:  # nothing to align by
+    except ValueError:  # a constant image
         return False
     size = torch.tensor(fixed.spacing, dtype=torch.float32)
-    away = fixed.grid.disp_to(fixed.grid, matrix)[0].movedim(0, -1) * size
+    mm = fixed.grid.disp_to(fixed.grid, matrix)[0].movedim(0, -1) * size
     bright = fixed.data[0, 0] > fixed.data.mean()
-    return bool(away[bright].square().sum(-1).mean().sqrt() > APART)
+    return bool(mm[bright].square().sum(-1).mean().sqrt() > APART)
 
 
 def _fine_enough(image: io.Image, spacing: Sequence[float], least: int) -> list[float]:
     """The voxel size to work at: that of a network's training, or half or a quarter of it.
 
-    At its lowest level a network sees `least` voxels, its divisor, as one. A slab that is thinner
-    than that at the voxels of the training leaves it next to nothing to look at. Then the voxels
-    are halved, until the slab is as thick, or they are as fine as its own.
+    At its lowest level a network sees `least` voxels, its divisor, as one. Of a slab that is
+    thinner than that at the voxels of the training it would see almost nothing. Then the voxels are
+    halved, until the slab has as many, or they are as fine as its own.
     """
     spacing = list(spacing)
 
@@ -363,57 +368,58 @@ def _on_working_grid(work: _Work) -> tuple[Tensor, Tensor]:
 # answer -----------------------------------------------------------------------------------------
 
 
-def _answer(work: _Work, images: tuple[Tensor, Tensor], tell: Progress) -> Tensor:
-    """The displacement that the method finds between the images on the working grid, its voxels.
+def _answer(work: _Work, images: tuple[Tensor, Tensor], progress: Progress) -> Tensor:
+    """The displacement that the method finds between the images on the working grid, in its voxels.
 
-    A motion that a matrix says wholly goes into `work.matrix` instead.
+    The motion of a rigid or affine network goes into `work.matrix`, and the displacement is zero.
     """
-    tell(SYN if work.name == SYN else "network", 0.45)
+    progress(SYN if work.name == SYN else "network", 0.45)
     memory = (
         f"device is {work.device.type!r}, whose memory is too small for a grid of "
         f"{work.grid.shape} voxels and refine={work.refine}, expected device='cpu', images cropped "
         "to the organ, or refine=0."
     )
     shape = 1, work.fixed.ndim, *work.grid.shape
-    inner = torch.zeros(shape, dtype=torch.float32, device=work.device)
+    disp = torch.zeros(shape, dtype=torch.float32, device=work.device)
     with enough_memory(memory):
         if work.model is not None:
-            inner = _network(work, work.model, images, tell)
+            disp = _network(work, work.model, images, progress)
         elif work.name == SYN:
             a, b = (io.Image(values.cpu(), work.grid.affine) for values in images)
-            inner = classical.ants.syn(a, b).to(work.device)
+            disp = classical.ants.syn(a, b).to(work.device)
         if work.refine and not isinstance(work.model, LinearResNet):
-            tell("refining", 0.55)
-            inner = classical.refine(
-                *images, inner, work.refine, progress=lambda f: tell("refining", 0.55 + 0.3 * f)
+            progress("refining", 0.55)
+            disp = classical.refine(
+                *images, disp, work.refine, progress=lambda f: progress("refining", 0.55 + 0.3 * f)
             )
-    inner = inner.cpu()
-    if not torch.isfinite(inner).all():
+    disp = disp.cpu()
+    if not torch.isfinite(disp).all():
         raise ValueError(
             f"method {work.name!r} gave a displacement that is not finite for this pair."
         )
-    return inner
+    return disp
 
 
 def _network(
-    work: _Work, model: RegistrationModel, images: tuple[Tensor, Tensor], tell: Progress
+    work: _Work, model: RegistrationModel, images: tuple[Tensor, Tensor], progress: Progress
 ) -> Tensor:
-    """What the network answers, on the working grid; a rigid or affine one answers a matrix."""
+    """The displacement that the network finds on the working grid; of a rigid or affine one zero,
+    and `work.matrix` has its motion."""
     with torch.no_grad():
-        found = model.to(work.device)(*images)
-    rigid = isinstance(model, LinearResNet)
-    aligned = found.moved if rigid else images[0]
+        answer: Registration = model.to(work.device)(*images)
+    linear = isinstance(model, LinearResNet)
+    aligned = answer.moved if linear else images[0]
     work.warnings += checks.against_contrast(model, aligned, images[1], work.fixed.physical)
     if not isinstance(model, LinearResNet):
-        return found.disp.float()
+        return answer.disp.float()
     if work.refine:
-        tell("refining", 0.55)
-    theta = _linear(model, found.theta, images, work.grid.spacing, work.refine)
+        progress("refining", 0.55)
+    theta = _linear(model, answer.theta, images, work.grid.spacing, work.refine)
     work.warnings += checks.beyond_training(model, theta)
-    # it joins the matrix of an affine registration before
-    world = work.grid.matrix_of(theta, work.grid)
-    work.matrix = world if work.matrix is None else work.matrix @ world
-    return torch.zeros_like(found.disp)
+    # the motion comes before the matrix of an affine registration
+    motion = work.grid.matrix_of(theta, work.grid)
+    work.matrix = motion if work.matrix is None else work.matrix @ motion
+    return torch.zeros_like(answer.disp)
 
 
 def _linear(
@@ -438,15 +444,15 @@ def _linear(
 # bring back, judge ------------------------------------------------------------------------------
 
 
-def _bring_back(work: _Work, inner: Tensor) -> Transform:
-    """The answer as one map from the fixed to the moving image."""
+def _bring_back(work: _Work, disp: Tensor) -> Transform:
+    """The displacement on the working grid, and the matrix, as one map from fixed to moving."""
     fixed = work.fixed.grid
     if work.grid.shape != fixed.shape or not np.array_equal(work.grid.affine, fixed.affine):
-        inner = warp(inner, fixed.disp_to(work.grid), padding="border")
-        turn = torch.from_numpy(work.grid.map_to(fixed)[:-1, :-1]).float()
-        inner = (turn @ inner.flatten(2)).reshape(inner.shape)
+        disp = warp(disp, fixed.disp_to(work.grid), padding="border")
+        linear = torch.from_numpy(work.grid.map_to(fixed)[:-1, :-1]).float()
+        disp = (linear @ disp.flatten(2)).reshape(disp.shape)
     matrix = np.eye(4) if work.matrix is None else work.matrix
-    return Transform(fixed, work.moving.grid, matrix, inner)
+    return Transform(fixed, work.moving.grid, matrix, disp)
 
 
 def _judge(work: _Work, transform: Transform) -> Result:
@@ -454,22 +460,22 @@ def _judge(work: _Work, transform: Transform) -> Result:
     moving, fixed = work.moving, work.fixed
     fill = background(moving.data)
     source = transform.antialiased(moving.data)  # one image for both, or blur would look like gain
-    disp, own = transform.voxels(), transform.voxels(fixed.grid)
+    disp, in_fixed_voxels = transform.voxels(), transform.voxels(fixed.grid)
     moved = pull(source, disp, fill=fill)
     before = pull(source, fixed.grid.disp_to(moving.grid), fill=fill)
-    folds = int(metrics.folding_count(own))
+    folds = int(metrics.folding_count(in_fixed_voxels))
     numbers: dict[str, Any] = {
         **_compare(before, moved, fixed.data),
-        "folding_percent": 100 * folds / own[0, 0].numel(),
+        "folding_percent": 100 * folds / in_fixed_voxels[0, 0].numel(),
         "folding_count": folds,
-        "sd_log_jacobian": float(metrics.sd_log_jacobian(own)),
+        "sd_log_jacobian": float(metrics.sd_log_jacobian(in_fixed_voxels)),
     }
     moved_labels = None
     if work.labels is not None:
         moved_labels = transform.moved(work.labels[0].data, "nearest")
-        scores, missing = _dice(work.labels, moved_labels)
+        scores, warnings = _dice(work.labels, moved_labels)
         numbers |= scores
-        work.warnings += missing
+        work.warnings += warnings
     work.warnings += checks.against_answer(transform, numbers)
     numbers |= {
         "method": work.name,
@@ -483,7 +489,7 @@ def _judge(work: _Work, transform: Transform) -> Result:
     if work.matrix is not None:
         theta = fixed.grid.theta_to(moving.grid, work.matrix).float()
     title = "Registration: " + _steps(work.name, work.affine, work.refine)
-    page = _page(before, fixed, moved, own) | {"title": title}
+    page = _page(before, fixed, moved, in_fixed_voxels) | {"title": title}
     return Result(moved, disp, theta, numbers, work.warnings, transform, moved_labels, page)
 
 
@@ -500,19 +506,20 @@ def _scaled(image: Tensor, to: tuple[float, float] = (0.0, 1.0), keep: bool = Fa
         bottom, top = float(image.min()), float(image.max())
     if not top > bottom:
         return torch.full_like(image, low)
-    return ((image - bottom) / (top - bottom)).clamp(0, 1) * (high - low) + low
+    unit: Tensor = ((image - bottom) / (top - bottom)).clamp(0, 1)
+    return unit * (high - low) + low
 
 
 def _compare(before: Tensor, after: Tensor, fixed: Tensor) -> dict[str, dict[str, float]]:
     """Similarity to the fixed image before and after, intensities scaled to [0, 1]."""
     target = _scaled(fixed)
-    found: dict[str, dict[str, float]] = {"lncc": {}, "ncc": {}, "mse": {}}
+    scores: dict[str, dict[str, float]] = {"lncc": {}, "ncc": {}, "mse": {}}
     for when, image in (("before", before), ("after", after)):
         image = _scaled(image)
-        found["lncc"][when] = 1 - float(losses.lncc(image, target))
-        found["ncc"][when] = 1 - float(losses.ncc(image, target))
-        found["mse"][when] = float(losses.mse(image, target))
-    return found
+        scores["lncc"][when] = 1 - float(losses.lncc(image, target))
+        scores["ncc"][when] = 1 - float(losses.ncc(image, target))
+        scores["mse"][when] = float(losses.mse(image, target))
+    return scores
 
 
 def _dice(
@@ -520,8 +527,8 @@ def _dice(
 ) -> tuple[dict[str, Any], list[str]]:
     """Dice before and after over the labels that both maps hold; a sentence about the others."""
     moving, fixed, before = labels
-    found = [set(image.data.unique().tolist()) - {0} for image in (moving, fixed)]
-    shared = sorted(found[0] & found[1])
+    in_moving, in_fixed = ({*image.data.unique().tolist()} - {0} for image in (moving, fixed))
+    shared = sorted(in_moving & in_fixed)
     if not shared:
         raise ValueError("moving_labels and fixed_labels share no label, expected at least one.")
     scores = [metrics.dice(x, fixed.data, shared)[0].tolist() for x in (before, moved_labels)]
@@ -532,12 +539,12 @@ def _dice(
             for label, b, a in zip(shared, *scores, strict=True)
         },
     }
-    lost = sorted(found[0] ^ found[1])
-    if not lost:
+    in_one = sorted(in_moving ^ in_fixed)
+    if not in_one:
         return numbers, []
-    noun = "labels" if len(lost) > 1 else "label"
-    verb = "are" if len(lost) > 1 else "is"
-    listed = ", ".join(map(str, lost[:10])) + (" and more" if len(lost) > 10 else "")
+    noun = "labels" if len(in_one) > 1 else "label"
+    verb = "are" if len(in_one) > 1 else "is"
+    listed = ", ".join(map(str, in_one[:10])) + (" and more" if len(in_one) > 10 else "")
     return numbers, [f"{noun} {listed} {verb} in one image only and left out of the Dice."]
 
 
@@ -554,7 +561,7 @@ def _versions() -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: numbers that are not finite become null."""
+    """A value that JSON can represent: numbers that are not finite become null."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -565,34 +572,25 @@ def _plain(value: Any) -> Any:
 
 
 def _steps(name: str, affine: str | bool, refine: int) -> str:
-    """What was done, in words."""
+    """What was done, for the report's title."""
     first = [str(affine)] if affine and affine != name else []
     last = [f"{refine} steps of refinement"] if refine else []
     return ", ".join([*first, name, *last])
 
 
-def _page(before: Tensor, fixed: io.Image, moved: Tensor, own: Tensor) -> dict[str, Any]:
-    """What the report shows, turned and flipped so that a brain stands upright."""
-    import nibabel
+def _page(before: Tensor, fixed: io.Image, moved: Tensor, disp: Tensor) -> dict[str, Any]:
+    """What the report shows, on `Grid.canonical`, where a brain stands upright.
 
-    order = fixed.grid.axis_order()
-    axes = [0, 1, *(axis + 2 for axis, _ in order)]
-    flipped = [k + 2 for k, (_, sign) in enumerate(order) if sign < 0]
-
-    def turned(x: Tensor) -> Tensor:
-        return x.permute(axes).flip(flipped)
-
-    signs = own.new_tensor([float(sign) for _, sign in order]).reshape(1, -1, *[1] * fixed.ndim)
-    letters: tuple[str, ...] = ()
-    if fixed.physical:
-        codes = nibabel.aff2axcodes(fixed.affine)
-        opposite = dict(zip("RLAPSI", "LRPAIS", strict=True))
-        letters = tuple(codes[a] if s > 0 else opposite[codes[a]] for a, s in order)
+    disp: in voxels of the fixed grid.
+    """
+    order, upright = fixed.grid.axis_order(), fixed.grid.canonical()
+    signs = disp.new_tensor([float(sign) for _, sign in order]).reshape(1, -1, *[1] * fixed.ndim)
+    turned = fixed.grid.to_canonical
     return {
         "moving": turned(before),
         "fixed": turned(fixed.data),
         "moved": turned(moved),
-        "disp": turned(own)[:, [axis for axis, _ in order]] * signs,
-        "spacing": [fixed.spacing[axis] for axis, _ in order],
-        "orientation": letters,
+        "disp": turned(disp)[:, [axis for axis, _ in order]] * signs,
+        "spacing": list(upright.spacing),
+        "orientation": upright.directions() if fixed.physical else (),
     }

@@ -19,16 +19,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from torch import Tensor
 
 from regkit import metrics
 from regkit.spatial import affine_to_disp, check_disp, jacobian_determinant, warp, warp_points
 
+Floats = NDArray[np.float64]  # matrices and places
 # An image on new voxels is blurred first where these are wider than so many of the old ones. Below,
 # interpolating between the old voxels averages enough.
 COARSER = 1.5
@@ -52,7 +54,7 @@ class Grid:
     """
 
     shape: tuple[int, ...]
-    affine: np.ndarray
+    affine: Floats
     across: int | None = None
 
     def __post_init__(self) -> None:
@@ -74,28 +76,33 @@ class Grid:
     @property
     def spacing(self) -> tuple[float, ...]:
         """Voxel size along each array axis, mm: the lengths of the columns."""
-        return tuple(float(n) for n in np.linalg.norm(self.affine[:3, : self.ndim], axis=0))
+        sizes: list[float] = np.linalg.norm(self.affine[:3, : self.ndim], axis=0).tolist()
+        return tuple(sizes)
 
     @property
-    def centre(self) -> np.ndarray:
+    def centre(self) -> Floats:
         """The middle of the grid, (3,) mm."""
-        return self.to_mm((np.asarray(self.shape)[None] - 1) / 2)[0]
+        middle: Floats = self.to_mm((np.asarray(self.shape)[None] - 1) / 2)[0]
+        return middle
 
     def same_as(self, other: Grid) -> bool:
         """Whether both have one shape, and corners within 1 % of a voxel of each other."""
         apart = corners_apart(self.affine, other.affine, self.shape)
         return self.shape == other.shape and apart <= 0.01 * min(self.spacing)
 
-    def to_mm(self, voxels: np.ndarray) -> np.ndarray:
+    def to_mm(self, voxels: ArrayLike) -> Floats:
         """(N, d) voxel coordinates to (N, 3) mm, RAS."""
-        return np.asarray(voxels) @ self.affine[:3, : self.ndim].T + self.affine[:3, 3]
+        linear, origin = self.affine[:3, : self.ndim], self.affine[:3, 3]
+        mm: Floats = np.asarray(voxels) @ linear.T + origin
+        return mm
 
-    def to_voxels(self, mm: np.ndarray) -> np.ndarray:
+    def to_voxels(self, mm: ArrayLike) -> Floats:
         """(N, 3) mm, RAS, to (N, d) voxel coordinates; of a slice, of the nearest place in it."""
-        back = np.linalg.inv(self.affine)
-        return (np.asarray(mm) @ back[:3, :3].T + back[:3, 3])[:, : self.ndim]
+        back = inverted(self.affine)
+        voxels: Floats = np.asarray(mm) @ back[:3, :3].T + back[:3, 3]
+        return voxels[:, : self.ndim]
 
-    def map_to(self, other: Grid, matrix: np.ndarray | None = None) -> np.ndarray:
+    def map_to(self, other: Grid, matrix: Floats | None = None) -> Floats:
         """The matrix that sends a voxel of this grid to the voxel of the other one it lies on.
 
         This voxel -> mm -> (matrix) -> mm -> the other's voxel. In 2D both are planes in space;
@@ -108,11 +115,11 @@ class Grid:
         Returns:
             (d + 1, d + 1) float64, homogeneous.
         """
-        middle = np.eye(4) if matrix is None else matrix
-        full = np.linalg.inv(other.affine) @ middle @ self.affine
+        mm = np.eye(4) if matrix is None else matrix
+        full: Floats = inverted(other.affine) @ mm @ self.affine
         return full if self.ndim == 3 else full[np.ix_([0, 1, 3], [0, 1, 3])]
 
-    def theta_to(self, other: Grid, matrix: np.ndarray | None = None) -> Tensor:
+    def theta_to(self, other: Grid, matrix: Floats | None = None) -> Tensor:
         """The map of `map_to` as theta, (1, d, d+1) float64, about the centre of this grid."""
         voxels, d = self.map_to(other, matrix), self.ndim
         centre = (np.asarray(self.shape) - 1) / 2
@@ -120,19 +127,21 @@ class Grid:
         theta = np.concatenate([linear, (linear @ centre + offset - centre)[:, None]], axis=1)
         return torch.from_numpy(theta)[None]
 
-    def disp_to(self, other: Grid, matrix: np.ndarray | None = None) -> Tensor:
+    def disp_to(self, other: Grid, matrix: Floats | None = None) -> Tensor:
         """The map of `map_to` as displacement, (1, d, *S) float32: the other's voxel x' less x."""
         return affine_to_disp(self.theta_to(other, matrix), self.shape).float()
 
-    def matrix_of(self, theta: Tensor, other: Grid) -> np.ndarray:
+    def matrix_of(self, theta: Tensor, other: Grid) -> Floats:
         """theta (1, d, d+1) as (4, 4), mm -> mm: undoes `theta_to`. In 2D slice 0 stays slice 0."""
         d = self.ndim
         centre = (np.asarray(self.shape) - 1) / 2
-        linear, shift = (part.double().cpu().numpy() for part in theta[0].split([d, 1], dim=1))
-        full, keep = np.eye(4), [*range(d), 3]
-        full[np.ix_(keep[:d], keep[:d])] = linear
-        full[keep[:d], 3] = centre + shift[:, 0] - linear @ centre
-        return other.affine @ full @ np.linalg.inv(self.affine)
+        voxels = theta[0].double().cpu().numpy()
+        linear, shift = voxels[:, :d], voxels[:, d]
+        full = np.eye(4)
+        full[:d, :d] = linear
+        full[:d, 3] = centre + shift - linear @ centre
+        matrix: Floats = other.affine @ full @ inverted(self.affine)
+        return matrix
 
     def axis_order(self) -> list[tuple[int, int]]:
         """Which array axis runs along R, then A, then S, and which way: (axis, +1 or -1).
@@ -145,6 +154,31 @@ class Grid:
         order = np.argsort(world[:, 0])
         return [(int(k), int(world[k, 1])) for k in order]
 
+    def canonical(self) -> Grid:
+        """These voxels with their axes reordered and flipped to R, A, S, as nearly as they go.
+
+        Of a slice two of the three; its plane stays. `to_canonical` turns the values.
+        """
+        affine, corner = self.affine.copy(), np.array([0.0, 0.0, 0.0, 1.0])
+        order = self.axis_order()
+        for k, (axis, sign) in enumerate(order):
+            affine[:3, k] = sign * self.affine[:3, axis]
+            corner[axis] = 0 if sign > 0 else self.shape[axis] - 1
+        affine[:, 3] = self.affine @ corner
+        return Grid(tuple(self.shape[axis] for axis, _ in order), affine, self.across)
+
+    def to_canonical(self, values: Tensor) -> Tensor:
+        """Values (B, C, *S) on this grid as they lie on `canonical`."""
+        order = self.axis_order()
+        flipped = [k + 2 for k, (_, sign) in enumerate(order) if sign < 0]
+        return values.permute(0, 1, *(axis + 2 for axis, _ in order)).flip(flipped)
+
+    def directions(self) -> tuple[str, ...]:
+        """Where each array axis runs to, most nearly: "R" or "L", "A" or "P", "S" or "I"."""
+        import nibabel
+
+        return tuple(nibabel.aff2axcodes(self.affine)[: self.ndim])
+
     def covering(self, spacing: Sequence[float], size: Sequence[int] | None = None) -> Grid:
         """A grid of another voxel size that covers this one, its axes to R, A, S as it goes.
 
@@ -152,21 +186,21 @@ class Grid:
         oblique scan keeps its obliqueness. With `size` the new grid has that many voxels, whether
         they cover the old one or not.
         """
-        d, affine = self.ndim, np.eye(4)
-        affine[:3, 2] = self.affine[:3, 2]  # in 2D: across the slice, as it was
+        d, old = self.ndim, self.canonical()
+        affine = old.affine.copy()  # in 2D: across the slice, as it was
         shape = []
-        for k, (axis, sign) in enumerate(self.axis_order()):
-            extent = (self.shape[axis] - 1) * self.spacing[axis]
+        for k in range(d):
+            extent = (old.shape[k] - 1) * old.spacing[k]
             shape.append(int(np.ceil(extent / spacing[k] - 1e-3)) + 1 if size is None else size[k])
-            affine[:3, k] = sign * self.affine[:3, axis] / self.spacing[axis] * spacing[k]
+            affine[:3, k] = old.affine[:3, k] / old.spacing[k] * spacing[k]
         middle = np.append((np.asarray(shape) - 1) / 2, [0.0] * (3 - d))
         affine[:3, 3] = self.centre - affine[:3, :3] @ middle
         return Grid(tuple(shape), affine)
 
 
-def usable(affine: np.ndarray) -> bool:
-    """Finite, invertible, with voxels between a nanometre and ten metres, and not flat for want of
-    precision."""
+def usable(affine: Floats) -> bool:
+    """Finite, with voxels between a nanometre and ten metres, and far enough from singular that
+    float64 can invert it."""
     if not np.isfinite(affine).all():
         return False
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
@@ -175,7 +209,12 @@ def usable(affine: np.ndarray) -> bool:
     return bool(abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-3)
 
 
-def corners_apart(a: np.ndarray, b: np.ndarray, shape: Sequence[int]) -> float:
+def inverted(matrix: Floats) -> Floats:
+    """The inverse of a matrix, in float64."""
+    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
+
+
+def corners_apart(a: Floats, b: Floats, shape: Sequence[int]) -> float:
     """How far two affines put one corner of a grid from each other at most, mm."""
     sizes = (*shape, 1, 1)[:3]
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in sizes])).reshape(3, -1)
@@ -220,7 +259,7 @@ def background(image: Tensor) -> Tensor:
 def pull(
     image: Tensor, disp: Tensor, mode: str = "linear", fill: float | Tensor | None = None
 ) -> Tensor:
-    """`regkit.spatial.warp`, with a value of one's own outside the image.
+    """`regkit.spatial.warp`, with a chosen value outside the image.
 
     Args:
         image: (B, C, *M). disp: (B, d, *S), voxels. mode: "linear", or "nearest" for label maps.
@@ -238,7 +277,7 @@ def pull(
     return warp(image - outside, disp) + outside
 
 
-def blur(image: Tensor, step: np.ndarray | Sequence[float]) -> Tensor:
+def blur(image: Tensor, step: ArrayLike) -> Tensor:
     """Blur voxels of width 1 to voxels of width `step`, axis by axis, so that detail which the new
     voxels cannot show does not turn into noise.
 
@@ -261,7 +300,7 @@ def resample(
     grid: Grid,
     new: Grid,
     mode: str = "linear",
-    matrix: np.ndarray | None = None,
+    matrix: Floats | None = None,
 ) -> Tensor:
     """Bring an image to another grid: (1, C, *M) to (1, C, *S).
 
@@ -281,12 +320,13 @@ def resample(
     return pull(image, new.disp_to(grid, matrix), mode, fill)
 
 
-def _step(voxel_map: np.ndarray) -> np.ndarray:
+def _step(voxel_map: Floats) -> Floats:
     """(d,): along each axis of the old grid, the width of a new voxel in old ones."""
-    return np.linalg.norm(voxel_map[:-1, :-1], axis=1)
+    width: Floats = np.linalg.norm(voxel_map[:-1, :-1], axis=1)
+    return width
 
 
-def map_points(matrix: np.ndarray, points: Tensor) -> Tensor:
+def map_points(matrix: Floats, points: Tensor) -> Tensor:
     """Send voxel coordinates (1, d, *S) through the matrix of `Grid.map_to`, (d+1, d+1)."""
     d = points.shape[1]
     m = torch.from_numpy(matrix).to(points)
@@ -322,7 +362,7 @@ class Transform:
 
     fixed: Grid
     moving: Grid
-    matrix: np.ndarray
+    matrix: Floats
     disp: Tensor
 
     def __post_init__(self) -> None:
@@ -338,7 +378,7 @@ class Transform:
             )
 
     @classmethod
-    def affine(cls, fixed: Grid, moving: Grid, matrix: np.ndarray | None = None) -> Transform:
+    def affine(cls, fixed: Grid, moving: Grid, matrix: Floats | None = None) -> Transform:
         """A map without displacement; without a matrix, what the two headers say."""
         disp = torch.zeros(1, fixed.ndim, *fixed.shape, dtype=torch.float32)
         return cls(fixed, moving, np.eye(4) if matrix is None else np.asarray(matrix), disp)
@@ -346,8 +386,9 @@ class Transform:
     @classmethod
     def from_voxels(cls, disp: Tensor, fixed: Grid, moving: Grid) -> Transform:
         """The map that `voxels` describes: (1, d, *S), voxels of `fixed` in, of `moving` out."""
-        own = map_points(moving.map_to(fixed), disp.double() + _index(fixed)) - _index(fixed)
-        return cls(fixed, moving, np.eye(4), own.float())
+        index = _index(fixed)
+        in_fixed_voxels = map_points(moving.map_to(fixed), disp.double() + index) - index
+        return cls(fixed, moving, np.eye(4), in_fixed_voxels.float())
 
     def voxels(self, grid: Grid | None = None) -> Tensor:
         """The map as a displacement that `regkit.spatial.warp` takes: (1, d, *S) on the fixed grid.
@@ -396,10 +437,10 @@ class Transform:
 
     def points(
         self,
-        p: Any,
+        p: ArrayLike,
         start: Literal["fixed", "moving"] = "fixed",
         unit: Literal["mm", "voxel"] = "mm",
-    ) -> np.ndarray:
+    ) -> Floats:
         """Send points of one image to their counterparts in the other.
 
         Args:
@@ -419,23 +460,23 @@ class Transform:
         width = 3 if unit == "mm" else self.fixed.ndim
         if p.ndim != 2 or p.shape[1] != width:
             raise ValueError(f"p has shape {p.shape}, expected (N, {width}) for unit {unit!r}.")
-        here, there = (self.fixed, self.moving)[:: 1 if start == "fixed" else -1]
-        voxels = here.to_voxels(p) if unit == "mm" else p
+        from_grid, to_grid = (self.fixed, self.moving)[:: 1 if start == "fixed" else -1]
+        voxels = from_grid.to_voxels(p) if unit == "mm" else p
         disp = self.disp.double()
 
         def displaced(x: Tensor) -> Tensor:
             return warp_points(x, disp)
 
         if start == "fixed":
-            found = _homogeneous(self.fixed.map_to(there, self.matrix), displaced(_batch(voxels)))
+            ends = _homogeneous(self.fixed.map_to(to_grid, self.matrix), displaced(_batch(voxels)))
         else:  # z = matrix^-1 y is x + u(x): x is found by steps against what is missing
-            back = np.linalg.inv(self.fixed.map_to(here, self.matrix))
+            back = inverted(self.fixed.map_to(from_grid, self.matrix))
             goal = _homogeneous(back, _batch(voxels))
-            found = goal.clone()
+            ends = goal.clone()
             for _ in range(ITERATIONS):
-                found = found - DAMPING * (displaced(found) - goal)
-        result = found[0].numpy()
-        return there.to_mm(result) if unit == "mm" else result
+                ends = ends - DAMPING * (displaced(ends) - goal)
+        result: Floats = ends[0].numpy()
+        return to_grid.to_mm(result) if unit == "mm" else result
 
     def inverse(self, iterations: int = 30) -> Transform:
         """The map back, on the moving grid: moving mm -> fixed mm.
@@ -444,7 +485,7 @@ class Transform:
         and the moving grid lies within what the fixed grid covers.
         """
         # y -> z = matrix^-1 y, and z + v(z) is where u leads to z: v(z) = -u(z + v(z))
-        back = np.linalg.inv(self.matrix)
+        back = inverted(self.matrix)
         start = self.moving.disp_to(self.fixed, back)
         v = torch.zeros_like(start)
         for _ in range(iterations):
@@ -462,7 +503,7 @@ class Transform:
         """
         # matrix (x + u(x)) = y; y + v(y), then the other's matrix: u'(x) = u(x) + matrix^-1 v(y)
         v = warp(other.disp, self.voxels(other.fixed), padding="border")
-        linear = other.fixed.map_to(self.fixed, np.linalg.inv(self.matrix))[:-1, :-1]
+        linear = other.fixed.map_to(self.fixed, inverted(self.matrix))[:-1, :-1]
         turned = (torch.from_numpy(linear).float() @ v.flatten(2)).reshape(v.shape)
         return Transform(self.fixed, other.moving, other.matrix @ self.matrix, self.disp + turned)
 
@@ -488,11 +529,11 @@ def _index(grid: Grid) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
 
 
-def _batch(points: np.ndarray) -> Tensor:
+def _batch(points: Floats) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(points))[None]
 
 
-def _homogeneous(matrix: np.ndarray, points: Tensor) -> Tensor:
+def _homogeneous(matrix: Floats, points: Tensor) -> Tensor:
     """(1, N, d) through (d+1, d+1)."""
     m = torch.from_numpy(matrix)
     return points @ m[:-1, :-1].T + m[:-1, -1]

@@ -19,7 +19,7 @@ import torch
 from typer.testing import CliRunner
 
 import regkit
-from regkit import cli, io, models
+from regkit import cli, files, io, models
 from regkit.device import enough_memory, free_memory
 
 
@@ -476,7 +476,7 @@ def test_permissions_of_the_file_system():
         image.chmod(0)
         with as_ordinary_user():
             with pytest.raises(ValueError, match="out: the folder cannot be written"):
-                io.check_writable(closed / "out")
+                files.check_writable(closed / "out")
             with pytest.raises(ValueError, match="moving: the file may not be read"):
                 io.read(image, "moving")
 

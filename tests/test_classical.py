@@ -16,8 +16,10 @@ from test_register import turned
 
 from regkit import classical, io, metrics
 from regkit.classical import ants as by_ants
+from regkit.classical import linear
 from regkit.classical import sitk as by_sitk
 from regkit.data import population
+from regkit.losses import diffusion
 from regkit.metrics import rotation_error
 from regkit.spatial import affine_to_disp, invert_theta, rigid_theta, warp
 from regkit.transform import Grid, resample
@@ -355,3 +357,59 @@ def test_without_ants_syn_names_the_extra_too(monkeypatch):
     image = io.Image(torch.rand(1, 1, 9, 9), np.eye(4))
     with pytest.raises(ImportError, match=r"antspyx: in a clone .* -e \"\.\[baselines\]\"\."):
         by_ants.syn(image, image)
+
+
+def test_a_motion_is_rigid_in_millimetres():
+    """R^T R = 1 of the map in mm, by voxels of 1 x 2 x 3 mm."""
+    size = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    motion = linear._Motion("rigid", (20, 18, 16), size)
+    theta = motion.theta(torch.tensor([3.0, -2.0, 4.0, 1.0, 2.0, -3.0], dtype=torch.float64))
+    mm = size[:, None] * theta[0, :, :3] / size
+    torch.testing.assert_close(mm.T @ mm, torch.eye(3, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(size * theta[0, :, 3], torch.tensor([1.0, 2.0, -3.0]).double())
+
+
+def test_a_map_between_levels_sends_the_same_places_to_the_same():
+    """Corner voxels stay corner voxels: a place is a fraction of the way between them."""
+    theta = torch.tensor([[[1.1, 0.2, 3.0], [-0.1, 0.9, -2.0]]], dtype=torch.float64)
+    fixed, small, moving, small_moving = (41, 31), (21, 11), (51, 36), (26, 15)
+    level = linear._at_level(theta, fixed, small, moving, small_moving)
+
+    def sent(theta, start, shape):
+        centre = (torch.tensor(shape, dtype=torch.float64) - 1) / 2
+        return theta[0, :, :2] @ (start - centre) + centre + theta[0, :, 2]
+
+    x = torch.tensor([10.0, 24.0], dtype=torch.float64)  # and (5, 8) on the level
+    whole = sent(theta, x, fixed) / (torch.tensor(moving) - 1)
+    coarse = sent(level, torch.tensor([5.0, 8.0]).double(), small) / (
+        torch.tensor(small_moving) - 1
+    )
+    torch.testing.assert_close(coarse, whole)
+
+
+def smooth_pair() -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(x.image[None] for x in population(2, (40, 48), seed=2))
+
+
+def test_refinement_returns_the_best_iterate():
+    """At a rate that makes every step worse, that is where it started."""
+    moving, fixed = smooth_pair()
+    start = torch.zeros(1, 2, 40, 48)
+    end = classical.refine(moving, fixed, start, 3, rate=50.0)
+    assert torch.equal(end, start)
+
+
+def test_smoothness_holds_a_displacement_back():
+    moving, fixed = smooth_pair()
+    start = torch.zeros(1, 2, 40, 48)
+    free, held = (classical.refine(moving, fixed, start, 20, smoothness=s) for s in (0.0, 100.0))
+    assert 3 * diffusion(held) < diffusion(free)
+
+
+@pytest.mark.parametrize("by", [(7, -9), (-3, 4), (0, 11)])
+def test_the_shift_between_two_images_is_counted(by):
+    """fixed(x) = moving(x + t): the bright square of the moving image lies t further on."""
+    moving, fixed = torch.zeros(2, 1, 1, 40, 44)
+    fixed[..., 15:20, 18:24] = 1
+    moving[..., 15 + by[0] : 20 + by[0], 18 + by[1] : 24 + by[1]] = 1
+    assert classical.shift(moving, fixed)[0, :, 2].tolist() == list(by)

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import torch
 from PIL import Image as Picture
 
-from regkit import io
+from regkit import files, io
 from regkit.spatial import warp_points
 from regkit.transform import Grid, Transform, pull
 
@@ -49,6 +49,36 @@ def itk_points(affine: np.ndarray, voxels: np.ndarray) -> np.ndarray:
 
 
 # reading ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("unit", "size"), [("meter", 1000.0), ("micron", 0.001), ("mm", 1.0)])
+def test_sizes_in_metres_and_micrometres_are_read_as_millimetres(unit, size):
+    image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.diag([0.5, 0.6, 0.7, 1]))
+    image.header.set_xyzt_units(unit)
+    np.testing.assert_allclose(io.as_image(image).spacing, np.array([0.5, 0.6, 0.7]) * size)
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_labels_that_are_no_whole_numbers_are_refused(value):
+    labels = np.zeros((4, 5), np.float32)
+    labels[1, 2] = value
+    with pytest.raises(
+        ValueError, match="labels holds values that are not whole numbers, expected"
+    ):
+        io.check_values(labels, "labels", labels=True)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 0, 1), (1, 0, 2)])
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1)])
+def test_a_canonical_image_is_that_of_nibabel(order, signs):
+    affine = np.eye(4)
+    affine[:3, :3] = (oblique(0.2)[:3, :3] * signs)[:, list(order)]
+    affine[:3, 3] = (3.0, -5.0, 8.0)
+    source = nibabel.Nifti1Image(np.random.default_rng(0).random((4, 5, 6), np.float32), affine)
+    closest, image = nibabel.as_closest_canonical(source), io.canonical(io.as_image(source))
+    np.testing.assert_array_equal(image.data[0, 0], closest.get_fdata(dtype=np.float32))
+    np.testing.assert_allclose(image.affine, closest.affine, atol=1e-5)  # of float32 in the header
+    assert image.grid.directions() == ("R", "A", "S")
 
 
 def test_nifti_round_trip_keeps_values_and_place(tmp_path):
@@ -259,6 +289,20 @@ def test_a_2d_displacement_comes_back_from_its_file(tmp_path, plane):
     assert back.shape == disp.shape and (back - disp).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("across", [0, 1, 2])
+def test_a_slice_of_a_volume_has_a_field_of_two_equal_slices(tmp_path, across):
+    """In 3D, as the volume is; one slice alone ITK would read as a 2D field."""
+    grid = Grid((14, 11), np.diag([2.0, 2.0, 3.0, 1.0]), across)
+    transform = Transform.from_voxels(smooth_disp((14, 11)), grid, grid)
+    io.write_transform(transform, tmp_path / "d.nii.gz")
+    field = sitk.ReadImage(str(tmp_path / "d.nii.gz"))
+    size = [14, 11]
+    size.insert(across, 2)
+    assert list(field.GetSize()) == size
+    first, second = np.split(sitk.GetArrayFromImage(field), 2, axis=2 - across)
+    np.testing.assert_array_equal(first, second)
+
+
 def test_simpleitk_maps_2d_points_as_we_do(tmp_path):
     affine = np.diag([-1.2, 1.5, 1.0, 1.0])
     affine[:2, 3] = (40.0, -30.0)
@@ -295,7 +339,7 @@ def test_ants_warps_an_image_as_we_do(warped, tmp_path):
 
 
 def test_a_failure_in_the_middle_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), io.staged(tmp_path / "new" / "out") as folder:
+    with pytest.raises(RuntimeError), files.staged(tmp_path / "new" / "out") as folder:
         (folder / "half.txt").write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
@@ -303,7 +347,7 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path):
 
 def test_a_failure_leaves_an_older_result_alone(tmp_path):
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(RuntimeError), io.staged(tmp_path) as folder:
+    with pytest.raises(RuntimeError), files.staged(tmp_path) as folder:
         (folder / "a.txt").write_text("new")
         raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and (
@@ -312,7 +356,7 @@ def test_a_failure_leaves_an_older_result_alone(tmp_path):
 
 
 def test_a_new_folder_has_the_usual_permissions(tmp_path):
-    with io.staged(tmp_path / "out") as folder:
+    with files.staged(tmp_path / "out") as folder:
         (folder / "a.txt").write_text("a")
     (tmp_path / "usual").mkdir()
     assert os.stat(tmp_path / "out").st_mode == os.stat(tmp_path / "usual").st_mode

@@ -60,6 +60,24 @@ def test_a_covering_grid_covers_and_points_to_ras(shape):
     assert inside.min() > -0.01 and (inside.max(1) < np.array(new.shape) - 0.99).all()
 
 
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 6)])
+def test_a_canonical_grid_is_that_of_nibabel(shape):
+    """Each voxel keeps its place, and the axes run to R, A, S; those of a coronal slice to R, S."""
+    affine = np.array([[-1.0, 0, 0, 30], [0, 0, 1.5, -12], [0, -2.0, 0, 5], [0, 0, 0, 1]])
+    grid, values = Grid(shape, affine, across=1), torch.rand(2, 3, *shape)
+    new, turned = grid.canonical(), grid.to_canonical(values)
+    full = nibabel.Nifti1Image(values[1, 2].numpy().reshape((*shape, 1)[:3]), affine)
+    closest = nibabel.as_closest_canonical(full)
+    np.testing.assert_array_equal(turned[1, 2], np.squeeze(closest.get_fdata(dtype=np.float32)))
+    corners = np.array([[0] * len(shape), [n - 1 for n in new.shape]])
+    in_3d = corners if len(shape) == 3 else np.insert(corners, 1, 0, axis=1)
+    np.testing.assert_allclose(
+        new.to_mm(corners), in_3d @ closest.affine[:3, :3].T + closest.affine[:3, 3]
+    )
+    assert new.directions() == (("R", "S") if len(shape) == 2 else ("R", "A", "S"))
+    assert grid.directions() == ("L", "I", "A")[: len(shape)] and new.across == 1
+
+
 def test_one_grid_is_one_to_a_hundredth_of_a_voxel():
     """A bound: half a percent is one grid, two percent are two."""
     grid = Grid((10, 12, 14), oblique())

@@ -16,17 +16,17 @@ states them. It looks at every voxel and draws nothing at random.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from regkit.classical.frame import InFrame, common_frame
-from regkit.classical.linear import LARGEST
+from regkit.classical.frame import InFrame, check_images, common_frame
+from regkit.classical.linear import LARGEST, Progress
 from regkit.io import LPS, Image, read_transform
 from regkit.names import install
-from regkit.transform import Grid, check_one_plane
+from regkit.transform import Floats, Grid, inverted
 
 METRICS = {"mutual_information": "mattes", "correlation": "GC"}
 TYPES = {"rigid": "Rigid", "affine": "Affine"}
@@ -61,16 +61,17 @@ def align(
     moving: Image,
     fixed: Image,
     kind: str = "affine",
-    progress: Callable[[float], None] | None = None,
-    largest: int = LARGEST,
+    *,
     metric: str = "mutual_information",
-) -> np.ndarray:
-    """The rigid or affine map that lays the moving image over the fixed one, by ANTs.
+    largest: int = LARGEST,
+    progress: Progress | None = None,
+) -> Floats:
+    """`regkit.classical.align`, by ANTs.
 
     Args:
-        moving, fixed, kind, largest: as in `regkit.classical.align`.
-        progress: called once, at the end.
+        moving, fixed, kind, largest: as there.
         metric: "mutual_information" or "correlation".
+        progress: called once, at the end.
 
     Returns:
         (4, 4) float64, as `regkit.classical.align`: fixed mm -> moving mm, RAS.
@@ -86,7 +87,7 @@ def align(
     ants = load()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = ants.registration(
+            answer = ants.registration(
                 _image(b),
                 _image(a),
                 TYPES[kind],
@@ -94,8 +95,8 @@ def align(
                 aff_metric=METRICS[metric],
                 singleprecision=False,
             )
-            transform = ants.read_transform(found["fwdtransforms"][0], precision="double")
-        except Exception:  # ANTs raises whatever comes
+            transform = ants.read_transform(answer["fwdtransforms"][0], precision="double")
+        except Exception:  # ANTs has no exceptions of its own
             raise ValueError(
                 "moving and fixed could not be aligned, expected images that show the same thing."
             ) from None
@@ -136,26 +137,22 @@ def syn(
         raise ValueError(f"metric is {metric!r}, expected one of {', '.join(SYN_METRICS)}.")
     if not iterations or any(not isinstance(n, int) or n < 0 for n in iterations):
         raise ValueError(f"iterations is {iterations!r}, expected a number, 0 or more, per level.")
-    if moving.ndim != fixed.ndim:
-        raise ValueError(f"moving is {moving.ndim}D and fixed {fixed.ndim}D, expected the same.")
+    check_images(moving, fixed)
     for name, image in (("moving", moving), ("fixed", fixed)):
-        if image.data.min() == image.data.max():
-            raise ValueError(f"{name} is constant, expected an image that shows something.")
         if min(image.shape) < SMALLEST:
             raise ValueError(
                 f"{name} has shape {image.shape}, expected {SMALLEST} or more voxels per axis."
             )
-    check_one_plane(moving.grid, fixed.grid)
     ants, d = load(), fixed.ndim
     # mm along the axes of the fixed grid, see `regkit.classical.frame`
     grid = np.diag([*fixed.spacing, 1.0])
-    there = grid @ np.linalg.inv(fixed.grid.map_to(moving.grid))
-    a = InFrame(moving.data[0, 0].numpy(), there)
+    moving_matrix: Floats = grid @ inverted(fixed.grid.map_to(moving.grid))
+    a = InFrame(moving.data[0, 0].numpy(), moving_matrix)
     b = InFrame(fixed.data[0, 0].numpy(), grid)
     name, parameter = SYN_METRICS[metric]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = ants.registration(
+            answer = ants.registration(
                 _image(b),
                 _image(a),
                 "SyNOnly",
@@ -164,12 +161,12 @@ def syn(
                 syn_sampling=parameter,
                 reg_iterations=tuple(iterations),
             )
-        except Exception:  # ANTs raises whatever comes
+        except Exception:  # ANTs has no exceptions of its own
             raise ValueError(
                 "moving and fixed could not be registered, expected images that overlap and show "
                 "the same thing."
             ) from None
         full, axes = np.eye(4), [*range(d), 3]
-        full[np.ix_(axes, axes)] = there
-        there_grid = Grid(moving.shape, LPS @ full)
-        return read_transform(found["fwdtransforms"][0], there_grid).voxels()
+        full[np.ix_(axes, axes)] = moving_matrix
+        in_frame = Grid(moving.shape, LPS @ full)
+        return read_transform(answer["fwdtransforms"][0], in_frame).voxels()

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from regkit.classical.linear import KINDS, to_isotropic
 from regkit.io import Image
-from regkit.transform import check_one_plane
+from regkit.transform import Floats, check_one_plane, inverted
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,32 +25,49 @@ class InFrame:
     values: (*S,) float32. matrix: (d+1, d+1), voxel -> frame, mm.
     """
 
-    values: np.ndarray
-    matrix: np.ndarray
+    values: NDArray[np.float32]
+    matrix: Floats
 
     @property
-    def spacing(self) -> np.ndarray:
+    def spacing(self) -> Floats:
         """(d,) mm."""
-        return np.linalg.norm(self.matrix[:-1, :-1], axis=0)
+        sizes: Floats = np.linalg.norm(self.matrix[:-1, :-1], axis=0)
+        return sizes
 
     @property
-    def direction(self) -> np.ndarray:
+    def direction(self) -> Floats:
         """(d, d), its columns the array axes in the frame."""
-        return self.matrix[:-1, :-1] / self.spacing
+        axes: Floats = self.matrix[:-1, :-1] / self.spacing
+        return axes
 
     @property
-    def origin(self) -> np.ndarray:
+    def origin(self) -> Floats:
         """(d,) mm: voxel 0."""
         return self.matrix[:-1, -1]
 
 
-ToWorld = Callable[[Callable[[np.ndarray], np.ndarray]], np.ndarray]
+PointMap = Callable[[Floats], Floats]  # points (N, d), mm in the frame, to points
+ToWorld = Callable[[PointMap], Floats]
+
+
+def check_images(moving: Image, fixed: Image) -> None:
+    """Refuse two images that no tool could register.
+
+    Raises:
+        ValueError: 2D with 3D, a constant image, slices of different planes.
+    """
+    if moving.ndim != fixed.ndim:
+        raise ValueError(f"moving is {moving.ndim}D and fixed {fixed.ndim}D, expected the same.")
+    for name, image in (("moving", moving), ("fixed", fixed)):
+        if image.data.min() == image.data.max():
+            raise ValueError(f"{name} is constant, expected an image that shows something.")
+    check_one_plane(moving.grid, fixed.grid)
 
 
 def common_frame(
     moving: Image, fixed: Image, kind: str, largest: int
 ) -> tuple[InFrame, InFrame, ToWorld]:
-    """Both images in one frame, and what turns the map that a tool has found into ours.
+    """Both images in one frame, and a function that brings a map from the frame into space.
 
     Args:
         moving, fixed, kind, largest: as in `regkit.classical.align`.
@@ -63,32 +81,24 @@ def common_frame(
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, expected 'rigid' or 'affine'.")
-    if moving.ndim != fixed.ndim:
-        raise ValueError(f"moving is {moving.ndim}D and fixed {fixed.ndim}D, expected the same.")
-    for name, image in (("moving", moving), ("fixed", fixed)):
-        if image.data.min() == image.data.max():
-            raise ValueError(f"{name} is constant, expected an image that shows something.")
+    check_images(moving, fixed)
     d = fixed.ndim
-    check_one_plane(moving.grid, fixed.grid)
     (moving_values, moving_grid), (fixed_values, grid) = (
         to_isotropic(image, largest) for image in (moving, fixed)
     )
     fixed_matrix = np.diag([*grid.spacing, 1.0])
-    moving_matrix = fixed_matrix @ np.linalg.inv(grid.map_to(moving_grid))
+    moving_matrix = fixed_matrix @ inverted(grid.map_to(moving_grid))
 
-    def to_world(found: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    def to_world(point_map: PointMap) -> Floats:
         size = max(grid.shape) * fixed_matrix[0, 0]  # far apart, for tools of single precision
-        ends = found(np.concatenate([np.zeros((1, d)), size * np.eye(d)]))
+        ends = point_map(np.concatenate([np.zeros((1, d)), size * np.eye(d)]))
         between = np.eye(d + 1)
         between[:d, :d] = (ends[1:] - ends[0]).T / size
         between[:d, d] = ends[0]
-        voxels, full, axes = (
-            np.linalg.inv(moving_matrix) @ between @ fixed_matrix,
-            np.eye(4),
-            [*range(d), 3],
-        )
-        full[np.ix_(axes, axes)] = voxels
-        return moving_grid.affine @ full @ np.linalg.inv(grid.affine)
+        full, axes = np.eye(4), [*range(d), 3]
+        full[np.ix_(axes, axes)] = inverted(moving_matrix) @ between @ fixed_matrix
+        world: Floats = moving_grid.affine @ full @ inverted(grid.affine)
+        return world
 
     return (
         InFrame(moving_values[0, 0].numpy(), moving_matrix),

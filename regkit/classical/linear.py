@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,10 +29,10 @@ from regkit.spatial import (
     rigid_theta,
     warp,
 )
-from regkit.transform import Grid, blur, check_one_plane, resample
+from regkit.transform import Floats, Grid, blur, check_one_plane, resample
 
 KINDS = ("rigid", "affine")
-
+Progress = Callable[[float], None]  # takes the fraction done, 0 to 1
 
 ENERGIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ncc": ncc,
@@ -62,7 +61,7 @@ def fit(
     iterations: int = ITERATIONS,
     search: bool = True,
     levels: int | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """The rigid or affine map that minimises the dissimilarity of one pair.
 
@@ -124,7 +123,7 @@ def fit(
 
 
 def _check_pair(moving: Tensor, fixed: Tensor) -> None:
-    """Raise ValueError unless both are (1, 1, *S) of one number of axes and show something."""
+    """Raise ValueError unless both are (1, 1, *S) of as many axes and neither is constant."""
     for name, image in (("moving", moving), ("fixed", fixed)):
         if image.shape[:2] != (1, 1) or image.ndim not in (4, 5) or image.ndim != fixed.ndim:
             raise ValueError(
@@ -262,7 +261,8 @@ def _search(level: _Level, iterations: int) -> tuple[Tensor, Tensor]:
         for turn, turned, numbers in guesses[:count]:
             numbers = _descend(turned, numbers, iterations)
             followed.append((turned.value(numbers), turn, numbers))
-    return min(followed, key=lambda found: found[0])[1:]
+    _, turn, numbers = min(followed, key=lambda end: end[0])
+    return turn, numbers
 
 
 def _turns(count: int, name: str) -> list[Tensor]:
@@ -316,10 +316,10 @@ def align(
     moving: Image,
     fixed: Image,
     kind: str = "affine",
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
     largest: int = LARGEST,
     similarity: str = "mutual_information",
-) -> np.ndarray:
+) -> Floats:
     """The rigid or affine map that lays the moving image over the fixed one, in physical space.
 
     Args:
@@ -357,7 +357,7 @@ def affine(moving: Image, fixed: Image) -> Tensor:
 
 def to_isotropic(image: Image, largest: int = LARGEST) -> tuple[Tensor, Grid]:
     """An image on cubic voxels, at most about `largest` of them, in [0, 1]; and their grid."""
-    volume = float(np.prod([n * s for n, s in zip(image.shape, image.spacing, strict=True)]))
+    volume = math.prod(n * s for n, s in zip(image.shape, image.spacing, strict=True))
     size = max(min(image.spacing), (volume / largest) ** (1 / image.ndim))
     grid = image.grid.covering([size] * image.ndim)
     values = resample(image.data, image.grid, grid)

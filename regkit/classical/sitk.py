@@ -13,14 +13,14 @@ looks at all of them, and so do we.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from regkit.classical.frame import InFrame, common_frame
-from regkit.classical.linear import LARGEST
+from regkit.classical.linear import LARGEST, Progress
 from regkit.io import Image
+from regkit.transform import Floats
 
 METRICS = ("mutual_information", "correlation")
 BINS = 50
@@ -32,16 +32,17 @@ def align(
     moving: Image,
     fixed: Image,
     kind: str = "affine",
-    progress: Callable[[float], None] | None = None,
-    largest: int = LARGEST,
+    *,
     metric: str = "mutual_information",
     sampling: float = 1.0,
     threads: int = 1,
-) -> np.ndarray:
-    """The rigid or affine map that lays the moving image over the fixed one, by SimpleITK.
+    largest: int = LARGEST,
+    progress: Progress | None = None,
+) -> Floats:
+    """`regkit.classical.align`, by SimpleITK.
 
     Args:
-        moving, fixed, progress, largest: as in `regkit.classical.align`.
+        moving, fixed, largest, progress: as there.
         kind: "rigid" (turn and shift), or "affine" (stretch and shear as well, after that).
         metric: "mutual_information" or "correlation".
         sampling: which part of the voxels the metric looks at; less than 1 draws them at random,
@@ -63,36 +64,20 @@ def align(
     a, b, to_world = common_frame(moving, fixed, kind, largest)
     import SimpleITK as sitk
 
-    d = fixed.ndim
     images = _to_sitk(b), _to_sitk(a)
-    search = sitk.ImageRegistrationMethod()
-    if metric == "correlation":
-        search.SetMetricAsCorrelation()
-    else:
-        search.SetMetricAsMattesMutualInformation(BINS)
-    if sampling < 1:
-        search.SetMetricSamplingStrategy(search.RANDOM)
-        search.SetMetricSamplingPercentage(sampling, seed=1)
-    search.SetInterpolator(sitk.sitkLinear)
-    search.SetShrinkFactorsPerLevel([shrink for shrink, _ in LEVELS])
-    search.SetSmoothingSigmasPerLevel([sigma for _, sigma in LEVELS])
-    search.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
-    search.SetOptimizerScalesFromPhysicalShift()
+    search = _search(metric, sampling)
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     try:
         transform = sitk.CenteredTransformInitializer(
             *images,
-            sitk.Euler2DTransform() if d == 2 else sitk.Euler3DTransform(),
+            sitk.Euler2DTransform() if fixed.ndim == 2 else sitk.Euler3DTransform(),
             sitk.CenteredTransformInitializerFilter.MOMENTS,
         )
         stages = 1 if kind == "rigid" else 2
         for stage in range(stages):
             if stage == 1:
-                rigid, transform = transform, sitk.AffineTransform(d)
-                transform.SetCenter(rigid.GetCenter())
-                transform.SetMatrix(rigid.GetMatrix())
-                transform.SetTranslation(rigid.GetTranslation())
+                transform = _to_affine(transform)
             search.SetOptimizerAsRegularStepGradientDescent(
                 learningRate=2.0 if stage == 0 else 0.5,
                 minStep=1e-4,
@@ -113,6 +98,37 @@ def align(
     return to_world(lambda points: np.array([transform.TransformPoint(p) for p in points.tolist()]))
 
 
+def _search(metric: str, sampling: float) -> Any:
+    """SimpleITK's method with the metric and the levels, for the transform and the optimiser."""
+    import SimpleITK as sitk
+
+    search = sitk.ImageRegistrationMethod()
+    if metric == "correlation":
+        search.SetMetricAsCorrelation()
+    else:
+        search.SetMetricAsMattesMutualInformation(BINS)
+    if sampling < 1:
+        search.SetMetricSamplingStrategy(search.RANDOM)
+        search.SetMetricSamplingPercentage(sampling, seed=1)
+    search.SetInterpolator(sitk.sitkLinear)
+    search.SetShrinkFactorsPerLevel([shrink for shrink, _ in LEVELS])
+    search.SetSmoothingSigmasPerLevel([sigma for _, sigma in LEVELS])
+    search.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
+    search.SetOptimizerScalesFromPhysicalShift()
+    return search
+
+
+def _to_affine(rigid: Any) -> Any:
+    """A rigid transform as an affine one, which has numbers for stretch and shear as well."""
+    import SimpleITK as sitk
+
+    affine = sitk.AffineTransform(rigid.GetDimension())
+    affine.SetCenter(rigid.GetCenter())
+    affine.SetMatrix(rigid.GetMatrix())
+    affine.SetTranslation(rigid.GetTranslation())
+    return affine
+
+
 def _to_sitk(image: InFrame) -> Any:
     import SimpleITK as sitk
 
@@ -123,7 +139,7 @@ def _to_sitk(image: InFrame) -> Any:
     return out
 
 
-def _report(search: Any, progress: Callable[[float], None], stage: int, stages: int) -> None:
+def _report(search: Any, progress: Progress, stage: int, stages: int) -> None:
     """Call `progress` at every iteration; how many there will be is not known, so it creeps."""
     import SimpleITK as sitk
 

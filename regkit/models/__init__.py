@@ -24,6 +24,7 @@ import safetensors
 import torch
 from safetensors.torch import save as to_bytes
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from regkit.device import is_out_of_memory
 from regkit.files import staged
@@ -254,7 +255,7 @@ def load(path_or_name: str | os.PathLike, **options: Any) -> RegistrationModel:
         "that it names."
     )
     try:
-        with torch.device("meta"), _at_most(2 * len(held.tensors) + 1000):
+        with torch.device("meta"), _NothingDrawn(), _at_most(2 * len(held.tensors) + 1000):
             model = create(held.name, held.ndim, **{**held.options, **options})
             model.load_state_dict({k: torch.empty(shape) for k, (_, shape) in held.tensors.items()})
     except (RuntimeError, _TooMany) as error:  # names or shapes
@@ -267,6 +268,21 @@ def load(path_or_name: str | os.PathLike, **options: Any) -> RegistrationModel:
     model.load_state_dict(weights, assign=True)
     model.info = held.info
     return model.eval()
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out normal initial weights, which nobody reads where the network is only laid out.
+
+    On the device "meta" they would import PyTorch's compiler, which takes two seconds.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function.__name__.endswith("normal_"):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 class _TooMany(Exception):
