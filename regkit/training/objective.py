@@ -128,6 +128,7 @@ def smoothness(measure: Callable[[Tensor], Tensor]) -> Callable[[Inputs], Tensor
 
 
 def folding(x: Inputs) -> Tensor:
+    """What folds, see `regkit.losses.folding`."""
     return losses.folding(x.result.disp)
 
 
@@ -207,14 +208,17 @@ OfPair = Callable[[Inputs, Tensor, Tensor], Tensor]
 
 
 def similarity_u(x: Inputs, u: Tensor, v: Tensor) -> Tensor:
+    """Of the moving image warped by u and the fixed one: weight lambda1 of equation 7."""
     return x.compare(warp(x.moving, u), x.fixed)
 
 
 def diffusion_u(x: Inputs, u: Tensor, v: Tensor) -> Tensor:
+    """Smoothness of u: weight lambda2 of equation 7."""
     return losses.diffusion(u)
 
 
 def consistency(x: Inputs, u: Tensor, v: Tensor) -> Tensor:
+    """Distance of u and v: weight lambda3 of equation 7."""
     return losses.consistency(u, v)
 
 
