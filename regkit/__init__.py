@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from regkit.registration import Result, register
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = (
     "book",
