@@ -147,7 +147,7 @@ def imports(path: Path) -> set[tuple[str, bool]]:
     lazy = {
         id(inner)
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef)
+        if isinstance(node, ast.FunctionDef) or _for_types_only(node)
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
@@ -156,6 +156,10 @@ def imports(path: Path) -> set[tuple[str, bool]]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             found.add((node.module.split(".")[0], id(node) not in lazy))
     return found
+
+
+def _for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "regkit").rglob("*.py")), ids=lambda p: p.stem)
@@ -249,12 +253,12 @@ def test_the_tests_run_in_an_unpacked_source_distribution(unpacked):
     place = subprocess.check_output([sys.executable, "-c", code], cwd=unpacked, env=env, text=True)
     assert Path(place.strip()).parent == unpacked / "regkit"
     names = "test_spatial.py", "test_names.py", "test_site_files.py", "test_packaging.py"
-    few = "not distribution and not wheel and not links"
+    few = "not distribution and not wheel and not links and not declared and not gradcheck"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", few]
     command += [f"tests/{name}" for name in names]
     done = subprocess.run(command, cwd=unpacked, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 100
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 50
 
 
 @pytest.mark.parametrize("repository", ["", "https://example.org/regkit.git"])
@@ -325,7 +329,8 @@ def test_the_wheel_alone_registers_two_scans(distribution, tmp_path):
     wheel = next(distribution.glob("*.whl"))
     command = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps"]
     command += ["--no-index", "--quiet", "--disable-pip-version-check", wheel]
-    subprocess.run(command, check=True)
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    subprocess.run(command, check=True, env=kept)
     # at the end of the path, and without the .pth of an editable regkit
     (site / "shared.pth").write_text(str(Path(pytest.__file__).parents[1]) + "\n")
     lean = needed(set(bounds(CORE))) | {"setuptools"}
@@ -336,7 +341,6 @@ def test_the_wheel_alone_registers_two_scans(distribution, tmp_path):
     }
     assert {"accelerate", "ipywidgets", "tensorboard", "sphinx", "ants", "pytest"} <= hidden
     (site / "sitecustomize.py").write_text(HIDE.format(hidden=hidden))
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     env = kept | {"REGKIT_DATA": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
     env |= dict.fromkeys(("http_proxy", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
     code = "import regkit; print(regkit.__version__, regkit.__file__)"
