@@ -419,6 +419,10 @@ def test_no_file_says_what_it_must_not(reason):
     assert found == []
 
 
+def test_contributing_has_at_most_a_thousand_words():
+    assert len((ROOT / "CONTRIBUTING.md").read_text().split()) <= 1000
+
+
 def test_pages_link_to_no_colab_while_the_repository_is_not_named():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["regkit"]
     assert set(settings) == {"repository", "ref"}
