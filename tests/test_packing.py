@@ -102,17 +102,19 @@ def test_other_bits_are_refused(options, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-NAME = "stem.0.weight"
+NAME, BIAS = "stem.0.weight", "stem.1.bias"
 DAMAGE = {
     "no scale": lambda t: t.pop(f"{NAME}.scale"),
     "one scale too few": lambda t: t.update({f"{NAME}.scale": t[f"{NAME}.scale"][1:].clone()}),
     "scales of another type": lambda t: t.update({f"{NAME}.scale": t[f"{NAME}.scale"].double()}),
     "a byte too few": lambda t: t.update({f"{NAME}.low": t[f"{NAME}.low"][1:].clone()}),
+    "a byte too many": lambda t: t.update({f"{NAME}.low": torch.cat([t[f"{NAME}.low"]] * 2)}),
     "low bits of another type": lambda t: t.update({f"{NAME}.low": t[f"{NAME}.low"].short()}),
     "a scale of nothing": lambda t: t.update({"x.scale": torch.zeros(2)}),
     "low bits of nothing": lambda t: t.update({"x.low": torch.zeros(2, dtype=torch.uint8)}),
     "whole numbers without a scale": lambda t: t.update({"x": torch.zeros(2, dtype=torch.int8)}),
     "numbers of another type": lambda t: t.update({NAME: t[NAME].short()}),
+    "a bias of whole numbers": lambda t: t.update({BIAS: t[BIAS].int()}),
     "another shape": lambda t: t.update({NAME: t[NAME][:, :, :2].clone()}),
 }
 
