@@ -12,7 +12,7 @@ import html
 import io
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from regkit import losses, plot
+from regkit.names import install
 from regkit.spatial import affine_to_disp, rigid_theta, warp
 
 if TYPE_CHECKING:
@@ -34,6 +35,21 @@ HIDE_BAR = """<style>
 </style>"""
 
 
+def _ipywidgets() -> Any:
+    """The package `ipywidgets`.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import ipywidgets
+    except ImportError:
+        raise ImportError(
+            f"ipywidgets is not installed, expected it for sliders: {install('notebook')}."
+        ) from None
+    return ipywidgets
+
+
 def frames(
     draw: Callable[[float], Figure], values: Sequence[float], label: str = "", start: int = 0
 ) -> ipywidgets.VBox:
@@ -45,16 +61,16 @@ def frames(
         label: what the value is, for the caption and for readers who cannot see the picture.
         start: position at first.
     """
-    import ipywidgets
+    kit = _ipywidgets()
 
-    pages = [ipywidgets.HTML(_picture(draw(v), f"{label} {v:.3g}".strip())) for v in values]
-    stack = ipywidgets.Tab(children=pages, selected_index=start)
+    pages = [kit.HTML(_picture(draw(v), f"{label} {v:.3g}".strip())) for v in values]
+    stack = kit.Tab(children=pages, selected_index=start)
     stack.add_class("regkit-frames")
-    slider = ipywidgets.IntSlider(
+    slider = kit.IntSlider(
         value=start, max=len(pages) - 1, readout=False, description=label
     )  # no Play button: the book's theme replaces its icon, which the button then cannot find
-    ipywidgets.jslink((slider, "value"), (stack, "selected_index"))
-    return ipywidgets.VBox([ipywidgets.HTML(HIDE_BAR), slider, stack])
+    kit.jslink((slider, "value"), (stack, "selected_index"))
+    return kit.VBox([kit.HTML(HIDE_BAR), slider, stack])
 
 
 def _picture(fig: Figure, alt: str) -> str:
@@ -150,7 +166,7 @@ def turn(
         angles: degrees, for the pictures drawn beforehand; by default 13 from -12 to 12.
         shift: voxels, for the same pictures.
     """
-    import ipywidgets
+    kit = _ipywidgets()
 
     angles = np.linspace(-12, 12, 13).tolist() if angles is None else list(angles)
     curve = [(angle, *_alike(moved_by(moving, angle, shift), fixed)) for angle in angles]
@@ -162,10 +178,10 @@ def turn(
     ready = frames(draw, angles, label="degrees", start=start)
 
     def slider(name: str, reach: float, step: float) -> ipywidgets.FloatSlider:
-        return ipywidgets.FloatSlider(min=-reach, max=reach, step=step, description=name)
+        return kit.FloatSlider(min=-reach, max=reach, step=step, description=name)
 
     by_hand = [slider("degrees", 30, 0.5), slider("axis 0", 20, 0.5), slider("axis 1", 20, 0.5)]
-    picture = ipywidgets.HTML()
+    picture = kit.HTML()
 
     def show(_: object = None) -> None:
         angle, *there = (one.value for one in by_hand)
@@ -177,9 +193,9 @@ def turn(
     for one in by_hand:
         one.observe(show, "value")
     show()
-    live = ipywidgets.VBox([*by_hand, picture])
+    live = kit.VBox([*by_hand, picture])
     live.add_class("regkit-live")
-    return ipywidgets.VBox([ready, live])
+    return kit.VBox([ready, live])
 
 
 def moved_by(moving: Tensor, angle: float, shift: Sequence[float] = (0.0, 0.0)) -> Tensor:

@@ -239,7 +239,7 @@ def test_setup_cell_installs_only_from_a_named_repository(tmp_path, monkeypatch)
     assert "install" not in tool.setup_cell()
     assert "google.colab" not in tool.setup_cell()
     project.write_text('[tool.regkit]\nrepository = "https://example.org/r.git"\nref = "v1"\n')
-    assert '"regkit-course @ git+https://example.org/r.git@v1"' in tool.setup_cell()
+    assert '"regkit-course[notebook] @ git+https://example.org/r.git@v1"' in tool.setup_cell()
     assert tool.setup_cell().endswith("import regkit.book\n\nregkit.book.setup()")
 
 

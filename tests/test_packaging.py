@@ -1,13 +1,14 @@
 """The lists of versions agree, regkit fits into Colab, and no file says what it must not."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tomllib
 import zipfile
+from importlib import metadata
 from importlib.metadata import entry_points, packages_distributions, version
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from regkit import widgets
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -41,6 +44,15 @@ def pins(file: str) -> dict[str, str]:
 
 
 DIRECT = bounds(CORE + [r for rs in EXTRAS.values() for r in rs])
+
+
+def project_files() -> list[str]:
+    """What git tracks; in an unpacked source distribution, what it holds."""
+    if (ROOT / ".git").exists():
+        listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
+        return [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    (listed,) = ROOT.glob("*.egg-info/SOURCES.txt")
+    return listed.read_text().splitlines()
 
 
 # ----------------------------------------------------------------------- the lists of versions
@@ -110,6 +122,16 @@ def test_version_is_the_same_everywhere():
     assert f"\n## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_what_needs_a_bound_twice_has_it_twice_alike():
+    """The extra `notebook` brings what `train` brings; an extra repeats nothing of the core."""
+    assert set(map(str, EXTRAS["train"])) < set(map(str, EXTRAS["notebook"]))
+    assert not set(bounds(CORE)) & set(bounds(r for rs in EXTRAS.values() for r in rs))
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    (everything,) = re.findall(r"(?m)^EXTRAS := (\S+)$", makefile)
+    assert set(everything.split(",")) == set(EXTRAS) and ".[notebook," in workflow
+
+
 # --------------------------------------------------------------------------------- the package
 
 
@@ -120,7 +142,7 @@ def imports(path: Path) -> set[tuple[str, bool]]:
     lazy = {
         id(inner)
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef)
+        if isinstance(node, ast.FunctionDef) or _for_types_only(node)
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
@@ -131,9 +153,13 @@ def imports(path: Path) -> set[tuple[str, bool]]:
     return found
 
 
+def _for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "regkit").rglob("*.py")), ids=lambda p: p.stem)
 def test_what_the_package_imports_is_declared(path):
-    """At import: the core. Inside functions: also the extras, and what comes with the core."""
+    """At import: the core. Inside functions: also the extras, and what comes with them."""
     owners = packages_distributions()
     core = set(bounds(CORE))
     lazily = set(DIRECT) | {"ipython", "myst-nb"}  # of ipywidgets, of jupyter-book
@@ -142,6 +168,12 @@ def test_what_the_package_imports_is_declared(path):
             continue
         names = {canonicalize_name(n) for n in owners.get(module, [module])}
         assert names & (core if at_import else lazily), f"{path.name} imports {module}, undeclared"
+
+
+def test_a_slider_without_its_extra_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(ImportError, match=r'ipywidgets is not installed.*"\.\[notebook\]"\.$'):
+        widgets.frames(lambda value: None, [0.0, 1.0])
 
 
 def test_command_exists():
@@ -160,7 +192,9 @@ def test_weights_are_small_and_in_the_distribution():
         p for p in (ROOT / "regkit").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")
     }
     assert present <= shipped
-    assert sum(p.stat().st_size for p in present) <= 20_000_000
+
+
+BUILD = "from setuptools import build_meta as b; b.build_sdist('..'); b.build_wheel('..')"
 
 
 @pytest.fixture(scope="module")
@@ -168,18 +202,25 @@ def distribution(tmp_path_factory) -> Path:
     """The wheel and the source distribution, built from what git tracks."""
     folder = tmp_path_factory.mktemp("distribution")
     source = folder / "source"
-    for name in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines():
-        if re.match("regkit/|README|LICENSE|NOTICE|pyproject", name) and (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, source / name)
-    code = "from setuptools import build_meta as b; b.build_wheel('..'); b.build_sdist('..')"
-    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    for name in project_files():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    subprocess.run([sys.executable, "-c", BUILD], cwd=source, check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def unpacked(distribution) -> Path:
+    """The source distribution, unpacked: a folder without git."""
+    file = next(distribution.glob("*.tar.gz"))
+    shutil.unpack_archive(file, distribution / "unpacked", filter="data")
+    return next((distribution / "unpacked").iterdir())
 
 
 def test_the_wheel_holds_weights_licence_and_notice_and_nothing_else(distribution):
     """The weights are made from the MNI152 template, and NOTICE has its terms: they go together."""
-    with zipfile.ZipFile(next(distribution.glob("*.whl"))) as wheel:
+    file = next(distribution.glob("*.whl"))
+    with zipfile.ZipFile(file) as wheel:
         names = wheel.namelist()
         (notice,) = (name for name in names if name.endswith("/licenses/NOTICE"))
         assert wheel.read(notice) == (ROOT / "NOTICE").read_bytes()
@@ -188,17 +229,104 @@ def test_the_wheel_holds_weights_licence_and_notice_and_nothing_else(distributio
     here = {str(p.relative_to(ROOT)) for p in (ROOT / "regkit/weights").glob("*.safetensors")}
     assert here and here <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"regkit", "regkit_course"}
+    assert file.stat().st_size < 12_000_000
 
 
-def test_the_source_distribution_holds_what_the_wheel_is_made_of(distribution):
-    with tarfile.open(next(distribution.glob("*.tar.gz"))) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"LICENSE", "NOTICE", "README.md", "pyproject.toml", "regkit/py.typed"} <= names
-    assert {str(p.relative_to(ROOT)) for p in (ROOT / "regkit/weights").iterdir()} <= names
+def test_the_source_distribution_holds_what_git_tracks(unpacked):
+    held = {str(p.relative_to(unpacked)) for p in unpacked.rglob("*") if p.is_file()}
+    made = re.compile(r"PKG-INFO|setup\.cfg|regkit_course\.egg-info/")  # by setuptools
+    assert {n for n in held if not made.match(n)} == {
+        name for name in project_files() if not made.match(name)
+    }
+
+
+@pytest.mark.slow
+def test_the_tests_run_in_an_unpacked_source_distribution(unpacked):
+    """There is no git there, and regkit is the one of that folder."""
+    code = "import regkit; print(regkit.__file__)"
+    env = os.environ | {"PYTHONPATH": str(unpacked)}
+    place = subprocess.check_output([sys.executable, "-c", code], cwd=unpacked, env=env, text=True)
+    assert Path(place.strip()).parent == unpacked / "regkit"
+    names = "test_spatial.py", "test_names.py", "test_site_files.py", "test_packaging.py"
+    few = "not distribution and not wheel and not links and not declared and not gradcheck"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", few]
+    command += [f"tests/{name}" for name in names]
+    done = subprocess.run(command, cwd=unpacked, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 50
+
+
+@pytest.mark.parametrize("repository", ["", "https://example.org/regkit.git"])
+def test_the_package_has_links_where_the_repository_is_named(unpacked, tmp_path, repository):
+    """And they are made of that one setting."""
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(unpacked / name, tmp_path / name)
+    text = (tmp_path / "pyproject.toml").read_text()
+    assert text.count('\nrepository = "') == 1
+    text = re.sub(r'(?m)^repository = ".*"$', f'repository = "{repository}"', text)
+    (tmp_path / "pyproject.toml").write_text(text)
+    (tmp_path / "regkit").mkdir()
+    code = "from setuptools import build_meta as b; b.prepare_metadata_for_build_wheel('.')"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    metadata = next(tmp_path.glob("*.dist-info/METADATA")).read_text()
+    links = dict(re.findall(r"(?m)^Project-URL: (\w+), (\S+)$", metadata))
+    address = "https://example.org/regkit"
+    ref = tomllib.loads(text)["tool"]["regkit"]["ref"]
+    changes = f"{address}/blob/{ref}/CHANGELOG.md"
+    named = {"Source": address, "Issues": f"{address}/issues", "Changes": changes}
+    assert links == (named if repository else {})
+
+
+# ------------------------------------------------------------------------------ the wheel alone
+
+
+def needed(names: set[str]) -> set[str]:
+    """These distributions and all that they bring into this environment."""
+    found, new = set(), set(names)
+    while new:
+        found |= new
+        lines = {Requirement(line) for name in new for line in metadata.requires(name) or []}
+        used = {r for r in lines if r.marker is None or r.marker.evaluate({"extra": ""})}
+        new = {canonicalize_name(r.name) for r in used} - found
+    return found
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_registers_two_scans(distribution, tmp_path):
+    """In an environment that shows what the wheel names as needed, and nothing else.
+
+    `make wheel-test` does the same in one into which pip has installed it.
+    """
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    python = next(venv.glob("bin/python"))
+    site = next(venv.glob("lib/python3*/site-packages"))
+    wheel = next(distribution.glob("*.whl"))
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps"]
+    command += ["--no-index", "--quiet", "--disable-pip-version-check", wheel]
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    subprocess.run(command, check=True, env=kept)
+    for name in needed(set(bounds(CORE))):
+        files = metadata.distribution(name)
+        for top in {file.parts[0] for file in files.files} - {"..", "__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(files.locate_file(top))
+    assert not any((site / name).exists() for name in ("accelerate", "ipywidgets", "tensorboard"))
+    env = kept | {"REGKIT_DATA": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
+    env |= dict.fromkeys(("http_proxy", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    code = "import regkit; print(regkit.__version__, regkit.__file__)"
+    said = subprocess.check_output([python, "-c", code], cwd=tmp_path, env=env, text=True).split()
+    assert said[0] == PROJECT["version"] and Path(said[1]).is_relative_to(venv)
+    command = [venv / "bin/regkit", "demo", "--size", "small", "--device", "cpu", "--out", "out"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = {path.name for path in (tmp_path / "out/synthetic_2d").iterdir()}
+    assert {"disp.nii.gz", "metrics.json", "moved.nii.gz", "report.png"} <= made
 
 
 # ------------------------------------------------------------------------------- the workflows
 
+MAY_WRITE = {("pages", "deploy"): {"pages", "id-token"}, ("release", "publish"): {"contents"}}
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.y*ml"))
 
 
@@ -215,11 +343,13 @@ def test_a_workflow_runs_pinned_actions_with_rights_to_read(path):
             if step.get("uses", "").startswith("actions/checkout@"):
                 assert step["with"]["persist-credentials"] is False
         writes = {k for k, v in job.get("permissions", {}).items() if v == "write"}
-        assert writes == (
-            {"pages", "id-token"} if (path.stem, name) == ("pages", "deploy") else set()
-        )
+        assert writes == MAY_WRITE.get((path.stem, name), set())
         if writes:  # nothing that the project or its dependencies say is run there
-            assert not any("run" in step for step in job["steps"])
+            assert not any("checkout" in action for action in uses)
+            commands = [step["run"].split()[0] for step in job["steps"] if "run" in step]
+            assert set(commands) <= {"gh", "tar"}
+        else:
+            assert "github.token" not in str(job) and "secrets." not in str(job)
     lines = [line for line in path.read_text().splitlines() if "uses:" in line]
     assert all(re.search(r"@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line) for line in lines)
 
@@ -228,16 +358,12 @@ def test_a_workflow_runs_pinned_actions_with_rights_to_read(path):
 
 
 def tracked() -> dict[str, str]:
-    """Text of each file in git, without what others wrote (book/_static/<library>/)."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    """Text of each file of the project, without what others wrote (book/_static/<library>/)."""
     texts = {}
-    for name in filter(None, listed.stdout.split("\0")):
-        path = ROOT / name
-        if re.match(r"book/_static/[^/]+/", name) or not path.is_file():
+    for name in project_files():
+        if re.match(r"book/_static/[^/]+/", name):
             continue
-        data = path.read_bytes()
+        data = (ROOT / name).read_bytes()
         if b"\0" not in data:
             texts[name] = data.decode("utf-8")
     return texts
@@ -262,6 +388,10 @@ def test_no_file_says_what_it_must_not(reason):
         for match in re.finditer(FORBIDDEN[reason], text)
     ]
     assert found == []
+
+
+def test_contributing_has_at_most_a_thousand_words():
+    assert len((ROOT / "CONTRIBUTING.md").read_text().split()) <= 1000
 
 
 def test_pages_link_to_no_colab_while_the_repository_is_not_named():

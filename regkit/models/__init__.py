@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from regkit.device import is_out_of_memory
 from regkit.files import staged
+from regkit.models import packing
 from regkit.models.base import Registration, RegistrationModel
 from regkit.models.cascade import Rcn, Vtn
 from regkit.models.dense_unet import DenseUNet
@@ -41,7 +42,6 @@ from regkit.models.unfolding import Unfolding
 from regkit.models.voxelmorph import Vxm, VxmDiff, VxmStrided
 from regkit.names import unknown
 
-KINDS = ("F16", "BF16", "F32", "F64")  # of numbers that weights may be
 __all__ = [
     "About",
     "Registration",
@@ -129,7 +129,11 @@ def parameter_count(model: RegistrationModel) -> int:
 
 
 def save(
-    model: RegistrationModel, path: str | os.PathLike, half: bool = False, **info: Any
+    model: RegistrationModel,
+    path: str | os.PathLike,
+    half: bool = False,
+    bits: int | None = None,
+    **info: Any,
 ) -> None:
     """Write weights, name and options to one safetensors file.
 
@@ -137,13 +141,17 @@ def save(
         model: made by `create` or `load`.
         path: the file. It is written beside its place and moved there when complete.
         half: keep weights in float16, three digits each, for half the file; `load` gives float32.
+        bits: keep weights in 8 or 12 bits, for a quarter of the file or three eighths, see
+            `regkit.models.packing`. 12 round about as float16 does the largest weights.
         info: anything JSON can hold that a user of the weights should know: recipe, seed, spacing,
             orientation, metrics. Added to `model.info`.
 
     Raises:
-        ValueError: the folder of `path` does not exist or cannot be written.
+        ValueError: the folder of `path` does not exist or cannot be written; other bits.
         OSError: the system refuses, such as a full disk.
     """
+    if bits not in (None, *packing.LARGEST) or (half and bits is not None):
+        raise ValueError(f"bits is {bits!r}, expected 8, 12 or None, and None with half=True.")
     header = {"name": model.name, "ndim": model.ndim, "options": model.options}
     header["info"] = {**model.info, **info}
     path = Path(path)
@@ -151,8 +159,12 @@ def save(
         raise ValueError(
             f"path is {path.name!r}, expected a file in a folder that exists and can be written."
         )
-    dtype = torch.float16 if half else None
-    weights = {key: value.to(dtype).contiguous() for key, value in model.state_dict().items()}
+    weights = model.state_dict()
+    if bits is not None:
+        weights = packing.pack(weights, bits)
+    elif half:
+        weights = {key: value.to(torch.float16) for key, value in weights.items()}
+    weights = {key: value.contiguous() for key, value in weights.items()}
     content = to_bytes(weights, metadata={"regkit": json.dumps(header)})
     with staged(path.parent, "path") as folder:
         (folder / path.name).write_bytes(content)
@@ -172,7 +184,7 @@ class About(NamedTuple):
     """What a weights file says of itself.
 
     name, ndim, options: as `create` takes them. info: see `save`. tensors: of each parameter the
-    type of its numbers and its shape.
+    type of its numbers and its shape; packed ones are "I8", see `regkit.models.packing`.
     """
 
     name: str
@@ -197,7 +209,8 @@ def about(path_or_name: str | os.PathLike) -> About:
         with safetensors.safe_open(path, framework="pt") as file:
             text = (file.metadata() or {})["regkit"]
             parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-            tensors = {k: (p.get_dtype(), tuple(p.get_shape())) for k, p in parts.items()}
+            stored = {k: (p.get_dtype(), tuple(p.get_shape())) for k, p in parts.items()}
+        tensors = packing.parameters(stored)
         header = json.loads(text)
         name, ndim, options, info = (header[k] for k in ("name", "ndim", "options", "info"))
     except PermissionError:
@@ -213,7 +226,6 @@ def about(path_or_name: str | os.PathLike) -> About:
         and isinstance(options, dict)
         and not {"name", "ndim"} & set(options)
         and isinstance(info, dict)
-        and all(kind in KINDS for kind, _ in tensors.values())
     )
     if not well_formed:
         raise foreign
@@ -263,8 +275,8 @@ def load(path_or_name: str | os.PathLike, **options: Any) -> RegistrationModel:
             raise
         raise misfit from None
     with safetensors.safe_open(path, framework="pt") as file:
-        # copies: what was read stays as it is when the file is overwritten
-        weights = {k: file.get_tensor(k).to(torch.float32, copy=True) for k in held.tensors}
+        stored = frozenset(file.keys())
+        weights = {k: packing.read(file, k, kind, stored) for k, (kind, _) in held.tensors.items()}
     model.load_state_dict(weights, assign=True)
     model.info = held.info
     return model.eval()
