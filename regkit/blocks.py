@@ -24,8 +24,8 @@ class ConvBlock(nn.Module):
 
     With `save_memory` (set it by `model.apply(checkpointed)`) the gradient keeps the input alone;
     what lies between is computed a second time on the way back (activation checkpointing): the
-    same numbers, about a third more time. The peak of a step falls less than what it keeps, because the
-    way back through the largest layer needs its share all the same.
+    same numbers, about a third more time. The peak of a step falls less than what it keeps, because
+    the way back through the largest layer needs its share all the same.
     """
 
     save_memory = False
