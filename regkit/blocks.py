@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -45,11 +46,13 @@ class ConvBlock(nn.Module):
 
     def forward(self, *x: Tensor) -> Tensor:
         if self.save_memory and torch.is_grad_enabled():
-            return checkpoint(self.layers, *x, use_reentrant=False)
+            result: Tensor = checkpoint(self.layers, *x, use_reentrant=False)
+            return result
         return self.layers(*x)
 
     def layers(self, x: Tensor) -> Tensor:
-        return self.activation(self.conv(x))
+        result: Tensor = self.activation(self.conv(x))
+        return result
 
 
 def checkpointed(module: nn.Module) -> None:
@@ -249,8 +252,10 @@ class Attention(nn.Module):
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         if self.kind == "window":
             tokens, real, join = cut_windows(qkv, self.window, self.shift)
-            return self.out_proj(join(self._attend(tokens, real)))
-        return self.out_proj(self._attend(qkv.flatten(1, -2)).reshape(x.shape))
+            result: Tensor = self.out_proj(join(self._attend(tokens, real)))
+        else:
+            result = self.out_proj(self._attend(qkv.flatten(1, -2)).reshape(x.shape))
+        return result
 
     def _attend(self, qkv: Tensor, real: Tensor | None = None) -> Tensor:
         """(B, tokens, 3 C) -> (B, tokens, C)."""
@@ -279,7 +284,8 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.norm1(x))
-        return x + self.linear2(torch.relu(self.linear1(self.norm2(x))))
+        mixed: Tensor = self.linear2(torch.relu(self.linear1(self.norm2(x))))
+        return x + mixed
 
 
 class Transformer(nn.Module):
@@ -312,7 +318,8 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.position(x)
-        return self.layers(x.movedim(1, -1)).movedim(-1, 1)
+        tokens: Tensor = self.layers(x.movedim(1, -1))
+        return tokens.movedim(-1, 1)
 
 
 # neighbours: every place of an image compares itself with those around it ------------------------
@@ -326,7 +333,10 @@ def neighbours(ndim: int, radius: int = 1, dilation: int = 1) -> list[tuple[int,
     return list(product([dilation * i for i in range(-radius, radius + 1)], repeat=ndim))
 
 
-def _meeting(shape: Sequence[int], shift: Sequence[int]) -> tuple[tuple, tuple]:
+Index = tuple[EllipsisType | slice, ...]
+
+
+def _meeting(shape: Sequence[int], shift: Sequence[int]) -> tuple[Index, Index]:
     """Where x lies and where x + shift lies, for all x for which both are on the grid."""
     here = [slice(max(0, -s), max(0, min(n, n - s))) for n, s in zip(shape, shift)]
     there = [slice(max(0, s), max(0, min(n, n + s))) for n, s in zip(shape, shift)]
@@ -423,7 +433,8 @@ def local_correlation(fixed: Tensor, moving: Tensor, radius: int = 1, dilation: 
         (B, (2 radius + 1)^d, *S), float32 at least.
     """
     shifts = neighbours(fixed.ndim - 2, radius, dilation)
-    return _Compare.apply(fixed, moving, shifts, 1 / fixed.shape[1], True)
+    result: Tensor = _Compare.apply(fixed, moving, shifts, 1 / fixed.shape[1], True)
+    return result
 
 
 @full_precision
@@ -437,7 +448,9 @@ def neighbour_attention(
     as zeros. The neighbours are met by shifts: nothing is unfolded into (2 radius + 1)^d copies.
     """
     shifts = neighbours(q.ndim - 2, radius, dilation)
-    scores = _Compare.apply(q, k, shifts, q.shape[1] ** -0.5)
+    scores: Tensor = _Compare.apply(q, k, shifts, q.shape[1] ** -0.5)
     ones = q.new_ones(1, 1, *q.shape[2:])
     outside = _compare(ones, ones, shifts) == 0
-    return _Gather.apply(scores.masked_fill(outside, -torch.inf).softmax(dim=1), v, shifts)
+    weights = scores.masked_fill(outside, -torch.inf).softmax(dim=1)
+    result: Tensor = _Gather.apply(weights, v, shifts)
+    return result

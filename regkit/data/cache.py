@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pooch
 
@@ -49,7 +50,7 @@ def _umask() -> int:
 
 
 @functools.cache
-def source_hash(file: str, *functions: Callable) -> str:
+def source_hash(file: str, *functions: Callable[..., Any]) -> str:
     """Changes whenever a module, or one of the functions from elsewhere that it calls, does.
 
     For the name of a folder in the cache: what was made by other code is made anew.

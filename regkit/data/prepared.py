@@ -34,7 +34,7 @@ SPLITS = ("fixed", "train", "validation", "test")
 SIDES = ("moving", "fixed")  # the contrasts of a set of pairs
 
 
-def description(folder: str | os.PathLike) -> dict[str, Any]:
+def description(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What dataset.json says; `complete` is False while a script still writes the set.
 
     Returns:
@@ -231,7 +231,7 @@ class _Pairs(Sequence[tuple[Scan, Scan]]):
 
 
 def subjects(
-    folder: str | os.PathLike, contrast: str, split: str | None = None, keep: bool = True
+    folder: str | os.PathLike[str], contrast: str, split: str | None = None, keep: bool = True
 ) -> Sequence[Subject]:
     """The subjects of a prepared set in one contrast, in the order of dataset.json.
 
@@ -260,7 +260,7 @@ def subjects(
 
 
 def pairs(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     split: str | None = None,
     category: str | None = None,
     keep: bool = True,
@@ -295,7 +295,7 @@ def pairs(
     return _Pairs(moving, fixed, [e["category"] for e in entries])
 
 
-def structures(folder: str | os.PathLike) -> dict[int, str]:
+def structures(folder: str | os.PathLike[str]) -> dict[int, str]:
     """The names of the structures that count, by label; empty where the set names none."""
     return {int(label): name for label, name in complete(folder).get("structures", {}).items()}
 
@@ -305,7 +305,7 @@ def of_pairs(held: dict[str, Any]) -> bool:
     return set(SIDES) <= set(held["contrasts"])
 
 
-def complete(folder: str | os.PathLike) -> dict[str, Any]:
+def complete(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The `description` of a set that has images and is not being written any more."""
     held = description(folder)
     if not held["complete"]:
@@ -315,7 +315,7 @@ def complete(folder: str | os.PathLike) -> dict[str, Any]:
     return held
 
 
-def check(folder: str | os.PathLike, contrasts: Sequence[str]) -> tuple[int, ...]:
+def check(folder: str | os.PathLike[str], contrasts: Sequence[str]) -> tuple[int, ...]:
     """The shape of all images in a prepared set, after a look at everybody's headers.
 
     Nothing but headers is read, so that this takes a second where reading takes minutes.

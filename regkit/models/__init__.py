@@ -128,7 +128,7 @@ def parameter_count(model: RegistrationModel) -> int:
 
 
 def save(
-    model: RegistrationModel, path: str | os.PathLike, half: bool = False, **info: Any
+    model: RegistrationModel, path: str | os.PathLike[str], half: bool = False, **info: Any
 ) -> None:
     """Write weights, name and options to one safetensors file.
 
@@ -181,7 +181,7 @@ class About(NamedTuple):
     tensors: dict[str, tuple[str, tuple[int, ...]]]
 
 
-def about(path_or_name: str | os.PathLike) -> About:
+def about(path_or_name: str | os.PathLike[str]) -> About:
     """What a weights file says of itself, checked, without reading its weights.
 
     Raises:
@@ -220,7 +220,7 @@ def about(path_or_name: str | os.PathLike) -> About:
     return About(name, ndim, options, info, tensors)
 
 
-def _weights_file(path_or_name: str | os.PathLike) -> Path:
+def _weights_file(path_or_name: str | os.PathLike[str]) -> Path:
     path = Path(path_or_name)
     if str(path_or_name) in pretrained():
         return Path(str(resources.files("regkit") / "weights" / f"{path_or_name}.safetensors"))
@@ -232,7 +232,7 @@ def _weights_file(path_or_name: str | os.PathLike) -> Path:
     return path
 
 
-def load(path_or_name: str | os.PathLike, **options: Any) -> RegistrationModel:
+def load(path_or_name: str | os.PathLike[str], **options: Any) -> RegistrationModel:
     """A model with trained weights, in evaluation mode, on the CPU.
 
     The file may be a stranger's: what its header says is checked, and the network is laid out

@@ -30,9 +30,9 @@ class Registration:
     disp: Tensor
     svf: Tensor | None = None
     theta: Tensor | None = None
-    stages: tuple = ()
-    steps: tuple = ()
-    logits: tuple = ()
+    stages: tuple[Any, ...] = ()
+    steps: tuple[Tensor, ...] = ()
+    logits: tuple[Tensor, ...] = ()
 
 
 class RegistrationModel(nn.Module):
@@ -95,7 +95,9 @@ class RegistrationModel(nn.Module):
             if not image.is_floating_point():
                 raise ValueError(f"{name} is {image.dtype}, expected a floating point image.")
             # in training the loop stops on a loss that is not finite, without a look at each image
-            if not self.training and not torch.isfinite(image).all():
+            # and a compiled graph does not branch on values
+            look = not self.training and not torch.compiler.is_compiling()
+            if look and not torch.isfinite(image).all():
                 raise ValueError(f"{name} holds NaN or infinity, expected finite intensities.")
         if moving.shape != fixed.shape:
             raise ValueError(

@@ -66,7 +66,8 @@ class MSR(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         near = self.near(x)
-        return x + self.join(torch.cat([near, self.far(near)], dim=1))
+        joined: Tensor = self.join(torch.cat([near, self.far(near)], dim=1))
+        return x + joined
 
 
 class Encoder(nn.Module):
@@ -112,7 +113,8 @@ class DilatedAttention(nn.Module):
             neighbour_attention(q[i], k[i], v[i], dilation=rate)
             for i, rate in enumerate(self.dilations)
         ]
-        return self.out(torch.cat(heads, dim=1))
+        result: Tensor = self.out(torch.cat(heads, dim=1))
+        return result
 
 
 class DilatedMLP(nn.Module):
@@ -131,7 +133,8 @@ class DilatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shares = self.widen(x).chunk(len(self.mix), dim=1)
         mixed = torch.cat([conv(share) for conv, share in zip(self.mix, shares)], dim=1)
-        return self.narrow(F.gelu(mixed))
+        result: Tensor = self.narrow(F.gelu(mixed))
+        return result
 
 
 class DilformerLayer(nn.Module):

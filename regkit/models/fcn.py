@@ -84,7 +84,7 @@ class FCN(nn.Module):
             x = level(self.pool(x) if i else x)
             maps.append(x)  # 1, 1/2, 1/4, 1/8, 1/16
         *finer, coarsest = (head(x) for head, x in zip(self.heads, maps[-ANSWERS:], strict=True))
-        answer = coarsest
+        answer: Tensor = coarsest
         for fine in reversed(finer):
             answer = fine + self.enlarge(answer, fine.shape[2:])
         return answer

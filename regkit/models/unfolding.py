@@ -107,7 +107,8 @@ class TransUNet(nn.Module):
             x = F.interpolate(x, scale_factor=2, mode="nearest")
             skip = beside.pop()
             x = conv(torch.cat([x, skip], dim=1) if self.skips else x)
-        return self.head(x)
+        disp: Tensor = self.head(x)
+        return disp
 
 
 class DnCNN(nn.Sequential):
@@ -253,7 +254,8 @@ class Unfolding(RegistrationModel):
                 going = going & (apart > self.tolerance)
             v = new
             found.append((u, v))
-            if adaptive and not going.any():
+            # a compiled graph runs all stages; those behind the last one change nothing
+            if adaptive and not torch.compiler.is_compiling() and not going.any():
                 break
         return {"disp": v, "stages": tuple(found)}
 
@@ -276,7 +278,8 @@ def stages_used(stages: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _check(
-    least: Mapping[str, tuple[int, int]], choices: Mapping[str, tuple[str | None, Sequence]]
+    least: Mapping[str, tuple[int, int]],
+    choices: Mapping[str, tuple[str | None, Sequence[str | None]]],
 ) -> None:
     """Refuse options that make no network, one sentence each."""
     for name, (value, bound) in least.items():

@@ -139,7 +139,8 @@ class UNet(nn.Module):
             skip = skips.pop()
             if skips or not self.half_resolution:
                 x = torch.cat([_double(x), skip], dim=1)
-        return self.last(x)
+        features: Tensor = self.last(x)
+        return features
 
 
 class Vxm(RegistrationModel):
