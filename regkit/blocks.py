@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from regkit.autograd import Function
 from regkit.spatial import full_precision
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -261,11 +262,11 @@ class Attention(nn.Module):
         """(B, tokens, 3 C) -> (B, tokens, C)."""
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, c)
         if self.kind == "linear":
-            found = linear_attention(q, k, v)
+            result = linear_attention(q, k, v)
         else:
             mask = None if real is None else real[:, None, None]
-            found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return found.transpose(1, 2).flatten(2)
+            result = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return result.transpose(1, 2).flatten(2)
 
 
 class TransformerLayer(nn.Module):
@@ -351,12 +352,12 @@ def _compare(a: Tensor, b: Tensor, shifts: Sequence[Sequence[int]], singly: bool
     result = a.new_zeros(len(a), len(shifts), *a.shape[2:])
     for k, shift in enumerate(shifts):
         here, there = _meeting(a.shape[2:], shift)
-        x, y, found = a[here], b[there], result[:, k][here]
+        x, y, target = a[here], b[there], result[:, k][here]
         if singly:
             for x_c, y_c in zip(x.unbind(1), y.unbind(1)):
-                found.addcmul_(x_c, y_c)
+                target.addcmul_(x_c, y_c)
         else:
-            found.copy_((x * y).sum(dim=1))
+            target.copy_((x * y).sum(dim=1))
     return result
 
 
@@ -378,7 +379,7 @@ def _scatter(weights: Tensor, a: Tensor, shifts: Sequence[Sequence[int]]) -> Ten
     return result
 
 
-class _Compare(torch.autograd.Function):
+class _Compare(Function):
     """Automatic differentiation would keep a product of all channels for each neighbour."""
 
     @staticmethod
@@ -402,7 +403,7 @@ class _Compare(torch.autograd.Function):
         return grad_a, _scatter(grad, a, ctx.shifts).mul_(ctx.scale), None, None, None
 
 
-class _Gather(torch.autograd.Function):
+class _Gather(Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor, b: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
         ctx.save_for_backward(weights, b)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from regkit.autograd import Function
 from regkit.spatial import check_disp, full_precision, jacobian_determinant, one_batch
 
 
@@ -58,7 +59,7 @@ def ncc(moved: Tensor, fixed: Tensor) -> Tensor:
     return 1 - correlation.mean()
 
 
-class _Correlation(torch.autograd.Function):
+class _Correlation(Function):
     """Pearson's correlation r along N of two (B, C, N): (B, C), its gradient in closed form.
 
     With u and v the images less their means, divided by their norms, r is u v, and its gradient
@@ -148,7 +149,7 @@ def _mean_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(scale <= _noise(x, axes), torch.inf, scale)
 
 
-class _LocalCorrelation(torch.autograd.Function):
+class _LocalCorrelation(Function):
     """Mean squared local correlation of each image and channel (B, C), gradient in closed form.
 
     Per window with count n, means m, variances a, b and covariance c the value is c^2/(a b). With
@@ -246,7 +247,8 @@ class _LocalCorrelation(torch.autograd.Function):
         images = [one_batch(x, dim, info.batch_size) for x, dim in zip((moved, fixed), in_dims)]
         if mask is not None:
             mask = one_batch(mask, in_dims[2], info.batch_size)
-        needed = tuple(a or b for a, b in zip(needed, _need_gradient(*images)))
+        first, second = _need_gradient(*images)
+        needed = (needed[0] or first, needed[1] or second)
         results = _LocalCorrelation.apply(*images, mask, window, needed)
         split = [None if x is None else x.unflatten(0, (info.batch_size, -1)) for x in results]
         return tuple(split), tuple(None if x is None else 0 for x in split)
@@ -310,7 +312,7 @@ def _parzen(position: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
     return weights.new_zeros(len(weights), bins).scatter_(1, where, weights), where, slopes
 
 
-class _JointInformation(torch.autograd.Function):
+class _JointInformation(Function):
     """Mutual information of two images (N,), with its gradient in closed form.
 
     The joint histogram p is the mean over voxels of the products of two Parzen weights, so
@@ -393,7 +395,7 @@ def mutual_information(moved: Tensor, fixed: Tensor, bins: int = 32) -> Tensor:
     return -torch.stack(values).mean()
 
 
-class _SquaredDifferences(torch.autograd.Function):
+class _SquaredDifferences(Function):
     """Weighted sum of mean squared differences, with its gradient in closed form.
 
     A term (weight, axes) takes one difference D along each of the axes, and has the gradient

@@ -146,8 +146,8 @@ def hd95(
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for row, pair in enumerate(zip(*maps, strict=True)):
             surfaces = pool.map(_surfaces, pair, repeat(len(asked)))
-            found = pool.map(_distance95, *surfaces, repeat(pair[0].shape), repeat(size))
-            for label, distance in zip(asked, found, strict=True):
+            distances = pool.map(_distance95, *surfaces, repeat(pair[0].shape), repeat(size))
+            for label, distance in zip(asked, distances, strict=True):
                 result[row, [label == x for x in chosen]] = distance
     return result
 

@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from regkit.autograd import Function
+
 HALF = (torch.float16, torch.bfloat16)
 LINEAR = {2: "bilinear", 3: "trilinear"}
 P = ParamSpec("P")
@@ -117,7 +119,7 @@ def _start(disp: Tensor, axis: int, size: int) -> Tensor:
     return ((2 * x + 1) / size - 1).to(disp).reshape(-1, *[1] * (disp.shape[1] - 1 - axis))
 
 
-class _Scaled(torch.autograd.Function):
+class _Scaled(Function):
     """`_scaled_coordinates`, each axis written once, in its place: no grid is kept or added up."""
 
     @staticmethod
@@ -350,7 +352,7 @@ def _determinant(disp: Tensor) -> Tensor:
     return det.div_(8)
 
 
-class _JacobianDeterminant(torch.autograd.Function):
+class _JacobianDeterminant(Function):
     """`_determinant`, a slab of planes at a time, so that its dozen maps stay in the cache.
 
     A slab takes one plane more on either side, for the central differences. The backward pass goes

@@ -143,11 +143,11 @@ def _points(labels: np.ndarray) -> np.ndarray:
 
     In voxels, (4 + 4 n, 3).
     """
-    found = []
+    points = []
     for mask in [labels > 0, *(labels == label for label in LEARNED["brains"])]:
         voxels = np.argwhere(mask)
-        found += [voxels.mean(0), *(voxels.mean(0) + np.diag(voxels.std(0)))]
-    return np.array(found)
+        points += [voxels.mean(0), *(voxels.mean(0) + np.diag(voxels.std(0)))]
+    return np.array(points)
 
 
 # --- anatomies -----------------------------------------------------------------------------------
@@ -193,8 +193,8 @@ def _anatomy(family: str, number: int, shape: tuple[int, ...], seed: int, index:
     path = cache_folder() / "anatomies" / f"{_recipe_hash()}-{size}"
     path = path / f"{family}-{seed}-{index:04d}.npz"
     if path.is_file():
-        with np.load(path, allow_pickle=False) as held:
-            return Anatomy(path.stem, family, torch.from_numpy(held["labels"]))
+        with np.load(path, allow_pickle=False) as arrays:
+            return Anatomy(path.stem, family, torch.from_numpy(arrays["labels"]))
     made = _make(family, number, shape, seed, index)
     with written_once(path) as partial:
         np.savez_compressed(partial, labels=made.labels.numpy())

@@ -183,9 +183,9 @@ def _make(ndim: int, seed: int, index: int) -> Chest:
             way = random.standard_normal(ndim)
             way[0] = side * (abs(way[0]) + 0.5)
             start = np.array([side * 40, 0, 8]) + random.normal(0, 6, 3)
-            found = _tree(random, start[axes], way)
-            points += found[0]
-            radii += found[1]
+            tree = _tree(random, start[axes], way)
+            points += tree[0]
+            radii += tree[1]
     return Chest(
         name=f"chest-{seed}-{index:04d}",
         ndim=ndim,
@@ -243,7 +243,7 @@ def breath(
     return integrate(velocity / velocity.new_tensor(spacing).reshape(1, d, *[1] * d))
 
 
-class ChestPairs(Dataset):
+class ChestPairs(Dataset[dict[str, Tensor | str]]):
     """A chest before and after a breath, drawn at random; the same for the same (seed, index).
 
     Args:
@@ -335,9 +335,9 @@ class ChestPairs(Dataset):
                 column = np.array(spacing).reshape(-1, *[1] * len(self.shape))
                 voxels = (identity_grid(self.shape) + field[0]).numpy().astype(np.float64)
                 places = (voxels + 0.5) * column + self.start.reshape(column.shape)
-                drawn, known = who.draw(places, float(np.mean(spacing)))
+                drawn, regions = who.draw(places, float(np.mean(spacing)))
                 image = scaled(torch.from_numpy(drawn))[None]
-                labels = torch.from_numpy(known)[None]
+                labels = torch.from_numpy(regions)[None]
             grain = self.noise / (BONE - AIR) * random.standard_normal(self.shape)
             item[side] = (image + torch.from_numpy(grain).float()).clamp(0, 1)
             item[f"{side}_labels"] = labels

@@ -32,7 +32,7 @@ class RigidPair:
     theta: Tensor
 
 
-class RigidPairs(Dataset):
+class RigidPairs(Dataset[dict[str, Tensor | str]]):
     """The same head twice, once turned and shifted at random; the same for the same (seed, index).
 
     Args:

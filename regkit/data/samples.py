@@ -80,9 +80,9 @@ class Scan:
     @property
     def grid(self) -> Grid:
         """Its voxels, and where they lie."""
-        held = self.labels if self.image is None else self.image
-        assert held is not None  # one of them is there
-        return Grid(tuple(held.shape[1:]), self.affine)
+        tensor = self.labels if self.image is None else self.image
+        assert tensor is not None  # one of them is there
+        return Grid(tuple(tensor.shape[1:]), self.affine)
 
     def nifti(self, labels: bool = False) -> nib.Nifti1Image:
         """The image (or the label map) as nibabel image, which `regkit.register` takes."""
@@ -128,10 +128,10 @@ def samples() -> dict[str, Sample]:
 
 
 def _sample(name: str) -> Sample:
-    known = samples()
-    if name not in known:
-        raise unknown("name", name, known)
-    return known[name]
+    listed = samples()
+    if name not in listed:
+        raise unknown("name", name, listed)
+    return listed[name]
 
 
 def _missing(sample: Sample) -> list[SampleFile]:

@@ -92,10 +92,10 @@ class _Motion:
 
     def inverse(self, places: np.ndarray) -> np.ndarray:
         """By fixed-point iteration; each step leaves less than a third of the error."""
-        found = places - self.shift
+        origin = places - self.shift
         for _ in range(40):
-            found = found + places - self(found)
-        return found
+            origin = origin + places - self(origin)
+        return origin
 
 
 def _motion(random: np.random.Generator, category: str) -> _Motion:

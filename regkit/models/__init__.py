@@ -114,12 +114,12 @@ def create(name: str, ndim: int = 3, **options: Any) -> RegistrationModel:
 
 def _known_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The types of a model's options; of a cascade, those of its base network as well."""
-    known = option_types(_MODELS[name])
+    types = option_types(_MODELS[name])
     if name == "rcn":
         base = options.get("base", "vtn")
         if isinstance(base, str) and base in _MODELS and base != name:
-            known = option_types(_MODELS[base]) | known
-    return known
+            types = option_types(_MODELS[base]) | types
+    return types
 
 
 def parameter_count(model: RegistrationModel) -> int:
@@ -248,24 +248,26 @@ def load(path_or_name: str | os.PathLike[str], **options: Any) -> RegistrationMo
         FileNotFoundError: neither a file nor the name of shipped weights.
         ValueError: not a file of `save`, or weights that do not fit the model it names.
     """
-    path, held = _weights_file(path_or_name), about(path_or_name)
+    path, header = _weights_file(path_or_name), about(path_or_name)
     misfit = ValueError(
-        f"path_or_name is {path.name!r}: its weights do not fit the model {held.name!r} "
+        f"path_or_name is {path.name!r}: its weights do not fit the model {header.name!r} "
         "that it names."
     )
     try:
-        with torch.device("meta"), _at_most(2 * len(held.tensors) + 1000):
-            model = create(held.name, held.ndim, **{**held.options, **options})
-            model.load_state_dict({k: torch.empty(shape) for k, (_, shape) in held.tensors.items()})
+        with torch.device("meta"), _at_most(2 * len(header.tensors) + 1000):
+            model = create(header.name, header.ndim, **{**header.options, **options})
+            model.load_state_dict(
+                {k: torch.empty(shape) for k, (_, shape) in header.tensors.items()}
+            )
     except (RuntimeError, _TooMany) as error:  # names or shapes
         if is_out_of_memory(error):
             raise
         raise misfit from None
     with safetensors.safe_open(path, framework="pt") as file:
         # copies: what was read stays as it is when the file is overwritten
-        weights = {k: file.get_tensor(k).to(torch.float32, copy=True) for k in held.tensors}
+        weights = {k: file.get_tensor(k).to(torch.float32, copy=True) for k in header.tensors}
     model.load_state_dict(weights, assign=True)
-    model.info = held.info
+    model.info = header.info
     return model.eval()
 
 

@@ -85,10 +85,10 @@ class Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        found = [self.first(x)]
+        features = [self.first(x)]
         for block in self.down:
-            found.append(block(found[-1]))
-        return found[::-1]
+            features.append(block(features[-1]))
+        return features[::-1]
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -168,8 +168,9 @@ class SRF(nn.Module):
         self.along_axes = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.leaky_relu(self.join(x), 0.2)
-        return x + self.along_axes(x)
+        joined = F.leaky_relu(self.join(x), 0.2)
+        mixed: Tensor = self.along_axes(joined)
+        return joined + mixed
 
 
 class Head(nn.Module):

@@ -111,7 +111,7 @@ class Pyramid(RegistrationModel):
         both = F.pad(torch.cat([moving, fixed]), [0, 1] * self.ndim)
         disp: Tensor | None = None
         handed: Tensor | None = None
-        found = []
+        disps = []
         for features, head in zip(self.describe(both), self.heads, strict=True):
             f_moving, f_fixed = features.chunk(2)
             if disp is not None:
@@ -119,10 +119,10 @@ class Pyramid(RegistrationModel):
                 f_moving = warp(f_moving, disp, padding="border")
             step, handed = head(f_moving, f_fixed, handed)
             disp = step if disp is None else compose(disp, step)
-            found.append(disp)
-        inside = (..., *(slice(n - 1) for n in shape))
-        shown = found if self.levels else found[-1:]
-        stages = tuple(resize_disp(u, shape)[inside] for u in shown)
+            disps.append(disp)
+        inside = (slice(None), slice(None), *(slice(n - 1) for n in shape))
+        shown = disps if self.levels else disps[-1:]
+        stages = tuple(resize_disp(u, shape)[inside].contiguous() for u in shown)
         return {"disp": stages[-1], "stages": stages if self.levels else ()}
 
 
@@ -148,11 +148,12 @@ class EncoderDecoder(nn.Module):
         for conv in self.down:
             x = conv(x)
             beside.append(x)
-        found = [beside.pop()]
+        features = [beside.pop()]
         for conv in self.up:
             skip = beside.pop()
-            found.append(conv(torch.cat([resize(found[-1], skip.shape[2:]), skip], dim=1)))
-        return found
+            enlarged = resize(features[-1], skip.shape[2:])
+            features.append(conv(torch.cat([enlarged, skip], dim=1)))
+        return features
 
 
 class Head(nn.Module):

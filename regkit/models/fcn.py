@@ -113,9 +113,9 @@ class Fcn(RegistrationModel):
         if segment is not None and segment < 2:
             raise ValueError(f"segment is {segment}, expected 2 classes or more, or None")
         self.divisor = 2 ** (len(channels) - 1)
-        known = 0 if segment is None else segment - 1  # channels of an image, beside itself
+        classes = 0 if segment is None else segment - 1  # channels of an image, beside itself
         self.registration = FCN(
-            ndim, 2 + 2 * known, channels, lambda c: DispHead(ndim, c), resize_disp
+            ndim, 2 + 2 * classes, channels, lambda c: DispHead(ndim, c), resize_disp
         )
         self.segmentation: FCN | None = None
         if segment is not None:

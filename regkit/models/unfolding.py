@@ -140,7 +140,7 @@ class Denoiser(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         axes = tuple(range(1, u.ndim))
         s = (u.square().mean(axes, keepdim=True) + 1e-6).sqrt()  # voxels; at least 0.001
-        f = s * self.network(u / s)
+        f: Tensor = s * self.network(u / s)
         return u + f if self.residual else f
 
 
@@ -241,29 +241,29 @@ class Unfolding(RegistrationModel):
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
         v: Tensor | None = None
-        found: list[tuple[Tensor, Tensor]] = []
+        pairs: list[tuple[Tensor, Tensor]] = []
         going = torch.ones(len(moving), dtype=torch.bool, device=moving.device)
-        adaptive = self.tolerance is not None and not self.training
+        tolerance = None if self.training else self.tolerance
         for k in range(self.count):  # equations 4 and 6 in turn, from v = 0
             u, new = self.stages[0 if self.shared else k](moving, fixed, v)
-            if adaptive:
-                last = found[-1] if found else (torch.zeros_like(u), torch.zeros_like(new))
+            if tolerance is not None:
+                last = pairs[-1] if pairs else (torch.zeros_like(u), torch.zeros_like(new))
                 kept = going.reshape(-1, *[1] * (self.ndim + 1))
                 u, new = torch.where(kept, u, last[0]), torch.where(kept, new, last[1])
                 apart = endpoint_error(new, last[1] if self.settled == "change" else u)
-                going = going & (apart > self.tolerance)
+                going = going & (apart > tolerance)
             v = new
-            found.append((u, v))
-            # a compiled graph runs all stages; those behind the last one change nothing
-            if adaptive and not torch.compiler.is_compiling() and not going.any():
+            pairs.append((u, v))
+            # a compiled graph runs all stages; those after a pair's last one change nothing
+            if tolerance is not None and not torch.compiler.is_compiling() and not going.any():
                 break
-        return {"disp": v, "stages": tuple(found)}
+        return {"disp": v, "stages": tuple(pairs)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        held = len({key.split(".")[1] for key in state_dict if key.startswith("stages.")})
-        if held not in (0, len(self.stages)):
+        count = len({key.split(".")[1] for key in state_dict if key.startswith("stages.")})
+        if count not in (0, len(self.stages)):
             raise ValueError(
-                f"The weights are those of {held} stages, expected {len(self.stages)}: with "
+                f"The weights are those of {count} stages, expected {len(self.stages)}: with "
                 "shared=True weights fit any number of stages, without it only their own."
             )
         return super().load_state_dict(state_dict, *args, **kwargs)
@@ -285,7 +285,7 @@ def _check(
     for name, (value, bound) in least.items():
         if value < bound:
             raise ValueError(f"{name} is {value}, expected {bound} or more")
-    for name, (choice, known) in choices.items():
-        if choice not in known:
-            listed = ", ".join(map(repr, known[:-1]))
-            raise ValueError(f"{name} is {choice!r}, expected {listed} or {known[-1]!r}")
+    for name, (choice, allowed) in choices.items():
+        if choice not in allowed:
+            listed = ", ".join(map(repr, allowed[:-1]))
+            raise ValueError(f"{name} is {choice!r}, expected {listed} or {allowed[-1]!r}")
