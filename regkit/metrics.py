@@ -191,7 +191,7 @@ def endpoint_error(disp: Tensor, true_disp: Tensor, mask: Tensor | None = None) 
         raise ValueError(
             f"mask has shape {tuple(mask.shape)}, expected (B, 1, *S) for disp {tuple(disp.shape)}."
         )
-    error = (disp - true_disp).norm(dim=1, keepdim=True)
+    error: Tensor = (disp - true_disp).norm(dim=1, keepdim=True)
     inside = torch.ones_like(error) if mask is None else (mask != 0).expand_as(error).to(error)
     return (error * inside).flatten(1).sum(1) / inside.flatten(1).sum(1)
 
@@ -220,7 +220,8 @@ def tre(
             f"{tuple(fixed_points.shape)}."
         )
     miss = warp_points(fixed_points, disp) - moving_points
-    return (miss * check_spacing(spacing, miss.shape[-1]).to(miss)).norm(dim=-1)
+    distance: Tensor = (miss * check_spacing(spacing, miss.shape[-1]).to(miss)).norm(dim=-1)
+    return distance
 
 
 def success_auc(errors: Tensor, limit: int = 25) -> Tensor:
@@ -267,6 +268,7 @@ def rotation_error(theta: Tensor, true_theta: Tensor) -> Tensor:
 def _rotation(theta: Tensor, name: str) -> Tensor:
     if theta.ndim != 3 or theta.shape[1] not in (2, 3) or theta.shape[2] != theta.shape[1] + 1:
         raise ValueError(f"{name} has shape {tuple(theta.shape)}, expected (B, 2, 3) or (B, 3, 4).")
+    u: Tensor
     u, _, v = torch.linalg.svd(theta[:, :, :-1].double())
     return u @ v
 
@@ -279,4 +281,5 @@ def translation_error(theta: Tensor, true_theta: Tensor) -> Tensor:
         theta, true_theta: (B, d, d+1), voxels.
     """
     _rotation(theta, "theta"), _rotation(true_theta, "true_theta")
-    return (theta[:, :, -1] - true_theta[:, :, -1]).norm(dim=1)
+    distance: Tensor = (theta[:, :, -1] - true_theta[:, :, -1]).norm(dim=1)
+    return distance

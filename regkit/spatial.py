@@ -289,7 +289,7 @@ def integrate(svf: Tensor, steps: int = 7) -> Tensor:
     check_disp(svf, "svf")
     if steps < 0:
         raise ValueError(f"steps is {steps}, expected 0 or more.")
-    disp = svf / 2**steps
+    disp: Tensor = svf / 2**steps
     for _ in range(steps):
         disp = compose(disp, disp)
     return disp

@@ -30,7 +30,9 @@ from torch.utils.data import Dataset
 
 from regkit.data.anatomies import LEARNED, MATERIALS, OUTER_CSF, Anatomy
 from regkit.data.cache import place_of
-from regkit.data.population import CONTRASTS, Subject, _affine
+from regkit.data.population import CONTRASTS
+from regkit.data.subject import Subject
+from regkit.data.template import affine_of
 from regkit.spatial import affine_to_disp, rigid_theta, warp
 
 POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -130,8 +132,7 @@ class PaintedPairs(Dataset[dict[str, Tensor | str]]):
                 name=f"{item['name']} ({side})",
                 image=item[side],  # type: ignore[arg-type]
                 labels=item[f"{side}_labels"],  # type: ignore[arg-type]
-                affine=_affine(self.shape),
-                velocity=torch.zeros(0),
+                affine=affine_of(self.shape),
             )
             for side in ("moving", "fixed")
         )

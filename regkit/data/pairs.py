@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from regkit.data.cache import place_of
-from regkit.data.population import Subject, true_displacement
+from regkit.data.population import true_displacement
+from regkit.data.subject import Subject
 
 
 class RandomPairs(Dataset[dict[str, Tensor | str]]):

@@ -17,7 +17,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from regkit import io
-from regkit.data.population import Subject
+from regkit.data.subject import Subject
 from regkit.names import unknown
 from regkit.transform import Grid
 
@@ -124,24 +123,10 @@ def _unexpected(field: str, value: Any, expected: str) -> ValueError:
     return ValueError(f"{place}, expected {expected}.")
 
 
-@dataclass(frozen=True, eq=False)
-class Scan(Subject):
-    """A real subject: its axes may run any way, and nobody knows its true correspondence.
-
-    labels: (1, *S) int32, zeros where there are none.
-    points: (N, d) float32, voxels, landmarks if there are any; of the two images of a pair, row k
-        of both is one place.
-    """
-
-    points: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        """Voxel size along each array axis, mm."""
-        return self.grid.spacing
+Scan = Subject  # the name of its class before there was one for all data
 
 
-class _Subjects(Sequence[Scan]):
+class _Subjects(Sequence[Subject]):
     """Subjects that are read when they are asked for. A slice is as lazy, and shares what was read.
 
     `shape` is that of every image: of the first of the whole set, as its header says.
@@ -153,7 +138,7 @@ class _Subjects(Sequence[Scan]):
     ):  # fmt: skip
         self.folder, self.contrast, self.entries, self.keep = folder, contrast, entries, keep
         self.shape = shape
-        self.kept: dict[str, Scan] = {}
+        self.kept: dict[str, Subject] = {}
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -169,7 +154,7 @@ class _Subjects(Sequence[Scan]):
             self.kept[entry["name"]] = subject
         return subject
 
-    def _read(self, entry: dict[str, Any]) -> Scan:
+    def _read(self, entry: dict[str, Any]) -> Subject:
         name, folder = entry["name"], self.folder / entry["name"]
         called = f"{name}, {self.contrast}"
         image = io.read(folder / f"{self.contrast}.nii.gz", called)
@@ -188,7 +173,7 @@ class _Subjects(Sequence[Scan]):
                 )
             labels = read.data[0]
         points = _points(folder / "points.csv", name, self.contrast, image.ndim)
-        return Scan(name, image.data[0], labels, image.affine, torch.empty(0), points)
+        return Subject(name, image.data[0], labels, image.affine, points=points)
 
 
 def _check_shape(called: str, shape: Sequence[int], expected: Sequence[int]) -> None:
@@ -217,10 +202,12 @@ def _points(file: Path, name: str, contrast: str, ndim: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, ndim)
 
 
-class _Pairs(Sequence[tuple[Scan, Scan]]):
+class _Pairs(Sequence[tuple[Subject, Subject]]):
     """The subjects of two sequences, side by side."""
 
-    def __init__(self, moving: Sequence[Scan], fixed: Sequence[Scan], categories: Sequence[str]):
+    def __init__(
+        self, moving: Sequence[Subject], fixed: Sequence[Subject], categories: Sequence[str]
+    ):
         self.moving, self.fixed, self.categories = moving, fixed, categories
 
     def __len__(self) -> int:
@@ -266,7 +253,7 @@ def pairs(
     split: str | None = None,
     category: str | None = None,
     keep: bool = True,
-) -> Sequence[tuple[Scan, Scan]]:
+) -> Sequence[tuple[Subject, Subject]]:
     """The pairs of a prepared set of pairs, (moving, fixed), in the order of dataset.json.
 
     Args:

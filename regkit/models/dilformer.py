@@ -150,7 +150,8 @@ class DilformerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.position(x)
         x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        mixed: Tensor = self.mlp(self.norm2(x))
+        return x + mixed
 
 
 class SRF(nn.Module):
