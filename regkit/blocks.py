@@ -37,6 +37,7 @@ class ConvBlock(nn.Module):
         ndim: int,
         c_in: int,
         c_out: int,
+        *,
         kernel: int = 3,
         stride: int = 1,
         slope: float = 0.2,
@@ -110,7 +111,7 @@ class ResidualBlock(nn.Module):
     convolution of kernel 1.
     """
 
-    def __init__(self, ndim: int, c_in: int, c_out: int, stride: int = 1):
+    def __init__(self, ndim: int, c_in: int, c_out: int, *, stride: int = 1):
         super().__init__()
         conv = CONV[ndim]
         self.residual = nn.Sequential(
@@ -133,7 +134,7 @@ class ResidualBlock(nn.Module):
 class NormBlock(ConvBlock):
     """Convolution, group normalisation, ReLU: (B, c_in, *S) -> (B, c_out, *S / stride)."""
 
-    def __init__(self, ndim: int, c_in: int, c_out: int, stride: int = 1):
+    def __init__(self, ndim: int, c_in: int, c_out: int, *, stride: int = 1):
         super().__init__(ndim, c_in, c_out, stride=stride)
         self.norm = group_norm(c_out)
 
@@ -148,7 +149,7 @@ class PlainConv(nn.Sequential):
     pass, and the last layer takes their difference.
     """
 
-    def __init__(self, ndim: int, width: int, depth: int):
+    def __init__(self, ndim: int, *, width: int, depth: int):
         widths = (ndim, *[width] * (depth - 1))
         blocks = [ConvBlock(ndim, a, b, slope=0.0) for a, b in pairwise(widths)]
         head = DispHead(ndim, width)
@@ -239,7 +240,13 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, channels: int, heads: int, kind: str = "full", window: int = 4, shift: bool = False
+        self,
+        channels: int,
+        heads: int,
+        kind: str = "full",
+        *,
+        window: int = 4,
+        shift: bool = False,
     ):
         super().__init__()
         self.heads, self.kind, self.window, self.shift = heads, kind, window, shift
@@ -300,6 +307,7 @@ class Transformer(nn.Module):
         self,
         ndim: int,
         channels: int,
+        *,
         heads: int,
         layers: int,
         mlp: int,
@@ -311,7 +319,9 @@ class Transformer(nn.Module):
         self.layers = nn.Sequential(
             *(
                 TransformerLayer(
-                    channels, mlp, Attention(channels, heads, attention, window, shift=i % 2 == 1)
+                    channels,
+                    mlp,
+                    Attention(channels, heads, attention, window=window, shift=i % 2 == 1),
                 )
                 for i in range(layers)
             )

@@ -261,8 +261,10 @@ def rotation_error(theta: Tensor, true_theta: Tensor) -> Tensor:
     left = a @ b.transpose(1, 2)
     d = left.shape[-1]
     # |R - I| is 2 sqrt(2) sin(angle / 2); the cosine alone loses small angles in rounding
-    chord = (left - torch.eye(d, device=left.device, dtype=left.dtype)).flatten(1).norm(dim=1)
-    return torch.rad2deg(2 * torch.asin((chord / 8**0.5).clamp(max=1)))
+    one = torch.eye(d, device=left.device, dtype=left.dtype)
+    chord: Tensor = (left - one).flatten(1).norm(dim=1)
+    half = torch.asin((chord / 8**0.5).clamp(max=1))
+    return torch.rad2deg(2 * half)
 
 
 def _rotation(theta: Tensor, name: str) -> Tensor:

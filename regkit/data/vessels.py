@@ -87,10 +87,10 @@ class _Motion:
 
     def __call__(self, places: np.ndarray) -> np.ndarray:
         """(..., 2) -> (..., 2)"""
-        straight: np.ndarray = (places @ self.linear.T + self.shift) / (1 + places @ self.tilt)[
-            ..., None
-        ]
-        return straight + self.wave * np.sin(np.pi * places[..., ::-1] + self.phase)
+        straight = (places @ self.linear.T + self.shift) / (1 + places @ self.tilt)[..., None]
+        wave = self.wave * np.sin(np.pi * places[..., ::-1] + self.phase)
+        moved: np.ndarray = straight + wave
+        return moved
 
     def inverse(self, places: np.ndarray) -> np.ndarray:
         """By fixed-point iteration; each step leaves less than a third of the error."""

@@ -132,7 +132,7 @@ class Vtn(RegistrationModel):
         channels: of the first convolution; the deepest have 32 times as many.
     """
 
-    def __init__(self, ndim: int = 3, channels: int = 16):
+    def __init__(self, ndim: int = 3, *, channels: int = 16):
         super().__init__(ndim)
         self.encoder = Encoder(ndim, channels)
         *skips, c = self.encoder.channels
@@ -162,7 +162,7 @@ class AffineStem(nn.Module):
             head, which covers the whole map of an image of this size, and of no other.
     """
 
-    def __init__(self, ndim: int, channels: int = 16, size: Sequence[int] | None = None):
+    def __init__(self, ndim: int, *, channels: int = 16, size: Sequence[int] | None = None):
         super().__init__()
         if size is not None and (len(size) != ndim or min(size) < 1):
             raise ValueError(f"affine_size is {size}, expected {ndim} positive sizes or None")
@@ -213,6 +213,7 @@ class Rcn(RegistrationModel):
         self,
         bases: Mapping[str, Callable[..., RegistrationModel]],
         ndim: int = 3,
+        *,
         cascades: int = 3,
         base: str = "vtn",
         affine: bool = True,
@@ -228,7 +229,9 @@ class Rcn(RegistrationModel):
         if base not in bases:
             raise unknown("base", base, bases)
         self.repeats = repeats
-        self.stem = AffineStem(ndim, affine_channels, affine_size) if affine else None
+        self.stem: AffineStem | None = None
+        if affine:
+            self.stem = AffineStem(ndim, channels=affine_channels, size=affine_size)
         self.networks = nn.ModuleList(bases[base](ndim=ndim, **options) for _ in range(cascades))
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Node(ConvBlock):
         eca: weigh the channels that come from below.
     """
 
-    def __init__(self, ndim: int, below: int, row: int, width: int, eca: bool):
+    def __init__(self, ndim: int, *, below: int, row: int, width: int, eca: bool):
         super().__init__(ndim, row + below, width)
         self.attention = ECA(below) if eca else nn.Identity()
 
@@ -125,6 +125,7 @@ class DenseUNet(RegistrationModel):
     def __init__(
         self,
         ndim: int = 3,
+        *,
         channels: Sequence[int] = (16, 32, 32, 32, 32),
         dense: bool = True,
         eca: bool = True,

@@ -178,7 +178,14 @@ class Head(nn.Module):
     """Both images' features, the coarser level's, and the step: see `Pyramid`."""
 
     def __init__(
-        self, ndim: int, channels: int, above: int, layers: int, srf: bool, dilations: Sequence[int]
+        self,
+        ndim: int,
+        channels: int,
+        *,
+        above: int,
+        layers: int,
+        srf: bool,
+        dilations: Sequence[int],
     ):
         super().__init__()
         self.join = CONV[ndim](2 * channels, channels, kernel_size=1)
@@ -215,6 +222,7 @@ class Dilformer(Pyramid):
     def __init__(
         self,
         ndim: int = 3,
+        *,
         channels: Sequence[int] = (8, 16, 32, 48, 96),
         msr: bool = True,
         dilformer: bool = True,
@@ -238,7 +246,14 @@ class Dilformer(Pyramid):
         self.describe = Encoder(ndim, channels, msr)
         coarse = channels[::-1]
         self.heads = nn.ModuleList(
-            Head(ndim, c, above, layers if dilformer and k < 2 else 0, srf, dilations)
+            Head(
+                ndim,
+                c,
+                above=above,
+                layers=layers if dilformer and k < 2 else 0,
+                srf=srf,
+                dilations=dilations,
+            )
             for k, (above, c) in enumerate(pairwise((0, *coarse)))
         )
         self.apply(init_weights)

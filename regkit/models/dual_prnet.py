@@ -86,7 +86,7 @@ class Pyramid(RegistrationModel):
     describe: nn.Module
     heads: nn.ModuleList
 
-    def __init__(self, ndim: int, levels: int, reach: int = 0, multi_resolution: bool = True):
+    def __init__(self, ndim: int, levels: int, *, reach: int = 0, multi_resolution: bool = True):
         super().__init__(ndim)
         self.divisor = 2 ** (levels - 1)
         self.reach = reach
@@ -162,7 +162,7 @@ class Head(nn.Module):
     (B, C, *S) twice -> (B, d, *S), voxels of this level, and nothing to hand on.
     """
 
-    def __init__(self, ndim: int, channels: int, correlation: int):
+    def __init__(self, ndim: int, channels: int, *, correlation: int):
         super().__init__()
         self.correlation = correlation
         c = channels
@@ -198,6 +198,7 @@ class DualPRNet(Pyramid):
     def __init__(
         self,
         ndim: int = 3,
+        *,
         channels: Sequence[int] = (8, 16, 16, 32, 32),
         correlation: int = 0,
         save_memory: bool = False,
@@ -205,9 +206,11 @@ class DualPRNet(Pyramid):
         check_channels(channels)
         if correlation < 0:
             raise ValueError(f"correlation is {correlation}, expected 0 or more")
-        super().__init__(ndim, len(channels), correlation)
+        super().__init__(ndim, len(channels), reach=correlation)
         self.describe = EncoderDecoder(ndim, channels)
-        self.heads = nn.ModuleList(Head(ndim, c, correlation) for c in reversed(channels))
+        self.heads = nn.ModuleList(
+            Head(ndim, c, correlation=correlation) for c in reversed(channels)
+        )
         self.apply(init_weights)
         if save_memory:
             self.apply(checkpointed)

@@ -64,6 +64,7 @@ class FCN(nn.Module):
         ndim: int,
         c_in: int,
         channels: Sequence[int],
+        *,
         head: Callable[[int], nn.Module],
         enlarge: Callable[[Tensor, Sequence[int]], Tensor],
     ):
@@ -105,6 +106,7 @@ class Fcn(RegistrationModel):
     def __init__(
         self,
         ndim: int = 3,
+        *,
         channels: Sequence[int] = (16, 32, 32, 64, 64),
         segment: int | None = None,
         save_memory: bool = False,
@@ -115,12 +117,20 @@ class Fcn(RegistrationModel):
         self.divisor = 2 ** (len(channels) - 1)
         classes = 0 if segment is None else segment - 1  # channels of an image, beside itself
         self.registration = FCN(
-            ndim, 2 + 2 * classes, channels, lambda c: DispHead(ndim, c), resize_disp
+            ndim,
+            2 + 2 * classes,
+            channels,
+            head=lambda c: DispHead(ndim, c),
+            enlarge=resize_disp,
         )
         self.segmentation: FCN | None = None
         if segment is not None:
             self.segmentation = FCN(
-                ndim, 1, channels, lambda c: CONV[ndim](c, segment, kernel_size=1), resize
+                ndim,
+                1,
+                channels,
+                head=lambda c: CONV[ndim](c, segment, kernel_size=1),
+                enlarge=resize,
             )
         self.apply(init_weights)
         if save_memory:

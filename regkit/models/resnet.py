@@ -62,6 +62,7 @@ class LinearResNet(RegistrationModel):
         self,
         kind: str,
         ndim: int = 3,
+        *,
         width: int = 64,
         hidden: int = 64,
         reduce: int = 1,
@@ -83,7 +84,7 @@ class LinearResNet(RegistrationModel):
         for stage, count in enumerate(BLOCKS):
             for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(ResidualBlock(ndim, channels, width * 2**stage, stride))
+                blocks.append(ResidualBlock(ndim, channels, width * 2**stage, stride=stride))
                 channels = width * 2**stage
         self.features = nn.Sequential(*blocks)
         self.turns = ndim**2 if kind == "affine" else 1 if ndim == 2 else 3

@@ -79,6 +79,7 @@ class TransUNet(nn.Module):
         ndim: int,
         c_in: int,
         channels: Sequence[int],
+        *,
         skips: bool = True,
         transformer: Mapping[str, Any] | None = None,
     ):
@@ -114,7 +115,7 @@ class TransUNet(nn.Module):
 class DnCNN(nn.Sequential):
     """Figure 4: convolutions at full size, (B, d, *S) -> (B, d, *S). The first has no norm."""
 
-    def __init__(self, ndim: int, width: int, depth: int):
+    def __init__(self, ndim: int, *, width: int, depth: int):
         super().__init__(
             ConvBlock(ndim, ndim, width, slope=0.0),
             *(NormBlock(ndim, width, width) for _ in range(depth - 2)),
@@ -128,14 +129,14 @@ class Denoiser(nn.Module):
     kind: "dncnn" (figure 4), "unet" (table 3) or "conv" (table 2: convolutions and ReLU alone).
     """
 
-    def __init__(self, kind: str, ndim: int, channels: Sequence[int], width: int, depth: int):
+    def __init__(self, kind: str, ndim: int, channels: Sequence[int], *, width: int, depth: int):
         super().__init__()
         self.residual = kind != "conv"
         self.network: nn.Module
         if kind == "unet":
             self.network = TransUNet(ndim, ndim, channels)
         else:
-            self.network = (DnCNN if kind == "dncnn" else PlainConv)(ndim, width, depth)
+            self.network = (DnCNN if kind == "dncnn" else PlainConv)(ndim, width=width, depth=depth)
 
     def forward(self, u: Tensor) -> Tensor:
         axes = tuple(range(1, u.ndim))
@@ -182,6 +183,7 @@ class Unfolding(RegistrationModel):
     def __init__(
         self,
         ndim: int = 3,
+        *,
         stages: int = 3,
         shared: bool = False,
         transformer: bool = True,
@@ -231,8 +233,10 @@ class Unfolding(RegistrationModel):
         tokens = {**size, "attention": attention, "window": window} if transformer else None
         self.stages = nn.ModuleList(
             Stage(
-                TransUNet(ndim, 2, channels, skips, tokens),
-                Denoiser(denoiser, ndim, channels, width, depth) if denoiser else nn.Identity(),
+                TransUNet(ndim, 2, channels, skips=skips, transformer=tokens),
+                Denoiser(denoiser, ndim, channels, width=width, depth=depth)
+                if denoiser
+                else nn.Identity(),
             )
             for _ in range(1 if shared else stages)
         )

@@ -52,6 +52,7 @@ class VxmStrided(RegistrationModel):
     def __init__(
         self,
         ndim: int = 3,
+        *,
         decoder: Sequence[int] = (32, 32, 32, 32, 8, 8),
         encoder: Sequence[int] = (16, 32, 32, 32),
         save_memory: bool = False,
@@ -109,6 +110,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         ndim: int,
+        *,
         encoder: Sequence[int],
         decoder: Sequence[int],
         last: Sequence[int],
@@ -155,6 +157,7 @@ class Vxm(RegistrationModel):
     def __init__(
         self,
         ndim: int = 3,
+        *,
         encoder: Sequence[int] = (16, 32, 32, 32),
         decoder: Sequence[int] = (32, 32, 32, 32),
         last: Sequence[int] = (32, 16, 16),
@@ -168,7 +171,13 @@ class Vxm(RegistrationModel):
                 "positive numbers in decoder as in encoder, and at least one in last"
             )
         self.divisor = 2 ** len(encoder)
-        self.unet = UNet(ndim, encoder, decoder, last, half_resolution)
+        self.unet = UNet(
+            ndim,
+            encoder=encoder,
+            decoder=decoder,
+            last=last,
+            half_resolution=half_resolution,
+        )
         self.head = DispHead(ndim, last[-1])
         if save_memory:
             self.apply(checkpointed)
@@ -191,7 +200,7 @@ class VxmDiff(Vxm):
         others: as in `Vxm`.
     """
 
-    def __init__(self, ndim: int = 3, steps: int = 7, **options: Any):
+    def __init__(self, ndim: int = 3, *, steps: int = 7, **options: Any):
         super().__init__(ndim, **options)
         self.steps = steps
 
