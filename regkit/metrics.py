@@ -263,8 +263,8 @@ def rotation_error(theta: Tensor, true_theta: Tensor) -> Tensor:
     # |R - I| is 2 sqrt(2) sin(angle / 2); the cosine alone loses small angles in rounding
     one = torch.eye(d, device=left.device, dtype=left.dtype)
     chord: Tensor = (left - one).flatten(1).norm(dim=1)
-    half = torch.asin((chord / 8**0.5).clamp(max=1))
-    return torch.rad2deg(2 * half)
+    angle: Tensor = torch.rad2deg(2 * torch.asin((chord / 8**0.5).clamp(max=1)))
+    return angle
 
 
 def _rotation(theta: Tensor, name: str) -> Tensor:

@@ -22,21 +22,6 @@ his survey (figure 9: affine registration, then a U-Net, then a spatial transfor
 
 Parameters, 3D / 2D: vtn 28,252,203 / 8,232,554; affine stem 14,166,288 / 4,719,312; rcn, the stem
 and three vtn, 98,922,897 / 29,416,974.
-
-What differs from the published code:
-
-- The identity at the start: the last layers begin at 0. The published ones begin anywhere, and the
-  cascade is held together by 1/n alone. All other layers begin as there.
-- Any size: the stem averages its last map to 2 voxels along each axis. The published head covers
-  that map whole, so it fits one size; `affine_size` makes it, and at 128^3 it is ours.
-- The stem's translation counts in half images, so that a step of training moves the rim of the
-  image alike through A and through t; published: voxels.
-- A displacement is held constant beyond its border, also that of the stem; the published code goes
-  on with the affine map there.
-- A convolution of stride 2 pads both sides alike; TensorFlow pads an even size at its end alone, so
-  that each map of the encoder lies half of its input's voxels further on.
-- Losses are means over a batch, not sums. The 2D forms are ours.
-- The second published base is `vxm2` with a LeakyReLU of slope 0.1; ours keep their own slope.
 """
 
 from __future__ import annotations
@@ -207,6 +192,21 @@ class Rcn(RegistrationModel):
             of the weights that are there ("shared-weight cascading" in the paper):
             `models.load(path, repeats=2)`.
         options: of the base, such as `channels` of `vtn` or `save_memory` of `vxm`.
+
+    What differs from the published code:
+
+    - The identity at the start: the last layers begin at 0. The published ones begin anywhere, and
+      the cascade is held together by 1/n alone. All other layers begin as there.
+    - Any size: the stem averages its last map to 2 voxels along each axis. The published head
+      covers that map whole, so it fits one size; `affine_size` makes it, and at 128^3 it is ours.
+    - The stem's translation counts in half images, so that a step of training moves the rim of the
+      image alike through A and through t; published: voxels.
+    - A displacement is held constant beyond its border, also that of the stem; the published code
+      goes on with the affine map there.
+    - A convolution of stride 2 pads both sides alike; TensorFlow pads an even size at its end
+      alone, so that each map of the encoder lies half of its input's voxels further on.
+    - Losses are means over a batch, not sums. The 2D forms are ours.
+    - The second published base is `vxm2` with a LeakyReLU of slope 0.1; ours keep their own slope.
     """
 
     def __init__(

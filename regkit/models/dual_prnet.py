@@ -15,32 +15,6 @@ every level sees the features as the ones before have left them. Displacements a
 added: a step starts where the displacement before it has ended.
 
 Parameters, 3D / 2D: dual_prnet 510,367 / 169,586; with correlation=1 586,183 / 178,010.
-
-How we read the papers, and what differs from the published code (kangmiao15/Dual-Stream-PRNet-Plus;
-we worked from a description of it, and copied nothing):
-
-- Version. The encoder is that of the code, of the paper of 2022: 8, 16, 16, 32 and 32 channels,
-  stride 2 from the second on, ReLU, no normalisation. The one of 2019, by a comment there, had
-  residual blocks of 8, 16, 32 and 32 channels, 32 on every level of its pyramid, and answered at
-  half the size. The code's decoder has five convolutions, ours four, since our first level is the
-  encoder's own. Parameters in 3D: there 613,855, of which the encoder-decoder has 174,944 and the
-  heads, with their correlations, 438,911; here with correlation=1 147,272 and 438,911.
-- Grids. There, sampling grids run from corner to corner, and are enlarged and read as if they ran
-  from edge to edge (`align_corners`). Here an image gets one voxel more along each axis: 16 m + 1
-  voxels halve to 8 m + 1, ..., m + 1. Voxel i of a level then lies on voxel 2i of the next, for
-  the strided convolutions as for `resize_disp`, and a shift doubles exactly.
-- The first displacement is found at 1/16, on the encoder's own features, in place of a second one
-  at full size: the published code has levels at 1/8, 1/4, 1/2, 1 and 1. At full size features have
-  8 channels; there 16, then 8.
-- Gradients also run through the warp of the features, to the displacements that warp them. There
-  they are cut off.
-- Correlations. With correlation=1 3^d products, as many as there; there with places 2 voxels away,
-  here with the nearest ones. No CUDA operator.
-- The identity at the start: the heads begin at 0, other layers as in He et al. 2015.
-- Displacements are in voxels of a level; there on a scale from -1 to 1.
-- The loss is the recipe's. Published: local correlation at full size, and the squared slopes of the
-  step of every level. The recipes here ask every level for likeness and for a smooth displacement.
-- The 2D form is ours.
 """
 
 from __future__ import annotations
@@ -193,6 +167,34 @@ class DualPRNet(Pyramid):
         channels: of the encoder-decoder at 1, 1/2, 1/4, ...: one number a level, at least 2 levels.
         correlation: 0, or the "++" form: how many voxels of a level to search around each voxel.
         save_memory: compute the convolutions again on the way back instead of keeping them.
+
+    How we read the papers, and what differs from the published code
+    (kangmiao15/Dual-Stream-PRNet-Plus; we worked from a description of it, and copied nothing):
+
+    - Version. The encoder is that of the code, of the paper of 2022: 8, 16, 16, 32 and 32 channels,
+      stride 2 from the second on, ReLU, no normalisation. The one of 2019, by a comment there, had
+      residual blocks of 8, 16, 32 and 32 channels, 32 on every level of its pyramid, and answered
+      at half the size. The code's decoder has five convolutions, ours four, since our first level
+      is the encoder's own. Parameters in 3D: there 613,855, of which the encoder-decoder has
+      174,944 and the heads, with their correlations, 438,911; here with correlation=1 147,272 and
+      438,911.
+    - Grids. There, sampling grids run from corner to corner, and are enlarged and read as if they
+      ran from edge to edge (`align_corners`). Here an image gets one voxel more along each axis: 16
+      m + 1 voxels halve to 8 m + 1, ..., m + 1. Voxel i of a level then lies on voxel 2i of the
+      next, for the strided convolutions as for `resize_disp`, and a shift doubles exactly.
+    - The first displacement is found at 1/16, on the encoder's own features, in place of a second
+      one at full size: the published code has levels at 1/8, 1/4, 1/2, 1 and 1. At full size
+      features have 8 channels; there 16, then 8.
+    - Gradients also run through the warp of the features, to the displacements that warp them.
+      There they are cut off.
+    - Correlations. With correlation=1 3^d products, as many as there; there with places 2 voxels
+      away, here with the nearest ones. No CUDA operator.
+    - The identity at the start: the heads begin at 0, other layers as in He et al. 2015.
+    - Displacements are in voxels of a level; there on a scale from -1 to 1.
+    - The loss is the recipe's. Published: local correlation at full size, and the squared slopes of
+      the step of every level. The recipes here ask every level for likeness and for a smooth
+      displacement.
+    - The 2D form is ours.
     """
 
     def __init__(

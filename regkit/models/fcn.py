@@ -4,26 +4,8 @@ Source: Tan, "A survey of medical image registration", 2023 (in Chinese), the se
 FCN-based unsupervised learning model for deformable chest CT image registration" and its figure 6.
 The survey's text says that there are two fully convolutional branches, one that segments the chest
 and one that registers it, that registration is learned without labels, and nothing of layers, sizes
-or losses; the drawing was not to be had. All that follows is therefore a reconstruction, block by
-block, each from a published relative:
-
-- A fully convolutional network, `FCN` below: convolutions and pooling; coarse answers are doubled
-  and added to finer ones, and there is no decoder. Long, Shelhamer and Darrell, "Fully
-  convolutional networks for semantic segmentation", CVPR 2015, figure 3; theirs adds the answers at
-  1/32, 1/16 and 1/8, ours those at 1/16, 1/8 and 1/4.
-- The registration branch regresses a displacement at 1/4 of the image's size, which is resized; its
-  coarse answers are displacements too. Li and Fan, "Non-rigid image registration using
-  self-supervised fully convolutional networks without training data", ISBI 2018, who also have an
-  answer at each of several sizes; the regression at a reduced size is also that of de Vos et al.,
-  "End-to-end unsupervised deformable image registration with a convolutional neural network", 2017.
-- The segmentation branch is the same network with classes as answers. It sees each image for
-  itself, with the same weights. This, and that both branches learn together, is as in Xu and
-  Niethammer, "DeepAtlas: joint semi-supervised learning of image registration and segmentation",
-  MICCAI 2019.
-- How the branches meet. The smallest way that has an effect on the answer: the probabilities that
-  the first finds are further channels of what the second sees, beside the images. (In DeepAtlas
-  they meet in the loss alone. The term "dice" of an objective is that loss, with known labels.)
-- Channels, two convolutions a level, LeakyReLU and no normalisation: as in `vxm`, ours.
+or losses; the drawing was not to be had. All of it is therefore a reconstruction: `Fcn` says block
+by block from which published relative.
 
 The displacement's last layers begin at 0: the identity, exactly. The convolutions before them keep
 a signal's strength (`regkit.blocks.init_weights`); with PyTorch's own start neither branch learned
@@ -101,6 +83,28 @@ class Fcn(RegistrationModel):
         segment: number of classes, background (class 0) included; None: no segmentation branch. The
             term "segmentation" of `regkit.training.tasks` teaches it the labels 1 to segment - 1.
         save_memory: compute the layers again on the way back instead of keeping them.
+
+    Block by block, each from a published relative:
+
+    - A fully convolutional network, `FCN` above: convolutions and pooling; coarse answers are
+      doubled and added to finer ones, and there is no decoder. Long, Shelhamer and Darrell, "Fully
+      convolutional networks for semantic segmentation", CVPR 2015, figure 3; theirs adds the
+      answers at 1/32, 1/16 and 1/8, ours those at 1/16, 1/8 and 1/4.
+    - The registration branch regresses a displacement at 1/4 of the image's size, which is resized;
+      its coarse answers are displacements too. Li and Fan, "Non-rigid image registration using
+      self-supervised fully convolutional networks without training data", ISBI 2018, who also have
+      an answer at each of several sizes; the regression at a reduced size is also that of de Vos et
+      al., "End-to-end unsupervised deformable image registration with a convolutional neural
+      network", 2017.
+    - The segmentation branch is the same network with classes as answers. It sees each image for
+      itself, with the same weights. This, and that both branches learn together, is as in Xu and
+      Niethammer, "DeepAtlas: joint semi-supervised learning of image registration and
+      segmentation", MICCAI 2019.
+    - How the branches meet. The smallest way that has an effect on the answer: the probabilities
+      that the first finds are further channels of what the second sees, beside the images. (In
+      DeepAtlas they meet in the loss alone. The term "dice" of an objective is that loss, with
+      known labels.)
+    - Channels, two convolutions a level, LeakyReLU and no normalisation: as in `vxm`, ours.
     """
 
     def __init__(

@@ -14,26 +14,6 @@ then improve them in turn. The network does this K times:
 
 `stages` holds the pairs (u^k, v^k); `disp` is v^K. Parameters, 3D / 2D: 1,932,114 / 1,114,332, a
 third of it with shared=True.
-
-How we read the paper where it leaves a choice, and what we changed:
-
-- How a stage builds on the one before. The fidelity module sees the moving image as v^(k-1) left
-  it, and finds a step from there: u^k = compose(v^(k-1), step). The original image is warped by the
-  whole. This is also where v^(k-1) enters equation 4: the search for u starts at it, and a small
-  step stays near it, as the term |u - v^(k-1)|^2 asks. v^0 = 0.
-- Weights. The paper says "cascaded", not "shared": each stage has its own. With `shared` they are
-  one, and the number of stages may change after training.
-- Its last layer is "a convolution and ReLU" that gives the displacement, but ReLU has no negative
-  values. Ours ends in a convolution; the ReLU is before it.
-- Batch normalisation at batch 1, the paper's, is not the same function in training and in use.
-  Ours is over groups of 8 channels of one image, as in the encoder of TransUNet.
-- A denoiser with such a norm does not see how large a displacement is. So N works in units of the
-  displacement's own size: N(u) = u + s f(u / s), s its root mean square. N(t u) = t N(u) is also
-  what equation 5 gives for a quadratic R.
-- Positions. Tokens learn where they are from their neighbours, by a convolution with one filter a
-  channel (Chu et al., "Conditional positional encodings", 2021): no size is in the weights.
-- The paper gives 4 heads, 8 layers and an MLP of 96. Channels, the depth of the U-Net, depth and
-  width of the denoiser are ours.
 """
 
 from __future__ import annotations
@@ -178,6 +158,26 @@ class Unfolding(RegistrationModel):
             nothing about this one's answer. `stages_used` tells how many each pair took.
         settled: by "change", the mean |v^k - v^(k-1)|, or by "split", the mean |u^k - v^k|, which
             in results/adaptive_stages.json grows from stage to stage where the change falls.
+
+    How we read the paper where it leaves a choice, and what we changed:
+
+    - How a stage builds on the one before. The fidelity module sees the moving image as v^(k-1)
+      left it, and finds a step from there: u^k = compose(v^(k-1), step). The original image is
+      warped by the whole. This is also where v^(k-1) enters equation 4: the search for u starts at
+      it, and a small step stays near it, as the term |u - v^(k-1)|^2 asks. v^0 = 0.
+    - Weights. The paper says "cascaded", not "shared": each stage has its own. With `shared` they
+      are one, and the number of stages may change after training.
+    - Its last layer is "a convolution and ReLU" that gives the displacement, but ReLU has no
+      negative values. Ours ends in a convolution; the ReLU is before it.
+    - Batch normalisation at batch 1, the paper's, is not the same function in training and in use.
+      Ours is over groups of 8 channels of one image, as in the encoder of TransUNet.
+    - A denoiser with such a norm does not see how large a displacement is. So N works in units of
+      the displacement's own size: N(u) = u + s f(u / s), s its root mean square. N(t u) = t N(u) is
+      also what equation 5 gives for a quadratic R.
+    - Positions. Tokens learn where they are from their neighbours, by a convolution with one filter
+      a channel (Chu et al., "Conditional positional encodings", 2021): no size is in the weights.
+    - The paper gives 4 heads, 8 layers and an MLP of 96. Channels, the depth of the U-Net, depth
+      and width of the denoiser are ours.
     """
 
     def __init__(

@@ -12,8 +12,6 @@ raw images to the last level. `vxm` and `vxm_diff` follow the default of version
 by max-pooling. Parameters, 3D / 2D: vxm1 355,579 / 104,802; vxm2 396,451 / 118,386; vxm and
 vxm_diff 327,331 / 109,170.
 
-What differs from the published code: the images may have any size (they are padded to a multiple of
-16), and `vxm_diff` is the deterministic form: no variance, no sampling, no Kullback-Leibler term.
 `save_memory` trains larger images in the same memory, see `regkit.blocks.ConvBlock`; it changes no
 number.
 """
@@ -152,6 +150,10 @@ class Vxm(RegistrationModel):
         encoder, decoder, last: channels of the U-Net going down, coming up, and at the end.
         half_resolution: the U-Net stops at half resolution; its displacement is resized.
         save_memory: compute the layers again on the way back instead of keeping them.
+
+    What differs from the published code: the images may have any size (they are padded to a
+    multiple of 16), and `vxm_diff` is the deterministic form: no variance, no sampling, no
+    Kullback-Leibler term.
     """
 
     def __init__(

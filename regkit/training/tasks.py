@@ -15,9 +15,9 @@ from regkit.data.anatomies import anatomies
 from regkit.data.chest import ChestPairs, chests
 from regkit.data.contrast import PaintedPairs
 from regkit.data.pairs import GivenPairs, RandomPairs, chain
-from regkit.data.population import Subject, population
-from regkit.data.prepared import Scan
+from regkit.data.population import population
 from regkit.data.rigid import RigidPairs, moved_heads
+from regkit.data.subject import Subject
 from regkit.models import RegistrationModel
 from regkit.training.evaluation import (
     check_labels,
@@ -363,7 +363,7 @@ def _painted(recipe: Recipe, progress: bool) -> Task:
     )
 
 
-def chest_task(recipe: Recipe, volumes: Sequence[Scan] = ()) -> Task:
+def chest_task(recipe: Recipe, volumes: Sequence[Subject] = ()) -> Task:
     """A task for `train`: synthetic chests before and after a breath, validation on other chests.
 
     Args:
@@ -405,7 +405,9 @@ def _given_pairs(recipe: Recipe, data: str | os.PathLike) -> Task:
 
 
 def landmark_task(
-    recipe: Recipe, learn: Sequence[tuple[Scan, Scan]], tested: Sequence[tuple[Scan, Scan]]
+    recipe: Recipe,
+    learn: Sequence[tuple[Subject, Subject]],
+    tested: Sequence[tuple[Subject, Subject]],
 ) -> Task:
     """A task for `train`: pairs that belong together, judged by their landmarks.
 
