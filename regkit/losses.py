@@ -55,8 +55,8 @@ def ncc(moved: Tensor, fixed: Tensor) -> Tensor:
     Averaged over batch and channels of (B, C, *S). A constant image correlates with nothing: r = 0.
     """
     moved, fixed = _pair(moved, fixed)
-    correlation: Tensor = _Correlation.apply(moved.flatten(2), fixed.flatten(2))
-    return 1 - correlation.mean()
+    r: Tensor = _Correlation.apply(moved.flatten(2), fixed.flatten(2))
+    return 1 - r.mean()
 
 
 class _Correlation(Function):
