@@ -28,6 +28,7 @@ import typer
 
 from regkit import io
 from regkit.data import samples
+from regkit.data.subject import Subject
 
 SIZE = (160, 192)  # of the slices, mm
 FIXED = "child3"
@@ -55,7 +56,7 @@ def children(names: list[str], spacing: int) -> tuple[dict[str, Any], Callable[[
     )
 
     @functools.cache
-    def slabs() -> dict[str, samples.Scan]:
+    def slabs() -> dict[str, Subject]:
         return {slab.name: slab for slab in samples.load_ptbp_slabs()}
 
     def prepare(entry: str) -> Images:
@@ -66,7 +67,7 @@ def children(names: list[str], spacing: int) -> tuple[dict[str, Any], Callable[[
     return description, prepare
 
 
-def stripped(slab: samples.Scan) -> Images:
+def stripped(slab: Subject) -> Images:
     """Image and labels of a slab, without what has no label, intensities to [0, 1]."""
     assert slab.image is not None and slab.labels is not None
     brain = layout.scaled(torch.where(slab.labels > 0, slab.image, 0), slab.name)

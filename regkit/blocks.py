@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from regkit.autograd import Function
 from regkit.spatial import full_precision
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -24,8 +26,8 @@ class ConvBlock(nn.Module):
 
     With `save_memory` (set it by `model.apply(checkpointed)`) the gradient keeps the input alone;
     what lies between is computed a second time on the way back (activation checkpointing): the
-    same numbers, about a third more time. The peak of a step falls less than what it keeps, because the
-    way back through the largest layer needs its share all the same.
+    same numbers, about a third more time. The peak of a step falls less than what it keeps, because
+    the way back through the largest layer needs its share all the same.
     """
 
     save_memory = False
@@ -35,6 +37,7 @@ class ConvBlock(nn.Module):
         ndim: int,
         c_in: int,
         c_out: int,
+        *,
         kernel: int = 3,
         stride: int = 1,
         slope: float = 0.2,
@@ -45,12 +48,14 @@ class ConvBlock(nn.Module):
 
     def forward(self, *x: Tensor) -> Tensor:
         if self.save_memory and torch.is_grad_enabled():
-            return checkpoint(self.layers, *x, use_reentrant=False)
+            result: Tensor = checkpoint(self.layers, *x, use_reentrant=False)
+            return result
         return self.layers(*x)
 
     def layers(self, x: Tensor) -> Tensor:
         """The block itself, without the saving of memory."""
-        return self.activation(self.conv(x))
+        result: Tensor = self.activation(self.conv(x))
+        return result
 
 
 def checkpointed(module: nn.Module) -> None:
@@ -107,7 +112,7 @@ class ResidualBlock(nn.Module):
     convolution of kernel 1.
     """
 
-    def __init__(self, ndim: int, c_in: int, c_out: int, stride: int = 1):
+    def __init__(self, ndim: int, c_in: int, c_out: int, *, stride: int = 1):
         super().__init__()
         conv = CONV[ndim]
         self.residual = nn.Sequential(
@@ -130,7 +135,7 @@ class ResidualBlock(nn.Module):
 class NormBlock(ConvBlock):
     """Convolution, group normalisation, ReLU: (B, c_in, *S) -> (B, c_out, *S / stride)."""
 
-    def __init__(self, ndim: int, c_in: int, c_out: int, stride: int = 1):
+    def __init__(self, ndim: int, c_in: int, c_out: int, *, stride: int = 1):
         super().__init__(ndim, c_in, c_out, stride=stride)
         self.norm = group_norm(c_out)
 
@@ -146,7 +151,7 @@ class PlainConv(nn.Sequential):
     pass, and the last layer takes their difference.
     """
 
-    def __init__(self, ndim: int, width: int, depth: int):
+    def __init__(self, ndim: int, *, width: int, depth: int):
         widths = (ndim, *[width] * (depth - 1))
         blocks = [ConvBlock(ndim, a, b, slope=0.0) for a, b in pairwise(widths)]
         head = DispHead(ndim, width)
@@ -237,7 +242,13 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, channels: int, heads: int, kind: str = "full", window: int = 4, shift: bool = False
+        self,
+        channels: int,
+        heads: int,
+        kind: str = "full",
+        *,
+        window: int = 4,
+        shift: bool = False,
     ):
         super().__init__()
         self.heads, self.kind, self.window, self.shift = heads, kind, window, shift
@@ -251,18 +262,20 @@ class Attention(nn.Module):
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         if self.kind == "window":
             tokens, real, join = cut_windows(qkv, self.window, self.shift)
-            return self.out_proj(join(self._attend(tokens, real)))
-        return self.out_proj(self._attend(qkv.flatten(1, -2)).reshape(x.shape))
+            result: Tensor = self.out_proj(join(self._attend(tokens, real)))
+        else:
+            result = self.out_proj(self._attend(qkv.flatten(1, -2)).reshape(x.shape))
+        return result
 
     def _attend(self, qkv: Tensor, real: Tensor | None = None) -> Tensor:
         """(B, tokens, 3 C) -> (B, tokens, C)."""
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, c)
         if self.kind == "linear":
-            found = linear_attention(q, k, v)
+            result = linear_attention(q, k, v)
         else:
             mask = None if real is None else real[:, None, None]
-            found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return found.transpose(1, 2).flatten(2)
+            result = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return result.transpose(1, 2).flatten(2)
 
 
 class TransformerLayer(nn.Module):
@@ -281,7 +294,8 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.norm1(x))
-        return x + self.linear2(torch.relu(self.linear1(self.norm2(x))))
+        mixed: Tensor = self.linear2(torch.relu(self.linear1(self.norm2(x))))
+        return x + mixed
 
 
 class Transformer(nn.Module):
@@ -295,6 +309,7 @@ class Transformer(nn.Module):
         self,
         ndim: int,
         channels: int,
+        *,
         heads: int,
         layers: int,
         mlp: int,
@@ -306,7 +321,9 @@ class Transformer(nn.Module):
         self.layers = nn.Sequential(
             *(
                 TransformerLayer(
-                    channels, mlp, Attention(channels, heads, attention, window, shift=i % 2 == 1)
+                    channels,
+                    mlp,
+                    Attention(channels, heads, attention, window=window, shift=i % 2 == 1),
                 )
                 for i in range(layers)
             )
@@ -314,7 +331,8 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.position(x)
-        return self.layers(x.movedim(1, -1)).movedim(-1, 1)
+        tokens: Tensor = self.layers(x.movedim(1, -1))
+        return tokens.movedim(-1, 1)
 
 
 # neighbours: every place of an image compares itself with those around it ------------------------
@@ -328,7 +346,10 @@ def neighbours(ndim: int, radius: int = 1, dilation: int = 1) -> list[tuple[int,
     return list(product([dilation * i for i in range(-radius, radius + 1)], repeat=ndim))
 
 
-def _meeting(shape: Sequence[int], shift: Sequence[int]) -> tuple[tuple, tuple]:
+Index = tuple[EllipsisType | slice, ...]
+
+
+def _meeting(shape: Sequence[int], shift: Sequence[int]) -> tuple[Index, Index]:
     """Where x lies and where x + shift lies, for all x for which both are on the grid."""
     here = [slice(max(0, -s), max(0, min(n, n - s))) for n, s in zip(shape, shift)]
     there = [slice(max(0, s), max(0, min(n, n + s))) for n, s in zip(shape, shift)]
@@ -343,12 +364,12 @@ def _compare(a: Tensor, b: Tensor, shifts: Sequence[Sequence[int]], singly: bool
     result = a.new_zeros(len(a), len(shifts), *a.shape[2:])
     for k, shift in enumerate(shifts):
         here, there = _meeting(a.shape[2:], shift)
-        x, y, found = a[here], b[there], result[:, k][here]
+        x, y, target = a[here], b[there], result[:, k][here]
         if singly:
             for x_c, y_c in zip(x.unbind(1), y.unbind(1)):
-                found.addcmul_(x_c, y_c)
+                target.addcmul_(x_c, y_c)
         else:
-            found.copy_((x * y).sum(dim=1))
+            target.copy_((x * y).sum(dim=1))
     return result
 
 
@@ -370,7 +391,7 @@ def _scatter(weights: Tensor, a: Tensor, shifts: Sequence[Sequence[int]]) -> Ten
     return result
 
 
-class _Compare(torch.autograd.Function):
+class _Compare(Function):
     """Automatic differentiation would keep a product of all channels for each neighbour."""
 
     @staticmethod
@@ -394,7 +415,7 @@ class _Compare(torch.autograd.Function):
         return grad_a, _scatter(grad, a, ctx.shifts).mul_(ctx.scale), None, None, None
 
 
-class _Gather(torch.autograd.Function):
+class _Gather(Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor, b: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
         ctx.save_for_backward(weights, b)
@@ -425,7 +446,8 @@ def local_correlation(fixed: Tensor, moving: Tensor, radius: int = 1, dilation: 
         (B, (2 radius + 1)^d, *S), float32 at least.
     """
     shifts = neighbours(fixed.ndim - 2, radius, dilation)
-    return _Compare.apply(fixed, moving, shifts, 1 / fixed.shape[1], True)
+    result: Tensor = _Compare.apply(fixed, moving, shifts, 1 / fixed.shape[1], True)
+    return result
 
 
 @full_precision
@@ -439,7 +461,9 @@ def neighbour_attention(
     as zeros. The neighbours are met by shifts: nothing is unfolded into (2 radius + 1)^d copies.
     """
     shifts = neighbours(q.ndim - 2, radius, dilation)
-    scores = _Compare.apply(q, k, shifts, q.shape[1] ** -0.5)
+    scores: Tensor = _Compare.apply(q, k, shifts, q.shape[1] ** -0.5)
     ones = q.new_ones(1, 1, *q.shape[2:])
     outside = _compare(ones, ones, shifts) == 0
-    return _Gather.apply(scores.masked_fill(outside, -torch.inf).softmax(dim=1), v, shifts)
+    weights = scores.masked_fill(outside, -torch.inf).softmax(dim=1)
+    result: Tensor = _Gather.apply(weights, v, shifts)
+    return result

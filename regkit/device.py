@@ -37,23 +37,23 @@ def free_memory(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    found = [1 << 62]
+    limits = [1 << 62]
     with suppress(OSError, StopIteration, ValueError):  # Linux alone has these files
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = next(line for line in lines if line.startswith("MemAvailable"))
-        found.append(1024 * int(available.split()[1]))
+        limits.append(1024 * int(available.split()[1]))
     with suppress(OSError, ValueError):  # of a container
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())
-        found.append(limit - int((group / "memory.current").read_text()))
+        limits.append(limit - int((group / "memory.current").read_text()))
     with suppress(ImportError, OSError, ValueError):
         import resource
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         if limit != resource.RLIM_INFINITY:
-            found.append(limit - pages * resource.getpagesize())
-    return max(0, min(found))
+            limits.append(limit - pages * resource.getpagesize())
+    return max(0, min(limits))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from regkit.spatial import check_disp, full_precision, jacobian_determinant
+from regkit.autograd import Function
+from regkit.spatial import check_disp, full_precision, jacobian_determinant, one_batch
 
 
 def _pair(
@@ -54,10 +55,11 @@ def ncc(moved: Tensor, fixed: Tensor) -> Tensor:
     Averaged over batch and channels of (B, C, *S). A constant image correlates with nothing: r = 0.
     """
     moved, fixed = _pair(moved, fixed)
-    return 1 - _Correlation.apply(moved.flatten(2), fixed.flatten(2)).mean()
+    r: Tensor = _Correlation.apply(moved.flatten(2), fixed.flatten(2))
+    return 1 - r.mean()
 
 
-class _Correlation(torch.autograd.Function):
+class _Correlation(Function):
     """Pearson's correlation r along N of two (B, C, N): (B, C), its gradient in closed form.
 
     With u and v the images less their means, divided by their norms, r is u v, and its gradient
@@ -147,7 +149,7 @@ def _mean_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(scale <= _noise(x, axes), torch.inf, scale)
 
 
-class _LocalCorrelation(torch.autograd.Function):
+class _LocalCorrelation(Function):
     """Mean squared local correlation of each image and channel (B, C), gradient in closed form.
 
     Per window with count n, means m, variances a, b and covariance c the value is c^2/(a b). With
@@ -166,7 +168,10 @@ class _LocalCorrelation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, moved: Tensor, fixed: Tensor, mask: Tensor | None, window: int) -> Tensor:
+    def forward(
+        moved: Tensor, fixed: Tensor, mask: Tensor | None, window: int, needed: tuple[bool, bool]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The value, and the gradients with respect to both images as far as they are needed."""
         (centre_i, scale_i), (centre_j, scale_j) = _mean_and_scale(moved), _mean_and_scale(fixed)
         i, j = (moved - centre_i).div_(scale_i), (fixed - centre_j).div_(scale_j)
         count = _box_sum_(torch.ones_like(i[:1, :1]), window)
@@ -191,8 +196,8 @@ class _LocalCorrelation(torch.autograd.Function):
         # without a counted window there is nothing to compare: a perfect score
         total = cc.flatten(2).sum(-1, dtype=torch.float64)
         value = torch.where(windows > 0, total / windows, 1.0).to(i.dtype)
-        if not any(ctx.needs_input_grad):
-            return value
+        if not any(needed):
+            return value, None, None
 
         p.div_(count)
         q_i.mul_(cc).div_(count)
@@ -209,20 +214,49 @@ class _LocalCorrelation(torch.autograd.Function):
             result.addcmul_(_box_sum_(q, window), y, value=-1)
             return result.mul_(factor / scale)
 
-        needs_i, needs_j = ctx.needs_input_grad[:2]
-        grad_i = gradient(j, i, mean_j, mean_i, q_i, scale_i) if needs_i else None
-        grad_j = gradient(i, j, mean_i, mean_j, q_j, scale_j) if needs_j else None
-        ctx.save_for_backward(grad_i, grad_j)
-        return value
+        grad_i = gradient(j, i, mean_j, mean_i, q_i, scale_i) if needed[0] else None
+        grad_j = gradient(i, j, mean_i, mean_j, q_j, scale_j) if needed[1] else None
+        return value, grad_i, grad_j
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor | None, ...]) -> None:
+        gradients = output[1:]
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(*(x for x in gradients if x is not None))
+        ctx.set_materialize_grads(False)  # no zeros as the gradient of a gradient
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *others: None) -> tuple[Tensor | None, ...]:
         grad_i, grad_j = (
             None if x is None else x * grad.reshape(*grad.shape, *[1] * (x.ndim - 2))
             for x in ctx.saved_tensors
         )
-        return grad_i, grad_j, None, None
+        return grad_i, grad_j, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: Sequence[int | None],
+        moved: Tensor,
+        fixed: Tensor,
+        mask: Tensor | None,
+        window: int,
+        needed: tuple[bool, bool],
+    ) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
+        images = [one_batch(x, dim, info.batch_size) for x, dim in zip((moved, fixed), in_dims)]
+        if mask is not None:
+            mask = one_batch(mask, in_dims[2], info.batch_size)
+        first, second = _need_gradient(*images)
+        needed = (needed[0] or first, needed[1] or second)
+        results = _LocalCorrelation.apply(*images, mask, window, needed)
+        split = [None if x is None else x.unflatten(0, (info.batch_size, -1)) for x in results]
+        return tuple(split), tuple(None if x is None else 0 for x in split)
+
+
+def _need_gradient(a: Tensor, b: Tensor) -> tuple[bool, bool]:
+    recording = torch.is_grad_enabled()
+    return recording and a.requires_grad, recording and b.requires_grad
 
 
 @full_precision
@@ -256,7 +290,9 @@ def lncc(moved: Tensor, fixed: Tensor, window: int = 9, mask: Tensor | None = No
             f"mask has shape {tuple(mask.shape)}, expected (B, 1, *S) "
             f"for images {tuple(moved.shape)}."
         )
-    return 1 - _LocalCorrelation.apply(moved, fixed, mask, window).mean()
+    needed = _need_gradient(moved, fixed)
+    correlation: Tensor = _LocalCorrelation.apply(moved, fixed, mask, window, needed)[0]
+    return 1 - correlation.mean()
 
 
 def _parzen(position: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -276,7 +312,7 @@ def _parzen(position: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
     return weights.new_zeros(len(weights), bins).scatter_(1, where, weights), where, slopes
 
 
-class _JointInformation(torch.autograd.Function):
+class _JointInformation(Function):
     """Mutual information of two images (N,), with its gradient in closed form.
 
     The joint histogram p is the mean over voxels of the products of two Parzen weights, so
@@ -359,7 +395,7 @@ def mutual_information(moved: Tensor, fixed: Tensor, bins: int = 32) -> Tensor:
     return -torch.stack(values).mean()
 
 
-class _SquaredDifferences(torch.autograd.Function):
+class _SquaredDifferences(Function):
     """Weighted sum of mean squared differences, with its gradient in closed form.
 
     A term (weight, axes) takes one difference D along each of the axes, and has the gradient
@@ -408,7 +444,8 @@ def diffusion(disp: Tensor) -> Tensor:
     """
     check_disp(disp)
     axes = range(2, disp.ndim)
-    return _SquaredDifferences.apply(disp, [(1 / len(axes), (axis,)) for axis in axes])
+    value: Tensor = _SquaredDifferences.apply(disp, [(1 / len(axes), (axis,)) for axis in axes])
+    return value
 
 
 @full_precision
@@ -421,7 +458,8 @@ def bending(disp: Tensor) -> Tensor:
     check_disp(disp)
     axes = range(2, disp.ndim)
     terms = [(1 if i == k else 2, (i, k)) for i in axes for k in axes if i <= k]
-    return _SquaredDifferences.apply(disp, terms)
+    value: Tensor = _SquaredDifferences.apply(disp, terms)
+    return value
 
 
 @full_precision
@@ -447,7 +485,8 @@ def determinant(theta: Tensor) -> Tensor:
     0 where A keeps the volume. Zhao et al., "Volume tweening network", IEEE JBHI 2020; their code
     sums over the batch.
     """
-    return (torch.linalg.det(_linear_part(theta)) - 1).square().mean() / 2
+    det: Tensor = torch.linalg.det(_linear_part(theta))
+    return (det - 1).square().mean() / 2
 
 
 @full_precision
@@ -467,6 +506,7 @@ def orthogonality(theta: Tensor) -> Tensor:
     one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     c = a.mT @ a
     # the trace of (c - 1)^2 (c + epsilon)^-1; what has no inverse gives NaN, and training says so
+    ratio: Tensor
     ratio, _ = torch.linalg.solve_ex(c + 1e-5 * one, (c - one) @ (c - one))
     return ratio.diagonal(dim1=-2, dim2=-1).sum(-1).mean()
 

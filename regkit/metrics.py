@@ -146,8 +146,8 @@ def hd95(
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for row, pair in enumerate(zip(*maps, strict=True)):
             surfaces = pool.map(_surfaces, pair, repeat(len(asked)))
-            found = pool.map(_distance95, *surfaces, repeat(pair[0].shape), repeat(size))
-            for label, distance in zip(asked, found, strict=True):
+            distances = pool.map(_distance95, *surfaces, repeat(pair[0].shape), repeat(size))
+            for label, distance in zip(asked, distances, strict=True):
                 result[row, [label == x for x in chosen]] = distance
     return result
 
@@ -191,7 +191,7 @@ def endpoint_error(disp: Tensor, true_disp: Tensor, mask: Tensor | None = None) 
         raise ValueError(
             f"mask has shape {tuple(mask.shape)}, expected (B, 1, *S) for disp {tuple(disp.shape)}."
         )
-    error = (disp - true_disp).norm(dim=1, keepdim=True)
+    error: Tensor = (disp - true_disp).norm(dim=1, keepdim=True)
     inside = torch.ones_like(error) if mask is None else (mask != 0).expand_as(error).to(error)
     return (error * inside).flatten(1).sum(1) / inside.flatten(1).sum(1)
 
@@ -220,7 +220,8 @@ def tre(
             f"{tuple(fixed_points.shape)}."
         )
     miss = warp_points(fixed_points, disp) - moving_points
-    return (miss * check_spacing(spacing, miss.shape[-1]).to(miss)).norm(dim=-1)
+    distance: Tensor = (miss * check_spacing(spacing, miss.shape[-1]).to(miss)).norm(dim=-1)
+    return distance
 
 
 def success_auc(errors: Tensor, limit: int = 25) -> Tensor:
@@ -260,15 +261,19 @@ def rotation_error(theta: Tensor, true_theta: Tensor) -> Tensor:
     left = a @ b.transpose(1, 2)
     d = left.shape[-1]
     # |R - I| is 2 sqrt(2) sin(angle / 2); the cosine alone loses small angles in rounding
-    chord = (left - torch.eye(d, device=left.device, dtype=left.dtype)).flatten(1).norm(dim=1)
-    return torch.rad2deg(2 * torch.asin((chord / 8**0.5).clamp(max=1)))
+    one = torch.eye(d, device=left.device, dtype=left.dtype)
+    chord: Tensor = (left - one).flatten(1).norm(dim=1)
+    angle: Tensor = torch.rad2deg(2 * torch.asin((chord / 8**0.5).clamp(max=1)))
+    return angle
 
 
 def _rotation(theta: Tensor, name: str) -> Tensor:
     if theta.ndim != 3 or theta.shape[1] not in (2, 3) or theta.shape[2] != theta.shape[1] + 1:
         raise ValueError(f"{name} has shape {tuple(theta.shape)}, expected (B, 2, 3) or (B, 3, 4).")
+    u: Tensor
     u, _, v = torch.linalg.svd(theta[:, :, :-1].double())
-    return u @ v
+    rotation: Tensor = u @ v
+    return rotation
 
 
 @full_precision
@@ -279,4 +284,5 @@ def translation_error(theta: Tensor, true_theta: Tensor) -> Tensor:
         theta, true_theta: (B, d, d+1), voxels.
     """
     _rotation(theta, "theta"), _rotation(true_theta, "true_theta")
-    return (theta[:, :, -1] - true_theta[:, :, -1]).norm(dim=1)
+    distance: Tensor = (theta[:, :, -1] - true_theta[:, :, -1]).norm(dim=1)
+    return distance

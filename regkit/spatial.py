@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from regkit.autograd import Function
+
 HALF = (torch.float16, torch.bfloat16)
 LINEAR = {2: "bilinear", 3: "trilinear"}
 P = ParamSpec("P")
@@ -34,6 +36,8 @@ R = TypeVar("R")
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Run `function` in float32 at least: half-precision arguments are raised, autocast is off."""
 
+    call: Callable[..., R] = function  # a type checker cannot follow arguments through `raised`
+
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         def raised(x: Any) -> Any:
@@ -42,9 +46,21 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         device_type = tensors[0].device.type if tensors else "cpu"
         with torch.autocast(device_type, enabled=False):
-            return function(*map(raised, args), **{k: raised(v) for k, v in kwargs.items()})
+            return call(*map(raised, args), **{k: raised(v) for k, v in kwargs.items()})
 
     return wrapper
+
+
+def one_batch(x: Tensor, dim: int | None, size: int) -> Tensor:
+    """`size` batches (B, ...) of `torch.vmap` as one batch (size B, ...).
+
+    For the `vmap` of an autograd function whose result for an image does not depend on the others.
+
+    Args:
+        x: with all batches along the axis `dim`; with None one batch that serves each.
+    """
+    batches = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+    return batches.flatten(0, 1)
 
 
 def check_disp(disp: Tensor, name: str = "disp") -> None:
@@ -62,7 +78,8 @@ def check_disp(disp: Tensor, name: str = "disp") -> None:
 def check_spacing(spacing: float | Sequence[float] | Tensor, d: int) -> Tensor:
     """Voxel sizes (d,) float64 from one number or d of them; ValueError for anything else."""
     size = torch.as_tensor(spacing, dtype=torch.float64)
-    if size.shape not in ((), (d,)) or not (size > 0).all():
+    # a compiled graph does not branch on values
+    if size.shape not in ((), (d,)) or not (torch.compiler.is_compiling() or (size > 0).all()):
         raise ValueError(f"spacing is {spacing}, expected one positive number or {d} of them.")
     return size.expand(d)
 
@@ -77,25 +94,52 @@ def identity_grid(
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
-class _Scaled(torch.autograd.Function):
-    """What `grid_sample` wants to be asked: disp (B, d, *S) becomes coordinates (B, *S, d).
+def _scaled_coordinates(disp: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The coordinates that `grid_sample` takes: disp (B, d, *S) becomes (B, *S, d).
 
     They are scaled to [-1, 1], the last array axis first. With align_corners=False the scaled
     coordinate of voxel x is (2x + 1)/n - 1, which also holds on an axis of size 1; the
     align_corners=True form 2x/(n - 1) - 1 gives the same samples elsewhere, but there it divides by
-    zero. Each axis is written once, in its place: no grid is kept, and none is added up first.
+    zero.
+
+    Args:
+        disp: in voxels of the image that is sampled.
+        sizes: of that image, one per axis.
     """
+    if not torch.compiler.is_compiling():
+        result: Tensor = _Scaled.apply(disp, sizes)
+        return result
+    axes = [torch.add(_start(disp, i, n), disp[:, i], alpha=2 / n) for i, n in enumerate(sizes)]
+    return torch.stack(axes[::-1], dim=-1)
+
+
+def _start(disp: Tensor, axis: int, size: int) -> Tensor:
+    """Scaled coordinates of the voxels along an axis, (n, 1, ...), to which disp[:, axis] comes."""
+    x = torch.arange(disp.shape[axis + 2], dtype=torch.float64)  # one axis: exact costs nothing
+    return ((2 * x + 1) / size - 1).to(disp).reshape(-1, *[1] * (disp.shape[1] - 1 - axis))
+
+
+class _Scaled(Function):
+    """`_scaled_coordinates`, each axis written once, in its place: no grid is kept or added up."""
 
     @staticmethod
-    def forward(ctx: Any, disp: Tensor, sizes: Sequence[int]) -> Tensor:
-        ctx.sizes = sizes
+    def forward(disp: Tensor, sizes: Sequence[int]) -> Tensor:
         batch, d, *shape = disp.shape
         scaled = disp.new_empty(batch, *shape, d)
         for i, n in enumerate(sizes):
-            x = torch.arange(shape[i], dtype=torch.float64)  # one axis: exact costs nothing
-            start = ((2 * x + 1) / n - 1).to(disp).reshape(-1, *[1] * (d - 1 - i))
-            torch.add(start, disp[:, i], alpha=2 / n, out=scaled[..., d - 1 - i])
+            torch.add(_start(disp, i, n), disp[:, i], alpha=2 / n, out=scaled[..., d - 1 - i])
         return scaled
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Sequence[int]], output: Tensor) -> None:
+        ctx.sizes = inputs[1]
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Sequence[int | None], disp: Tensor, sizes: Sequence[int]
+    ) -> tuple[Tensor, int]:
+        scaled: Tensor = _Scaled.apply(one_batch(disp, in_dims[0], info.batch_size), sizes)
+        return scaled.unflatten(0, (info.batch_size, -1)), 0
 
     @staticmethod
     @once_differentiable
@@ -108,7 +152,7 @@ class _Scaled(torch.autograd.Function):
 
 
 def _sample(image: Tensor, scaled: Tensor, mode: str, padding: str) -> Tensor:
-    """Values of `image` (B, C, *M) at scaled coordinates (B, *S, d), see `_Scaled`: (B, C, *S)."""
+    """Values of `image` (B, C, *M) at `_scaled_coordinates` (B, *S, d): (B, C, *S)."""
     return F.grid_sample(
         image,
         scaled,
@@ -123,6 +167,8 @@ def _as_float(labels: Tensor) -> Tensor:
     if labels.dtype in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16):
         return labels.float()
     labels = labels.long()
+    if torch.compiler.is_compiling():  # a graph does not branch on values
+        return labels.double()
     low, high = (int(x) for x in labels.aminmax()) if labels.numel() else (0, 0)
     largest = max(-low, high)
     if largest > 2**53:
@@ -164,7 +210,7 @@ def warp(image: Tensor, disp: Tensor, mode: str = "linear", padding: str = "zero
                 "(label maps are warped with mode 'nearest')."
             )
         image = _as_float(image)
-    scaled = _Scaled.apply(disp.to(image.dtype), image.shape[2:])
+    scaled = _scaled_coordinates(disp.to(image.dtype), image.shape[2:])
     return _sample(image, scaled.expand(len(image), *scaled.shape[1:]), mode, padding).to(dtype)
 
 
@@ -193,7 +239,7 @@ def warp_points(points: Tensor, disp: Tensor) -> Tensor:
             f"for disp {tuple(disp.shape)}."
         )
     sizes = disp.new_tensor(disp.shape[2:])
-    scaled = ((2 * points.to(disp) + 1) / sizes - 1).flip(-1)  # the scale of `_Scaled`
+    scaled = ((2 * points.to(disp) + 1) / sizes - 1).flip(-1)  # as `_scaled_coordinates`
     scaled = scaled.reshape(len(points), -1, *[1] * (d - 1), d)
     moved = _sample(disp, scaled, "linear", "border").flatten(2).transpose(1, 2)
     return points + moved
@@ -243,7 +289,7 @@ def integrate(svf: Tensor, steps: int = 7) -> Tensor:
     check_disp(svf, "svf")
     if steps < 0:
         raise ValueError(f"steps is {steps}, expected 0 or more.")
-    disp = svf / 2**steps
+    disp: Tensor = svf / 2**steps
     for _ in range(steps):
         disp = compose(disp, disp)
     return disp
@@ -306,7 +352,7 @@ def _determinant(disp: Tensor) -> Tensor:
     return det.div_(8)
 
 
-class _JacobianDeterminant(torch.autograd.Function):
+class _JacobianDeterminant(Function):
     """`_determinant`, a slab of planes at a time, so that its dozen maps stay in the cache.
 
     A slab takes one plane more on either side, for the central differences. The backward pass goes
@@ -357,7 +403,8 @@ def jacobian_determinant(disp: Tensor) -> Tensor:
         disp: (B, d, *S), voxels. Derivatives are central differences, one-sided at the border.
     """
     check_disp(disp)
-    return _JacobianDeterminant.apply(disp)
+    determinant: Tensor = _JacobianDeterminant.apply(disp)
+    return determinant
 
 
 @full_precision

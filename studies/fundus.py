@@ -48,7 +48,7 @@ from torch import Tensor
 
 from regkit import classical, metrics, models
 from regkit.data import prepared, samples
-from regkit.data.prepared import Scan
+from regkit.data.subject import Subject
 from regkit.data.vessels import VesselPair, vessel_contrast, vessel_pair, write_as_fire
 from regkit.record import Row, Rows, rounded
 from regkit.spatial import affine_to_disp, compose, invert_theta, warp
@@ -76,41 +76,41 @@ WORKING: dict[str, dict[str, Any]] = {f"{AFFINE}, its network": {}}
 
 WINDOW = 81  # pixels of a window, of one colour
 
-Pair = tuple[Scan, Scan]
-Method = Callable[[Scan, Scan], Tensor]  # moving, fixed -> disp (1, 2, *S)
+Pair = tuple[Subject, Subject]
+Method = Callable[[Subject, Subject], Tensor]  # moving, fixed -> disp (1, 2, *S)
 
 
 # ------------------------------------------------------------------------------------ the methods
 
 
-def nothing(moving: Scan, fixed: Scan) -> Tensor:
+def nothing(moving: Subject, fixed: Subject) -> Tensor:
     """No registration."""
     return torch.zeros(1, 2, *fixed.image.shape[1:])
 
 
-def affine_as_they_are(moving: Scan, fixed: Scan) -> Tensor:
+def affine_as_they_are(moving: Subject, fixed: Subject) -> Tensor:
     """An affine descent on the correlation of the photographs themselves."""
     theta = classical.fit(moving.image[None], fixed.image[None], "affine", "ncc")
     return affine_to_disp(theta, fixed.image.shape[1:])
 
 
-def contrasts(moving: Scan, fixed: Scan) -> tuple[Tensor, Tensor]:
+def contrasts(moving: Subject, fixed: Subject) -> tuple[Tensor, Tensor]:
     """Both photographs with their vessels bright, (1, 1, *S)."""
     return vessel_contrast(moving.image[None]), vessel_contrast(fixed.image[None])
 
 
-def theta_of(moving: Scan, fixed: Scan) -> Tensor:
+def theta_of(moving: Subject, fixed: Subject) -> Tensor:
     """(1, 2, 3): first the shift, then the affine map, of the vessels."""
     pair = contrasts(moving, fixed)
     return classical.fit(*pair, "affine", "ncc", classical.shift(*pair), search=False)
 
 
-def affine(moving: Scan, fixed: Scan) -> Tensor:
+def affine(moving: Subject, fixed: Subject) -> Tensor:
     """What `theta_of` finds, as a displacement."""
     return affine_to_disp(theta_of(moving, fixed), fixed.image.shape[1:])
 
 
-def refined(moving: Scan, fixed: Scan) -> Tensor:
+def refined(moving: Subject, fixed: Subject) -> Tensor:
     """The affine map, then `STEPS` steps of descent on the displacement of this pair."""
     return classical.refine(*contrasts(moving, fixed), affine(moving, fixed), STEPS)
 
@@ -123,7 +123,7 @@ CLASSICAL: dict[str, Method] = {
 }
 
 
-def aligned(moving: Scan, fixed: Scan) -> Pair:
+def aligned(moving: Subject, fixed: Subject) -> Pair:
     """Both with their vessels bright, the moving one through its affine map, points included."""
     theta = theta_of(moving, fixed)
     shape = fixed.image.shape[1:]
@@ -140,7 +140,7 @@ def directly(model: models.RegistrationModel) -> Method:
     """A network on the photographs as they are."""
 
     @torch.no_grad()
-    def method(moving: Scan, fixed: Scan) -> Tensor:
+    def method(moving: Subject, fixed: Subject) -> Tensor:
         return model(moving.image[None], fixed.image[None]).disp
 
     return method
@@ -150,7 +150,7 @@ def after_affine(model: models.RegistrationModel) -> Method:
     """A network on the vessels, after the affine map."""
 
     @torch.no_grad()
-    def method(moving: Scan, fixed: Scan) -> Tensor:
+    def method(moving: Subject, fixed: Subject) -> Tensor:
         start = affine(moving, fixed)
         one, other = contrasts(moving, fixed)
         return compose(start, model(warp(one, start), other).disp)
@@ -179,7 +179,7 @@ def real_pair() -> Pair:
         FileNotFoundError: it is not in the cache and there is no network.
     """
     moving, fixed = (
-        Scan(
+        Subject(
             scan.name,
             F.avg_pool2d(scan.image, 6) / 255,
             torch.empty(0),
@@ -195,7 +195,7 @@ def real_pair() -> Pair:
 # ------------------------------------------------------------------------------------ the measuring
 
 
-def vessel_dice(moving: Scan, fixed: Scan, disp: Tensor) -> float:
+def vessel_dice(moving: Subject, fixed: Subject, disp: Tensor) -> float:
     """Dice of the vessels, where both photographs show the retina; 0 if they do nowhere."""
     one, other = contrasts(moving, fixed)
     shown = [(scan.image[None] > 0.04 * scan.image.max()).float() for scan in (moving, fixed)]
@@ -204,7 +204,7 @@ def vessel_dice(moving: Scan, fixed: Scan, disp: Tensor) -> float:
     return float(metrics.dice(*masks, [1]).nan_to_num(0))
 
 
-def image_dice(moving: Scan, fixed: Scan, disp: Tensor) -> float:
+def image_dice(moving: Subject, fixed: Subject, disp: Tensor) -> float:
     """The survey's Dice of the grey images."""
     return soft_overlap(warp(moving.image[None], disp), fixed.image[None])
 

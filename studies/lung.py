@@ -44,8 +44,9 @@ from frame import coarser, levels
 from torch import Tensor
 
 from regkit import classical, io, metrics, models
-from regkit.data import prepared, samples
+from regkit.data import samples
 from regkit.data.chest import scaled
+from regkit.data.subject import Subject
 from regkit.record import Row, Rows, fingerprint
 from regkit.spatial import identity_grid, resize_disp, warp_points
 from regkit.training import recipes, train
@@ -67,8 +68,8 @@ class Lung:
     factor: width of that grid's voxels, in voxels of the fixed scan.
     """
 
-    moving: samples.Scan
-    fixed: samples.Scan
+    moving: Subject
+    fixed: Subject
     moving_points: np.ndarray
     fixed_points: np.ndarray
     factor: float = 2.0
@@ -84,7 +85,7 @@ class Lung:
         pair = [io.Image(_image(scan), scan.affine) for scan in (self.moving, self.fixed)]
         return classical.align(*pair, "affine", largest=COARSE), time.perf_counter() - start
 
-    def on_grid(self, scan: samples.Scan, matrix: np.ndarray | None = None) -> Tensor:
+    def on_grid(self, scan: Subject, matrix: np.ndarray | None = None) -> Tensor:
         """(1, 1, *S) in [0, 1]: a scan on the grid; matrix: fixed mm -> its mm."""
         return resample(_image(scan), scan.grid, self.grid, matrix=matrix)
 
@@ -101,12 +102,12 @@ def lung(factor: float = 2.0) -> Lung:
     return Lung(followup, baseline, partners, points, factor)
 
 
-def _image(scan: samples.Scan) -> Tensor:
+def _image(scan: Subject) -> Tensor:
     assert scan.image is not None
     return scaled(scan.image)[None]
 
 
-def volumes(pair: Lung) -> list[prepared.Scan]:
+def volumes(pair: Lung) -> list[Subject]:
     """Both scans to learn from, on grids of one shape, each in its own place."""
     scans = []
     for scan in (pair.fixed, pair.moving):
@@ -115,7 +116,7 @@ def volumes(pair: Lung) -> list[prepared.Scan]:
         assert scan.labels is not None
         image = resample(_image(scan), scan.grid, grid)
         mask = resample(scan.labels[None], scan.grid, grid, "nearest")
-        scans.append(prepared.Scan(scan.name, image[0], mask[0], grid.affine, torch.empty(0)))
+        scans.append(Subject(scan.name, image[0], mask[0], grid.affine, torch.empty(0)))
     return scans
 
 

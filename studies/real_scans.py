@@ -45,7 +45,7 @@ import typer
 import regkit
 from regkit import classical, io, metrics
 from regkit.data import samples
-from regkit.data.samples import Scan
+from regkit.data.subject import Subject
 from regkit.record import Row, Rows, fingerprint
 from regkit.transform import resample
 
@@ -59,8 +59,8 @@ TISSUES = {1: "CSF", 2: "cortical grey matter", 3: "white matter", 4: "deep grey
 class Pair:
     """Two prepared scans, with labels."""
 
-    moving: Scan
-    fixed: Scan
+    moving: Subject
+    fixed: Subject
 
     @property
     def name(self) -> str:
@@ -70,7 +70,7 @@ class Pair:
 # ---------------------------------------------------------------------------------------- the scans
 
 
-def prepared(scan: Scan, mask: bool = False) -> Scan:
+def prepared(scan: Subject, mask: bool = False) -> Subject:
     """A scan cut to the box of its brain and the margin; mask: only what has a label is brain."""
     assert scan.image is not None and scan.labels is not None
     image = torch.where(scan.labels > 0, scan.image, 0) if mask else scan.image
@@ -84,7 +84,7 @@ def prepared(scan: Scan, mask: bool = False) -> Scan:
         box.append(slice(low, min(size, int(where[:, axis].max()) + 1 + room)))
         start[axis, 3] = low
     cut = tuple(box)
-    return Scan(
+    return Subject(
         scan.name, image[cut].contiguous(), scan.labels[cut].contiguous(), scan.affine @ start
     )
 
@@ -94,7 +94,7 @@ def oasis() -> list[Pair]:
     moving, fixed = samples.load_oasis_pair()[0], samples.load_oasis_heads()[0]
     assert moving.labels is not None
     merged = samples.merge_structures(moving.labels)
-    moving = Scan(moving.name, moving.image, merged, moving.affine)
+    moving = Subject(moving.name, moving.image, merged, moving.affine)
     return [Pair(prepared(moving), prepared(fixed))]
 
 
@@ -120,9 +120,9 @@ def affine(pair: Pair) -> np.ndarray:
     return classical.align(*images, "affine")
 
 
-def in_place(scan: Scan, matrix: np.ndarray) -> Scan:
+def in_place(scan: Subject, matrix: np.ndarray) -> Subject:
     """The moving scan with its affine registration in its header: fixed mm -> moving mm undone."""
-    return Scan(scan.name, scan.image, scan.labels, np.linalg.inv(matrix) @ scan.affine)
+    return Subject(scan.name, scan.image, scan.labels, np.linalg.inv(matrix) @ scan.affine)
 
 
 def by_headers(pair: Pair, structures: Sequence[int]) -> Row:
@@ -157,7 +157,7 @@ def registered(pair: Pair, method: str, structures: Sequence[int]) -> Row:
     }
 
 
-def _arrays(scan: Scan, what: str) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(scan: Subject, what: str) -> tuple[np.ndarray, np.ndarray]:
     return getattr(scan, what)[0].numpy(), scan.affine
 
 

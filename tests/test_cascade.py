@@ -86,7 +86,7 @@ def test_at_128_the_default_head_is_the_published_one():
         found = [model.stem(*pair((128, 128))) for model in (default, published)]
     assert torch.equal(*found) and (found[0][0, :, :2] - torch.eye(2)).abs().max() > 1e-3
     # elsewhere the published one has another number of weights
-    other = cascade.AffineStem(3, 2, (160, 192, 65))
+    other = cascade.AffineStem(3, channels=2, size=(160, 192, 65))
     assert other.numbers.weight.shape == (12, 64 * 3 * 3 * 2)
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 from regkit import metrics, models
 from regkit.data import chest, samples
 from regkit.data.chest import Chest, ChestPairs, chests
-from regkit.data.prepared import Scan
+from regkit.data.subject import Subject
 from regkit.data.vessels import murray
 from regkit.spatial import warp
 from regkit.training import loop, objective, recipes
@@ -204,7 +204,7 @@ def test_real_volumes_are_moved_every_second_time():
     image = torch.rand(1, *shape)
     labels = (image > 0.5).to(torch.int16)
     affine = np.diag([2.0, 3.0, 4.0, 1.0])
-    volume = Scan("real", image, labels, affine, torch.empty(0))
+    volume = Subject("real", image, labels, affine, torch.empty(0))
     data = pairs(3, 4, volumes=[volume], noise=0.0)
     assert [data[i]["name"].split(",")[0] == "real" for i in range(4)] == [True, False] * 2
     item = data[2]
@@ -228,7 +228,7 @@ def test_bad_input():
         ChestPairs(three, (60, 60), 1)
     with pytest.raises(ValueError, match="field is 'left lung', expected one of.*'right lung'"):
         ChestPairs(two, (60, 60), 1, field="left lung")
-    volume = Scan("v", torch.rand(1, 20, 20), torch.zeros(1, 20, 20), np.eye(4), torch.empty(0))
+    volume = Subject("v", torch.rand(1, 20, 20), torch.zeros(1, 20, 20), np.eye(4), torch.empty(0))
     with pytest.raises(ValueError, match="volumes holds one of shape \\(20, 20\\)"):
         ChestPairs(two, (60, 60), 1, volumes=[volume])
     with pytest.raises(ValueError, match="ndim is 4"):
@@ -272,7 +272,7 @@ def breathing_lung():
     offset = np.eye(4)
     offset[:3, 3] = (40.0, 0, 0)
     scans = [
-        samples.Scan(scan.name, 1400 * scan.image - 1000, scan.labels, affine)
+        Subject(scan.name, 1400 * scan.image - 1000, scan.labels, affine)
         for scan, affine in ((moving, offset @ data.affine), (fixed, data.affine))
     ]
     points = [

@@ -191,6 +191,7 @@ def test_any_size_is_the_padded_size_cut_back(name, ndim):
                 result = model(*pair(shape))
                 assert result.disp.shape == (1, ndim, *shape)
                 assert torch.isfinite(result.disp).all()
+                assert result.svf is None or result.svf.shape == result.disp.shape
 
 
 @pytest.mark.parametrize("half_resolution", [False, True])

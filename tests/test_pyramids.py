@@ -206,6 +206,19 @@ def test_levels_are_composed_and_features_follow(ndim, name):
 
 @either
 @both
+def test_beyond_the_border_features_are_those_at_the_border(ndim, name):
+    """A level that looks out of the image sees its last place again, not zeros."""
+    shift = torch.tensor([1.5, -1.25, 1.0])[:ndim]  # at half the size
+    still = torch.zeros(ndim, ndim)
+    model = given(name, ndim, [(still, shift), (still, torch.zeros(ndim))])
+    model(*pair((16,) * ndim))
+    places = spatial.identity_grid((17,) * ndim) + 2 * shift.reshape(-1, *[1] * ndim)
+    assert places.min() < 0 and places.max() > 16
+    torch.testing.assert_close(model.heads[1].seen[0], places.clamp(0, 16), atol=1e-4, rtol=0)
+
+
+@either
+@both
 def test_both_streams_have_the_same_weights(ndim, name):
     model = create(name, ndim)
     features = []

@@ -54,6 +54,12 @@ def test_three_numbers_are_an_angle_in_radians_and_two_shifts_in_half_images():
     torch.testing.assert_close(result.disp, affine_to_disp(expected, (40, 60)))
 
 
+def test_a_shift_counts_in_half_images_in_millimetres_on_any_voxels():
+    """Half of the longer side is 30 mm: 3 mm and -6 mm, in voxels of 2 mm and 1 mm."""
+    result = answer(network("rigid", 2, [0.0, 0.1, -0.2], spacing=(2.0, 1.0)), (20, 60))
+    torch.testing.assert_close(result.theta[0, :, -1], torch.tensor([1.5, -6.0]))
+
+
 def test_six_numbers_are_three_angles_and_three_shifts():
     result = answer(network("rigid", 3, [0.1, 0.2, 0.3, 0.5, 0.0, 0.0]), (16, 20, 24))
     expected = rigid_theta(torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor([[6.0, 0.0, 0.0]]))

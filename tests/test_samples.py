@@ -15,6 +15,7 @@ import torch
 from regkit import metrics
 from regkit.data import samples as module
 from regkit.data.samples import Sample, SampleFile
+from regkit.data.subject import Subject
 from regkit.transform import resample
 
 CONTENT = {"a.bin": b"first file", "sub/b.bin": b"second file " * 1000}
@@ -219,7 +220,7 @@ def test_scan_turns_axes_without_resampling():
 
 
 def test_scan_without_labels_says_so():
-    scan = module.Scan("toy", torch.zeros(1, 2, 2), None, np.eye(4))
+    scan = Subject("toy", torch.zeros(1, 2, 2), torch.empty(0), np.eye(4))
     with pytest.raises(ValueError, match="labels is True, but the scan 'toy' has no label map"):
         scan.nifti(labels=True)
 
@@ -239,7 +240,7 @@ def test_oasis_pair(sample):
     sample("oasis_3d")
     moving, fixed = module.load_oasis_pair()
     assert moving.image.shape == fixed.image.shape == moving.labels.shape == (1, 160, 224, 192)
-    assert fixed.labels is None
+    assert fixed.labels.numel() == 0
     np.testing.assert_array_equal(moving.affine, fixed.affine)
     assert 0 <= moving.image.min() and moving.image.max() <= 1 and moving.image.max() > 0.9
     # FreeSurfer: 2 is left, 41 right white matter, and left lies at lower index of a R-running axis

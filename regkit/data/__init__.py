@@ -7,9 +7,11 @@ sets that a script of data_scripts/ has prepared.
 
 from regkit.data import prepared
 from regkit.data.pairs import GivenPairs, RandomPairs, chain
-from regkit.data.population import LABELS, Subject, population, true_displacement
+from regkit.data.population import population, true_displacement
 from regkit.data.rigid import RigidPair, RigidPairs, centre_crop, heads, moved_heads
 from regkit.data.samples import cached, fetch
+from regkit.data.subject import Subject
+from regkit.data.template import LABELS
 
 __all__ = [
     "LABELS",

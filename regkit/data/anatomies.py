@@ -21,18 +21,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from regkit.data.cache import cache_folder, source_hash, written_once
-from regkit.data.population import (
+from regkit.data.population import draw_velocity
+from regkit.data.population import recipe_hash as population_hash
+from regkit.data.samples import load_labelmaps
+from regkit.data.template import (
     LABELS,
     SLICE_Z,
-    _affine,
-    _draw_velocity,
-    _drawn_labels,
-    _resample_velocity,
-    _spacing,
-    _template,
+    affine_of,
+    drawn_labels,
+    resample_velocity,
+    spacing_of,
+    tissue_maps,
 )
-from regkit.data.population import _recipe_hash as _population_hash
-from regkit.data.samples import load_labelmaps
 from regkit.spatial import identity_grid, integrate, resize, resize_disp, warp
 
 CSF, CORTEX, WHITE, DEEP = range(4)  # the order of `CONTRASTS` of the population
@@ -98,7 +98,7 @@ class Anatomy:
 
 def fine(shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of anatomies for images of `shape`: twice that, but no voxel below 1 mm."""
-    factor = 2 if _spacing(shape).min() >= 2 else 1
+    factor = 2 if spacing_of(shape).min() >= 2 else 1
     return tuple(factor * n for n in shape)
 
 
@@ -113,8 +113,8 @@ def _aligned_brains() -> list[np.ndarray]:
     affine map that fits best, in the least squares, the centre and the extent of every structure.
     Then the CSF is added that skull stripping leaves around a brain: sulci filled up, and 2 mm.
     """
-    scans = [scan.labels[0].numpy() for scan in load_labelmaps() if scan.labels is not None]
-    template, affine = _drawn_labels(), _template()[1]
+    scans = [scan.labels[0].numpy() for scan in load_labelmaps()]
+    template, affine = drawn_labels(), tissue_maps()[1]
     voxels = np.argwhere((template > 0) & (template != OUTER_CSF["template"]))
     centre = voxels.mean(0) * affine.diagonal()[:3] + affine[:3, 3]
     spread = voxels.std(0)
@@ -122,7 +122,7 @@ def _aligned_brains() -> list[np.ndarray]:
     own = [_points(labels) for labels in scans]
     placed = [(points - points[0]) / np.diag(points[1:4] - points[0]) for points in own]
     target = np.mean(placed, axis=0) * spread + centre  # mm
-    grid = _affine(ALIGNED)
+    grid = affine_of(ALIGNED)
     aligned = []
     for labels, points in zip(scans, own, strict=True):
         column = np.ones((len(target), 1))
@@ -143,11 +143,11 @@ def _points(labels: np.ndarray) -> np.ndarray:
 
     In voxels, (4 + 4 n, 3).
     """
-    found = []
+    points = []
     for mask in [labels > 0, *(labels == label for label in LEARNED["brains"])]:
         voxels = np.argwhere(mask)
-        found += [voxels.mean(0), *(voxels.mean(0) + np.diag(voxels.std(0)))]
-    return np.array(found)
+        points += [voxels.mean(0), *(voxels.mean(0) + np.diag(voxels.std(0)))]
+    return np.array(points)
 
 
 # --- anatomies -----------------------------------------------------------------------------------
@@ -158,14 +158,14 @@ def _make(family: str, number: int, shape: tuple[int, ...], seed: int, index: in
     random = np.random.default_rng([seed, index, d])
     # people differ by themselves: the brains need less of it than the one template
     low, high = (0.3, 1.0) if family == "template" else (0.0, 0.6)
-    velocity = _draw_velocity(random, d, random.uniform(low, high))
+    velocity = draw_velocity(random, d, random.uniform(low, high))
     # the map is smooth: its two grids, edge to edge, differ by less than a voxel at the border
-    disp = resize_disp(integrate(_resample_velocity(velocity, shape)), fine(shape))
+    disp = resize_disp(integrate(resample_velocity(velocity, shape)), fine(shape))
 
     if family == "template":
-        source, source_affine = _drawn_labels(), _template()[1]
+        source, source_affine = drawn_labels(), tissue_maps()[1]
     else:
-        source, source_affine = _aligned_brains()[number], _affine(ALIGNED)
+        source, source_affine = _aligned_brains()[number], affine_of(ALIGNED)
     if d == 2:
         k = round((SLICE_Z - source_affine[2, 3]) / source_affine[2, 2])
         source = source[..., k]
@@ -173,7 +173,7 @@ def _make(family: str, number: int, shape: tuple[int, ...], seed: int, index: in
     def column(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).float().reshape(1, d, *[1] * d)
 
-    affine, grid = _affine(fine(shape)), identity_grid(fine(shape))[None]
+    affine, grid = affine_of(fine(shape)), identity_grid(fine(shape))[None]
     own, old = affine.diagonal()[:d], source_affine.diagonal()[:d]
     start = (affine - source_affine)[:d, 3] / old
     where = (grid + disp) * column(own / old) + column(start) - grid
@@ -184,7 +184,7 @@ def _make(family: str, number: int, shape: tuple[int, ...], seed: int, index: in
 def _recipe_hash() -> str:
     """Changes whenever the code that makes anatomies, or the population, does."""
     own = source_hash(__file__, resize_disp, resize)
-    return hashlib.sha256((own + _population_hash()).encode()).hexdigest()[:12]
+    return hashlib.sha256((own + population_hash()).encode()).hexdigest()[:12]
 
 
 def _anatomy(family: str, number: int, shape: tuple[int, ...], seed: int, index: int) -> Anatomy:
@@ -193,8 +193,8 @@ def _anatomy(family: str, number: int, shape: tuple[int, ...], seed: int, index:
     path = cache_folder() / "anatomies" / f"{_recipe_hash()}-{size}"
     path = path / f"{family}-{seed}-{index:04d}.npz"
     if path.is_file():
-        with np.load(path, allow_pickle=False) as held:
-            return Anatomy(path.stem, family, torch.from_numpy(held["labels"]))
+        with np.load(path, allow_pickle=False) as arrays:
+            return Anatomy(path.stem, family, torch.from_numpy(arrays["labels"]))
     made = _make(family, number, shape, seed, index)
     with written_once(path) as partial:
         np.savez_compressed(partial, labels=made.labels.numpy())

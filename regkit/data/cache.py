@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pooch
 
@@ -49,18 +51,19 @@ def _umask() -> int:
 
 
 @functools.cache
-def source_hash(file: str, *functions: Callable) -> str:
-    """Changes whenever a module, or one of the functions from elsewhere that it calls, does.
+def source_hash(file: str, *others: Callable[..., Any] | ModuleType) -> str:
+    """Changes whenever a module, or something from elsewhere that it calls, does.
 
     For the name of a folder in the cache: what was made by other code is made anew.
 
     Args:
         file: the module's `__file__`.
-        functions: from other modules, those that the content of the cache depends on.
+        others: modules, and functions of other modules, on which the content of the cache depends.
     """
     text = Path(file).read_bytes()
-    for function in functions:
-        text += inspect.getsource(inspect.unwrap(function)).encode()
+    for other in others:
+        source = other if isinstance(other, ModuleType) else inspect.unwrap(other)
+        text += inspect.getsource(source).encode()
     return hashlib.sha256(text).hexdigest()[:12]
 
 

@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from regkit.data.cache import place_of
-from regkit.data.population import _smooth_noise
-from regkit.data.prepared import Scan
+from regkit.data.population import smooth_noise
+from regkit.data.subject import Subject
 from regkit.data.vessels import murray
 from regkit.names import unknown
 from regkit.spatial import identity_grid, integrate, resize, warp
@@ -118,7 +118,8 @@ class Chest:
         """Its height at (x, y): a dome below each lung."""
         centre, half = self.lungs[side]
         across = ((x - centre[0]) / half[0]) ** 2 + ((y - centre[1]) / half[1]) ** 2
-        return self.domes[side] - 45 * across
+        height: np.ndarray = self.domes[side] - 45 * across
+        return height
 
 
 def _ellipsoid(
@@ -126,7 +127,8 @@ def _ellipsoid(
 ) -> np.ndarray:
     """Depth below the surface of an ellipsoid with these half axes."""
     squares = sum(((p - c) / h) ** 2 for p, c, h in zip(places, centre, half))
-    return (1 - np.sqrt(squares)) * min(half)
+    depth: np.ndarray = (1 - np.sqrt(squares)) * min(half)
+    return depth
 
 
 def _tube(
@@ -137,7 +139,8 @@ def _tube(
     share = sum((p - s) * a for p, s, a in zip(places, start, along)) / (along @ along)
     share = np.clip(share, 0, 1)
     squares = sum((p - s - share * a) ** 2 for p, s, a in zip(places, start, along))
-    return radius - np.sqrt(squares)
+    depth: np.ndarray = radius - np.sqrt(squares)
+    return depth
 
 
 def _tree(
@@ -183,9 +186,9 @@ def _make(ndim: int, seed: int, index: int) -> Chest:
             way = random.standard_normal(ndim)
             way[0] = side * (abs(way[0]) + 0.5)
             start = np.array([side * 40, 0, 8]) + random.normal(0, 6, 3)
-            found = _tree(random, start[axes], way)
-            points += found[0]
-            radii += found[1]
+            tree = _tree(random, start[axes], way)
+            points += tree[0]
+            radii += tree[1]
     return Chest(
         name=f"chest-{seed}-{index:04d}",
         ndim=ndim,
@@ -237,13 +240,13 @@ def breath(
     deep = random.choice([-1, 1]) * random.uniform(1 / 3, 1) * depth
     # drawn at points half a width apart, which is enough for noise as smooth as that
     lattice = [max(2, round(2 * n * h / width) + 1) for n, h in zip(shape, spacing, strict=True)]
-    noise = np.stack([_smooth_noise(random, lattice, 2.0) for _ in range(d)])
+    noise = np.stack([smooth_noise(random, lattice, 2.0) for _ in range(d)])
     velocity = other * resize(torch.from_numpy(noise).float()[None], shape)
     velocity[:, -1] += torch.from_numpy(deep * fading).float()
     return integrate(velocity / velocity.new_tensor(spacing).reshape(1, d, *[1] * d))
 
 
-class ChestPairs(Dataset):
+class ChestPairs(Dataset[dict[str, Tensor | str]]):
     """A chest before and after a breath, drawn at random; the same for the same (seed, index).
 
     Args:
@@ -274,7 +277,7 @@ class ChestPairs(Dataset):
         other: float = 4.0,
         width: float = 40.0,
         noise: float = 20.0,
-        volumes: Sequence[Scan] = (),
+        volumes: Sequence[Subject] = (),
     ):
         self.shape, self.length, self.seed = tuple(int(n) for n in shape), length, seed
         if len(self.shape) not in (2, 3) or min(self.shape) < 16:
@@ -324,35 +327,34 @@ class ChestPairs(Dataset):
         real = bool(self.volumes) and (index % 2 == 0 or not self.patients)
         among = self.volumes if real else self.patients
         who = among[int(random.integers(len(among)))]
-        spacing = who.spacing if isinstance(who, Scan) else self.spacing
+        spacing = who.spacing if isinstance(who, Subject) else self.spacing
         disp = breath(random, self.shape, spacing, **self.motion)
         item: dict[str, Tensor | str] = {"disp": disp[0], "name": f"{who.name}, breath {index}"}
         for side, field in (("moving", torch.zeros_like(disp)), ("fixed", disp)):
-            if isinstance(who, Scan):
+            if isinstance(who, Subject):
                 image = warp(who.image[None], field, padding="border")[0]
                 labels = warp(who.labels[None], field, mode="nearest", padding="border")[0]
             else:
                 column = np.array(spacing).reshape(-1, *[1] * len(self.shape))
                 voxels = (identity_grid(self.shape) + field[0]).numpy().astype(np.float64)
                 places = (voxels + 0.5) * column + self.start.reshape(column.shape)
-                drawn, known = who.draw(places, float(np.mean(spacing)))
+                drawn, regions = who.draw(places, float(np.mean(spacing)))
                 image = scaled(torch.from_numpy(drawn))[None]
-                labels = torch.from_numpy(known)[None]
+                labels = torch.from_numpy(regions)[None]
             grain = self.noise / (BONE - AIR) * random.standard_normal(self.shape)
             item[side] = (image + torch.from_numpy(grain).float()).clamp(0, 1)
             item[f"{side}_labels"] = labels
         return item
 
-    def subjects(self, index: int) -> tuple[Scan, Scan]:
+    def subjects(self, index: int) -> tuple[Subject, Subject]:
         """The pair of this index as `regkit.training.evaluation` takes it, (moving, fixed)."""
         item = self[index]
         moving, fixed = (
-            Scan(
+            Subject(
                 name=f"{item['name']} ({side})",
                 image=item[side],  # type: ignore[arg-type]
                 labels=item[f"{side}_labels"],  # type: ignore[arg-type]
                 affine=self.affine,
-                velocity=torch.empty(0),
             )
             for side in ("moving", "fixed")
         )

@@ -30,14 +30,16 @@ from torch.utils.data import Dataset
 
 from regkit.data.anatomies import LEARNED, MATERIALS, OUTER_CSF, Anatomy
 from regkit.data.cache import place_of
-from regkit.data.population import CONTRASTS, Subject, _affine
+from regkit.data.population import CONTRASTS
+from regkit.data.subject import Subject
+from regkit.data.template import affine_of
 from regkit.spatial import affine_to_disp, rigid_theta, warp
 
 POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 ROOM = 8  # voxels beside a slab, to turn it in
 
 
-class PaintedPairs(Dataset):
+class PaintedPairs(Dataset[dict[str, Tensor | str]]):
     """Two different anatomies of a family, painted at random; the same for the same (seed, index).
 
     Args:
@@ -130,8 +132,7 @@ class PaintedPairs(Dataset):
                 name=f"{item['name']} ({side})",
                 image=item[side],  # type: ignore[arg-type]
                 labels=item[f"{side}_labels"],  # type: ignore[arg-type]
-                affine=_affine(self.shape),
-                velocity=torch.zeros(0),
+                affine=affine_of(self.shape),
             )
             for side in ("moving", "fixed")
         )
@@ -189,7 +190,7 @@ def _draw_places(random: np.random.Generator, shape: Sequence[int], factor: int)
     turns = 1 if d == 2 else 3
     scale = random.uniform(0.95, 1.25)  # above 1 looks further out: a smaller brain
     turn = random.uniform(-6, 6, turns)
-    found = []
+    places = []
     for _ in range(2):
         angles = np.radians(turn + random.uniform(-1.5, 1.5, turns))
         shift = random.uniform(-2, 2, d) / (1.1 * factor)  # mm to voxels, about
@@ -197,8 +198,8 @@ def _draw_places(random: np.random.Generator, shape: Sequence[int], factor: int)
             torch.from_numpy(angles).float()[None], torch.from_numpy(shift).float()[None]
         )
         theta[:, :, :d] *= torch.from_numpy(scale * random.uniform(0.98, 1.02, d)).float()
-        found.append(affine_to_disp(theta, size))
-    return found
+        places.append(affine_to_disp(theta, size))
+    return places
 
 
 def _disturbed(random: np.random.Generator, image: Tensor) -> Tensor:
@@ -223,8 +224,8 @@ def _fewer(
 ) -> dict[str, Tensor]:
     """The label maps of a pair, reduced to `count` of the learned labels that both hold."""
     maps = [item[f"{side}_labels"] for side in ("moving", "fixed")]
-    found = [set(labels.unique().tolist()) for labels in maps]
-    shared = sorted(found[0] & found[1] & set(learned))
+    present = [set(labels.unique().tolist()) for labels in maps]
+    shared = sorted(present[0] & present[1] & set(learned))
     if count is not None and len(shared) > count:
         shared = random.choice(shared, count, replace=False).tolist()
     kept = torch.zeros(256, dtype=torch.int16)

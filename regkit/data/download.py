@@ -53,11 +53,11 @@ def write(
             or it comes at less than `SLOWEST`.
         TooLong: it is longer than `most`.
     """
-    start, held = time.monotonic(), 0
+    start, count = time.monotonic(), 0
     for block in answer.iter_content(BLOCK):
-        held += len(block)
-        if held > most:
+        count += len(block)
+        if count > most:
             raise TooLong
-        if time.monotonic() - start > GRACE + held / SLOWEST:
+        if time.monotonic() - start > GRACE + count / SLOWEST:
             raise requests.Timeout("too slow")
         told(out.write(block))

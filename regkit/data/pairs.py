@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from regkit.data.cache import place_of
-from regkit.data.population import Subject, true_displacement
+from regkit.data.population import true_displacement
+from regkit.data.subject import Subject
 
 
-class RandomPairs(Dataset):
+class RandomPairs(Dataset[dict[str, Tensor | str]]):
     """Two different subjects at a time, drawn at random but the same for the same (seed, index).
 
     With `fixed`, one subject at a time, and the same fixed one in each pair. Every subject then
@@ -77,7 +78,7 @@ class RandomPairs(Dataset):
         return item
 
 
-class GivenPairs(Dataset):
+class GivenPairs(Dataset[dict[str, Tensor | str]]):
     """Pairs that belong together, such as two photographs of one eye.
 
     Every pair comes once before any comes again, in another order each time: that is an epoch.

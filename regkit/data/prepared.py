@@ -17,7 +17,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from regkit import io
-from regkit.data.population import Subject
+from regkit.data.subject import Subject
 from regkit.names import unknown
 from regkit.transform import Grid
 
@@ -34,7 +33,7 @@ SPLITS = ("fixed", "train", "validation", "test")
 SIDES = ("moving", "fixed")  # the contrasts of a set of pairs
 
 
-def description(folder: str | os.PathLike) -> dict[str, Any]:
+def description(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What dataset.json says; `complete` is False while a script still writes the set.
 
     Returns:
@@ -51,22 +50,22 @@ def description(folder: str | os.PathLike) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError("folder has no dataset.json, expected a prepared set.")
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):  # no UTF-8, no JSON, a number too long, too deep
         raise ValueError("dataset.json cannot be read, expected that of a prepared set.") from None
-    if not isinstance(held, dict):
-        raise _unexpected("", held, "an object with name, contrasts and subjects")
-    held = {"name": "", "contrasts": [], "subjects": [], "complete": False, **held}
-    _check_names(held)
-    for entry in held["subjects"]:
-        _check_entry(entry, held)
-    names = Counter(entry["name"] for entry in held["subjects"])
+    if not isinstance(manifest, dict):
+        raise _unexpected("", manifest, "an object with name, contrasts and subjects")
+    manifest = {"name": "", "contrasts": [], "subjects": [], "complete": False, **manifest}
+    _check_names(manifest)
+    for entry in manifest["subjects"]:
+        _check_entry(entry, manifest)
+    names = Counter(entry["name"] for entry in manifest["subjects"])
     if names and (most := names.most_common(1)[0])[1] > 1:
         raise ValueError(f"dataset.json lists {most[0]!r} twice, expected each subject once.")
-    return held
+    return manifest
 
 
-def _check_names(held: dict[str, Any]) -> None:
+def _check_names(manifest: dict[str, Any]) -> None:
     """Everything in dataset.json but the entries of subjects."""
     for key, kind, wanted in (
         ("name", str, "a plain name"),
@@ -76,23 +75,23 @@ def _check_names(held: dict[str, Any]) -> None:
         ("structures", dict, "an object of names by label"),
         ("complete", bool, "true or false"),
     ):
-        if not isinstance(held.get(key, kind()), kind):
-            raise _unexpected(key, held[key], wanted)
-    if held["name"] and not _plain(held["name"]):
-        raise _unexpected("name", held["name"], "a plain name")
-    contrasts = held["contrasts"]
+        if not isinstance(manifest.get(key, kind()), kind):
+            raise _unexpected(key, manifest[key], wanted)
+    if manifest["name"] and not _plain(manifest["name"]):
+        raise _unexpected("name", manifest["name"], "a plain name")
+    contrasts = manifest["contrasts"]
     if not all(_plain(one) and one != "labels" for one in contrasts):
         raise _unexpected("contrasts", contrasts, "plain names of images")
     if len(set(contrasts)) < len(contrasts):
         raise _unexpected("contrasts", contrasts, "each name once")
-    for label, name in held.get("structures", {}).items():
+    for label, name in manifest.get("structures", {}).items():
         if not (label.isascii() and label.isdigit() and len(label) < 11 and isinstance(name, str)):
             raise _unexpected("structures", {label: name}, "names by label, such as {'17': 'left'}")
         if not 0 < int(label) < 2**31:
             raise _unexpected("structures", {label: name}, "labels from 1 to 2^31 - 1")
 
 
-def _check_entry(entry: Any, held: dict[str, Any]) -> None:
+def _check_entry(entry: Any, manifest: dict[str, Any]) -> None:
     """One entry of `subjects`."""
     if not isinstance(entry, dict):
         raise _unexpected("subjects", entry, "an object for each subject")
@@ -103,7 +102,7 @@ def _check_entry(entry: Any, held: dict[str, Any]) -> None:
         raise _unexpected(f"the split of {name}", entry.get("split"), "one of " + ", ".join(SPLITS))
     if not isinstance(entry.get("labels"), bool):
         raise _unexpected(f"the labels of {name}", entry.get("labels"), "true or false")
-    paired = set(SIDES) <= set(held["contrasts"])
+    paired = set(SIDES) <= set(manifest["contrasts"])
     if not isinstance(entry.get("category", None if paired else ""), str):
         raise _unexpected(f"the category of {name}", entry.get("category"), "a text")
 
@@ -116,32 +115,16 @@ def _plain(name: Any) -> bool:
     return short and name[0] not in ". " and name[-1] not in ". " and not set(name) & set("/\\:")
 
 
-def _unexpected(what: str, came: Any, wanted: str) -> ValueError:
-    said = repr(came) if came is None or isinstance(came, (str, int, float)) else json.dumps(came)
-    said = said if len(said) <= 60 else f"{said[:57]}..."
-    place = f"dataset.json has {said}" + (f" for {what}" if what else "")
-    return ValueError(f"{place}, expected {wanted}.")
+def _unexpected(field: str, value: Any, expected: str) -> ValueError:
+    plain = value is None or isinstance(value, (str, int, float))
+    text = repr(value) if plain else json.dumps(value)
+    text = text if len(text) <= 60 else f"{text[:57]}..."
+    place = f"dataset.json has {text}" + (f" for {field}" if field else "")
+    return ValueError(f"{place}, expected {expected}.")
 
 
-@dataclass(frozen=True, eq=False)
-class Scan(Subject):
-    """A real subject: its axes may run any way, and nobody knows its true correspondence.
-
-    labels: (1, *S) int32, zeros where there are none.
-    points: (N, d) float32, voxels, landmarks if there are any; of the two images of a pair, row k
-        of both is one place.
-    """
-
-    points: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        """Voxel size along each array axis, mm."""
-        return self.grid.spacing
-
-
-class _Subjects(Sequence[Scan]):
-    """Subjects that are read when they are asked for. A slice is as lazy, and shares what is held.
+class _Subjects(Sequence[Subject]):
+    """Subjects that are read when they are asked for. A slice is as lazy, and shares what was read.
 
     `shape` is that of every image: of the first of the whole set, as its header says.
     """
@@ -152,7 +135,7 @@ class _Subjects(Sequence[Scan]):
     ):  # fmt: skip
         self.folder, self.contrast, self.entries, self.keep = folder, contrast, entries, keep
         self.shape = shape
-        self.held: dict[str, Scan] = {}
+        self.kept: dict[str, Subject] = {}
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -163,12 +146,12 @@ class _Subjects(Sequence[Scan]):
             part.entries = self.entries[index]
             return part
         entry = self.entries[index]
-        subject = self.held.get(entry["name"]) or self._read(entry)
+        subject = self.kept.get(entry["name"]) or self._read(entry)
         if self.keep:
-            self.held[entry["name"]] = subject
+            self.kept[entry["name"]] = subject
         return subject
 
-    def _read(self, entry: dict[str, Any]) -> Scan:
+    def _read(self, entry: dict[str, Any]) -> Subject:
         name, folder = entry["name"], self.folder / entry["name"]
         called = f"{name}, {self.contrast}"
         image = io.read(folder / f"{self.contrast}.nii.gz", called)
@@ -187,13 +170,14 @@ class _Subjects(Sequence[Scan]):
                 )
             labels = read.data[0]
         points = _points(folder / "points.csv", name, self.contrast, image.ndim)
-        return Scan(name, image.data[0], labels, image.affine, torch.empty(0), points)
+        return Subject(name, image.data[0], labels, image.affine, points=points)
 
 
-def _check_shape(called: str, found: Sequence[int], wanted: Sequence[int]) -> None:
-    if tuple(found) != tuple(wanted):
+def _check_shape(called: str, shape: Sequence[int], expected: Sequence[int]) -> None:
+    if tuple(shape) != tuple(expected):
         raise ValueError(
-            f"{called} has shape {tuple(found)}, expected {tuple(wanted)} as the first of the set."
+            f"{called} has shape {tuple(shape)}, expected {tuple(expected)} as the first of the "
+            "set."
         )
 
 
@@ -215,10 +199,12 @@ def _points(file: Path, name: str, contrast: str, ndim: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, ndim)
 
 
-class _Pairs(Sequence[tuple[Scan, Scan]]):
+class _Pairs(Sequence[tuple[Subject, Subject]]):
     """The subjects of two sequences, side by side."""
 
-    def __init__(self, moving: Sequence[Scan], fixed: Sequence[Scan], categories: Sequence[str]):
+    def __init__(
+        self, moving: Sequence[Subject], fixed: Sequence[Subject], categories: Sequence[str]
+    ):
         self.moving, self.fixed, self.categories = moving, fixed, categories
 
     def __len__(self) -> int:
@@ -231,7 +217,7 @@ class _Pairs(Sequence[tuple[Scan, Scan]]):
 
 
 def subjects(
-    folder: str | os.PathLike, contrast: str, split: str | None = None, keep: bool = True
+    folder: str | os.PathLike[str], contrast: str, split: str | None = None, keep: bool = True
 ) -> Sequence[Subject]:
     """The subjects of a prepared set in one contrast, in the order of dataset.json.
 
@@ -252,19 +238,19 @@ def subjects(
         FileNotFoundError: `folder` is no prepared set.
         ValueError: it is not complete, or has no such contrast or split.
     """
-    held = complete(folder)
-    if contrast not in held["contrasts"]:
-        raise unknown("contrast", contrast, held["contrasts"])
-    entries = _entries(held, split)
-    return _Subjects(Path(folder), contrast, entries, keep, _first_shape(Path(folder), held))
+    manifest = complete(folder)
+    if contrast not in manifest["contrasts"]:
+        raise unknown("contrast", contrast, manifest["contrasts"])
+    entries = _entries(manifest, split)
+    return _Subjects(Path(folder), contrast, entries, keep, _first_shape(Path(folder), manifest))
 
 
 def pairs(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     split: str | None = None,
     category: str | None = None,
     keep: bool = True,
-) -> Sequence[tuple[Scan, Scan]]:
+) -> Sequence[tuple[Subject, Subject]]:
     """The pairs of a prepared set of pairs, (moving, fixed), in the order of dataset.json.
 
     Args:
@@ -280,42 +266,42 @@ def pairs(
         FileNotFoundError: `folder` is no prepared set.
         ValueError: it is not complete, or no set of pairs, or has no such split or category.
     """
-    held = complete(folder)
-    if not of_pairs(held):
-        raise ValueError(f"folder holds the set {held['name']!r}, expected a set of pairs.")
-    entries, known = _entries(held, split), {e["category"] for e in held["subjects"]}
-    if category is not None and not known:
+    manifest = complete(folder)
+    if not of_pairs(manifest):
+        raise ValueError(f"folder holds the set {manifest['name']!r}, expected a set of pairs.")
+    entries, categories = _entries(manifest, split), {e["category"] for e in manifest["subjects"]}
+    if category is not None and not categories:
         raise ValueError("dataset.json lists no subjects, expected at least one.")
-    if category not in (None, *known):
-        listed = ", ".join(map(repr, sorted(known)))
+    if category not in (None, *categories):
+        listed = ", ".join(map(repr, sorted(categories)))
         raise ValueError(f"category is {category!r}, expected one of {listed}, or None.")
     entries = [e for e in entries if category in (None, e["category"])]
-    shape = _first_shape(Path(folder), held)
+    shape = _first_shape(Path(folder), manifest)
     moving, fixed = (_Subjects(Path(folder), side, entries, keep, shape) for side in SIDES)
     return _Pairs(moving, fixed, [e["category"] for e in entries])
 
 
-def structures(folder: str | os.PathLike) -> dict[int, str]:
+def structures(folder: str | os.PathLike[str]) -> dict[int, str]:
     """The names of the structures that count, by label; empty where the set names none."""
     return {int(label): name for label, name in complete(folder).get("structures", {}).items()}
 
 
-def of_pairs(held: dict[str, Any]) -> bool:
+def of_pairs(manifest: dict[str, Any]) -> bool:
     """Whether a `description` is that of a set of pairs, such as FIRE."""
-    return set(SIDES) <= set(held["contrasts"])
+    return set(SIDES) <= set(manifest["contrasts"])
 
 
-def complete(folder: str | os.PathLike) -> dict[str, Any]:
+def complete(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The `description` of a set that has images and is not being written any more."""
-    held = description(folder)
-    if not held["complete"]:
+    manifest = description(folder)
+    if not manifest["complete"]:
         raise ValueError("folder is not complete: run the script that makes it again.")
-    if not held["contrasts"]:
+    if not manifest["contrasts"]:
         raise ValueError("dataset.json lists no contrasts, expected at least one.")
-    return held
+    return manifest
 
 
-def check(folder: str | os.PathLike, contrasts: Sequence[str]) -> tuple[int, ...]:
+def check(folder: str | os.PathLike[str], contrasts: Sequence[str]) -> tuple[int, ...]:
     """The shape of all images in a prepared set, after a look at everybody's headers.
 
     Nothing but headers is read, so that this takes a second where reading takes minutes.
@@ -330,9 +316,9 @@ def check(folder: str | os.PathLike, contrasts: Sequence[str]) -> tuple[int, ...
             or voxel size than the first of the set, axes that do not run to R, A, S, or another
             grid than the person's first image.
     """
-    held, folder = complete(folder), Path(folder)
+    manifest, folder = complete(folder), Path(folder)
     first: Grid | None = None
-    for entry in held["subjects"]:
+    for entry in manifest["subjects"]:
         own: tuple[str, Grid] | None = None  # of the person's first image
         for key in (*contrasts, *["labels"] * entry["labels"]):
             called = f"{entry['name']}, {key}"
@@ -345,7 +331,7 @@ def check(folder: str | os.PathLike, contrasts: Sequence[str]) -> tuple[int, ...
                     "as the first of the set."
                 )
             _check_axes(called, grid)
-            if not of_pairs(held) and not grid.same_as(own[1]):
+            if not of_pairs(manifest) and not grid.same_as(own[1]):
                 raise ValueError(
                     f"{called} lies elsewhere than {own[0]}, expected one grid for both."
                 )
@@ -367,10 +353,10 @@ def _check_axes(called: str, grid: Grid) -> None:
         )
 
 
-def _first_shape(folder: Path, held: dict[str, Any]) -> tuple[int, ...]:
+def _first_shape(folder: Path, manifest: dict[str, Any]) -> tuple[int, ...]:
     """Of the first image, () where there is none."""
-    for entry in held["subjects"][:1]:
-        key, name = held["contrasts"][0], entry["name"]
+    for entry in manifest["subjects"][:1]:
+        key, name = manifest["contrasts"][0], entry["name"]
         return io.read_grid(folder / name / f"{key}.nii.gz", f"{name}, {key}").shape
     return ()
 
@@ -379,8 +365,8 @@ def _millimetres(grid: Grid) -> str:
     return " x ".join(f"{size:g}" for size in grid.spacing) + " mm"
 
 
-def _entries(held: dict[str, Any], split: str | None) -> list[dict[str, Any]]:
+def _entries(manifest: dict[str, Any], split: str | None) -> list[dict[str, Any]]:
     if split not in (None, *SPLITS):
-        known = ", ".join(map(repr, SPLITS))
-        raise ValueError(f"split is {split!r}, expected one of {known}, or None.")
-    return [e for e in held["subjects"] if split in (None, e["split"])]
+        listed = ", ".join(map(repr, SPLITS))
+        raise ValueError(f"split is {split!r}, expected one of {listed}, or None.")
+    return [e for e in manifest["subjects"] if split in (None, e["split"])]

@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from regkit.data.cache import place_of
-from regkit.data.population import FIELD_OF_VIEW, Subject, population
+from regkit.data.population import population
+from regkit.data.subject import Subject
+from regkit.data.template import FIELD_OF_VIEW
 from regkit.spatial import affine_to_disp, compose_theta, invert_theta, rigid_theta, warp
 
 
@@ -32,7 +34,7 @@ class RigidPair:
     theta: Tensor
 
 
-class RigidPairs(Dataset):
+class RigidPairs(Dataset[dict[str, Tensor | str]]):
     """The same head twice, once turned and shifted at random; the same for the same (seed, index).
 
     Args:

@@ -5,9 +5,10 @@ file lives at <cache>/<sample>/<file>, where <cache> is the folder named by the 
 REGKIT_DATA, or pooch's own cache folder. A file that is there with the right sum is never asked for
 again, so a cache that was filled by hand works without a network.
 
-The `load_*` functions read what the book and the tests use. They return `Scan`s whose axes run to
-the patient's right, front and top (RAS, the nearest order that needs no resampling), so that
-`imshow(image[0].T, origin="lower")` shows a slice upright.
+The `load_*` functions read what the book and the tests use. They return `Subject`s whose axes run
+to the patient's right, front and top (RAS, the nearest order that needs no resampling), so that
+`imshow(image[0].T, origin="lower")` shows a slice upright. The tensor of an image or of labels that
+a sample lacks is empty.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from tqdm.auto import tqdm
 
 from regkit import io
 from regkit.data.cache import cache_folder
+from regkit.data.subject import Subject
 from regkit.names import unknown
-from regkit.transform import Grid
+
+NONE = torch.empty(0)  # what a sample does not have
 
 
 @dataclass(frozen=True)
@@ -65,40 +68,11 @@ class Sample:
         return tuple(dict.fromkeys(file.licence for file in self.files))
 
 
-@dataclass(frozen=True)
-class Scan:
-    """A real image with its place in space; `image` and `labels` are (1, *S), either may be None.
-
-    `affine` (4, 4) takes voxel indices to RAS millimetres, for a 2D slice with a third index of 0.
-    """
-
-    name: str
-    image: Tensor | None
-    labels: Tensor | None
-    affine: np.ndarray
-
-    @property
-    def grid(self) -> Grid:
-        """Its voxels, and where they lie."""
-        held = self.labels if self.image is None else self.image
-        assert held is not None  # one of them is there
-        return Grid(tuple(held.shape[1:]), self.affine)
-
-    def nifti(self, labels: bool = False) -> nib.Nifti1Image:
-        """The image (or the label map) as nibabel image, which `regkit.register` takes."""
-        data = self.labels if labels else self.image
-        if data is None:
-            raise ValueError(
-                f"labels is {labels}, but the scan {self.name!r} has no "
-                f"{'label map' if labels else 'image'}."
-            )
-        return nib.Nifti1Image(data[0].numpy(), self.affine)
-
-
 @functools.cache
 def _table() -> dict[str, Any]:
     text = resources.files("regkit.data").joinpath("samples.json").read_text(encoding="utf-8")
-    return json.loads(text)
+    table: dict[str, Any] = json.loads(text)
+    return table
 
 
 @functools.cache
@@ -128,10 +102,10 @@ def samples() -> dict[str, Sample]:
 
 
 def _sample(name: str) -> Sample:
-    known = samples()
-    if name not in known:
-        raise unknown("name", name, known)
-    return known[name]
+    listed = samples()
+    if name not in listed:
+        raise unknown("name", name, listed)
+    return listed[name]
 
 
 def _missing(sample: Sample) -> list[SampleFile]:
@@ -229,30 +203,32 @@ def fetch(name: str, progress: bool = False) -> Path:
 
 def _scan(
     name: str, affine: np.ndarray, image: np.ndarray | None = None, labels: np.ndarray | None = None
-) -> Scan:
+) -> Subject:
     """Turn and flip the axes (no resampling) until they run right, front, top."""
 
     to_ras = nib.orientations.io_orientation(affine)
 
-    def turned(array: np.ndarray | None, dtype: type) -> Tensor | None:
+    def turned(array: np.ndarray | None, dtype: type) -> Tensor:
         if array is None:
-            return None
+            return NONE
         array = nib.orientations.apply_orientation(array.astype(dtype), to_ras)
         return torch.from_numpy(np.ascontiguousarray(array))[None]
 
     shape = next(array.shape for array in (image, labels) if array is not None)
     affine = affine @ nib.orientations.inv_ornt_aff(to_ras, shape)
-    return Scan(name, turned(image, np.float32), turned(labels, np.int16), affine)
+    return Subject(name, turned(image, np.float32), turned(labels, np.int16), affine)
 
 
-def _slice(scan: Scan, axis: int, index: int, name: str) -> Scan:
+def _slice(scan: Subject, axis: int, index: int, name: str) -> Subject:
     """One slice across a turned 3D scan; `axis`, which is left out, becomes the third of affine."""
     rest = [a for a in range(3) if a != axis]
     affine = scan.affine[:, [*rest, axis, 3]].copy()
     affine[:, 3] += scan.affine[:, axis] * index
-    image = None if scan.image is None else scan.image.select(axis + 1, index).contiguous()
-    labels = None if scan.labels is None else scan.labels.select(axis + 1, index).contiguous()
-    return Scan(name, image, labels, affine)
+    image, labels = (
+        array.select(axis + 1, index).contiguous() if array.numel() else NONE
+        for array in (scan.image, scan.labels)
+    )
+    return Subject(name, image, labels, affine)
 
 
 def _read(path: Path, labels: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -282,12 +258,12 @@ def _picture(path: Path, channel: str = "L") -> Tensor:
 OASIS_AFFINE = np.array([[-1.0, 0, 0, 80], [0, 0, 1, -112], [0, -1, 0, 96], [0, 0, 0, 1]])
 
 
-def load_oasis_pair(progress: bool = False) -> tuple[Scan, Scan]:
+def load_oasis_pair(progress: bool = False) -> tuple[Subject, Subject]:
     """Two OASIS brains on one 160 x 224 x 192 grid (RAS, 1 mm), aligned affinely.
 
     Returns:
         moving: vxm_subject, image in [0, 1] and FreeSurfer labels.
-        fixed: clapirn_B, image in [0, 1], no labels.
+        fixed: clapirn_B, image in [0, 1], no labels (an empty tensor).
     """
     folder = fetch("oasis_3d", progress)
     with np.load(folder / "vxm_subject.npz", allow_pickle=False) as arrays:
@@ -296,7 +272,7 @@ def load_oasis_pair(progress: bool = False) -> tuple[Scan, Scan]:
     return moving, _scan("clapirn_B", affine, image)
 
 
-def load_oasis_slices(progress: bool = False) -> tuple[Scan, Scan, list[int]]:
+def load_oasis_slices(progress: bool = False) -> tuple[Subject, Subject, list[int]]:
     """A labelled pair of coronal OASIS slices, (160, 192), 1 mm, aligned affinely.
 
     Returns:
@@ -313,7 +289,6 @@ def load_oasis_slices(progress: bool = False) -> tuple[Scan, Scan, list[int]]:
     fixed = _slice(_scan("atlas_2d", affine, image, seg), axis=1, index=0, name="atlas_2d")
     with np.load(folder / "labels.npz", allow_pickle=False) as arrays:
         listed = set(arrays["labels"].tolist())
-    assert moving.labels is not None and fixed.labels is not None
     shared = listed & set(moving.labels.unique().tolist()) & set(fixed.labels.unique().tolist())
     return moving, fixed, sorted(shared)
 
@@ -331,7 +306,7 @@ def merge_structures(labels: Tensor) -> Tensor:
     return merged
 
 
-def load_oasis_heads(progress: bool = False) -> tuple[Scan, Scan]:
+def load_oasis_heads(progress: bool = False) -> tuple[Subject, Subject]:
     """Two OASIS brains on 256^3 grids (RAS, 1 mm) that are NOT aligned: affine registration first.
 
     Returns:
@@ -358,17 +333,17 @@ def load_oasis_stack(progress: bool = False) -> Tensor:
     return torch.from_numpy(np.stack(slices))[:, None]
 
 
-def load_ants_slices(progress: bool = False) -> dict[str, Scan]:
+def load_ants_slices(progress: bool = False) -> dict[str, Subject]:
     """r16, r27, r62, r64: (256, 256) slices of different people, 0..255, taken as 1 mm, unlabelled.
 
     Axis 0 runs to the right of the picture, axis 1 up.
     """
     folder = fetch("ants_slices", progress)
     names = ("r16", "r27", "r62", "r64")
-    return {n: Scan(n, _picture(folder / f"{n}slice.jpg"), None, np.eye(4)) for n in names}
+    return {n: Subject(n, _picture(folder / f"{n}slice.jpg"), NONE, np.eye(4)) for n in names}
 
 
-def load_ptbp_slabs(progress: bool = False) -> list[Scan]:
+def load_ptbp_slabs(progress: bool = False) -> list[Subject]:
     """Slabs of 18 axial slices of 25 children, (182, 217, 18), RAS, 1 mm, one grid for all.
 
     T1 images in [0, 1] with skull. Labels 1 CSF, 2 cortical grey, 3 white, 4 deep grey matter (our
@@ -385,7 +360,7 @@ def load_ptbp_slabs(progress: bool = False) -> list[Scan]:
     return slabs
 
 
-def load_ptbp_slices(indices: Sequence[int] = (4, 9, 14), progress: bool = False) -> list[Scan]:
+def load_ptbp_slices(indices: Sequence[int] = (4, 9, 14), progress: bool = False) -> list[Subject]:
     """Axial slices of 25 children, (182, 217), 1 mm: of each slab of `load_ptbp_slabs` some.
 
     Args:
@@ -400,7 +375,7 @@ def load_ptbp_slices(indices: Sequence[int] = (4, 9, 14), progress: bool = False
     ]
 
 
-def load_ptbp_modalities(progress: bool = False) -> dict[str, Scan]:
+def load_ptbp_modalities(progress: bool = False) -> dict[str, Subject]:
     """One child as "t1", "fa" and "cbf": (182, 217, 8), 1 mm, one grid: aligned by their source.
 
     All three in the units of their files and with the tissue labels of `load_ptbp_slices`. T1 shows
@@ -421,7 +396,7 @@ def load_ptbp_modalities(progress: bool = False) -> dict[str, Scan]:
     return scans
 
 
-def load_prostates(progress: bool = False) -> list[tuple[Scan, Scan, np.ndarray, np.ndarray]]:
+def load_prostates(progress: bool = False) -> list[tuple[Subject, Subject, np.ndarray, np.ndarray]]:
     """MR and ultrasound of 8 prostates, on DIFFERENT grids: work in the units of their affines.
 
     Pictures may appear on the reader's machine only.
@@ -453,7 +428,7 @@ def load_prostates(progress: bool = False) -> list[tuple[Scan, Scan, np.ndarray,
     return patients
 
 
-def load_lung(progress: bool = False) -> tuple[Scan, Scan, np.ndarray, np.ndarray]:
+def load_lung(progress: bool = False) -> tuple[Subject, Subject, np.ndarray, np.ndarray]:
     """Baseline and follow-up CT of one right lung, on DIFFERENT grids: work in millimetres.
 
     Returns:
@@ -475,7 +450,7 @@ def load_lung(progress: bool = False) -> tuple[Scan, Scan, np.ndarray, np.ndarra
     return scans[0], scans[1], points[0], points[1]
 
 
-def load_labelmaps(progress: bool = False) -> list[Scan]:
+def load_labelmaps(progress: bool = False) -> list[Subject]:
     """FreeSurfer-style label maps of 5 brains, (148, 187, 155), RAS, 1 mm; no images.
 
     Their headers place them differently; voxel by voxel they agree with a mean Dice of 0.367.
@@ -488,7 +463,7 @@ def load_labelmaps(progress: bool = False) -> list[Scan]:
     return scans
 
 
-def load_brainweb(progress: bool = False) -> dict[str, Scan]:
+def load_brainweb(progress: bool = False) -> dict[str, Subject]:
     """Simulated T1 and proton density slices of one head, (221, 257), 1 mm, 0..255.
 
     Axis 0 runs to the right of the picture, axis 1 up. "t1" and "pd" are aligned. "pd_shifted" is
@@ -503,10 +478,11 @@ def load_brainweb(progress: bool = False) -> dict[str, Scan]:
         "pd_rotated": "BrainProtonDensitySliceR10X13Y17",
         "pd_scaled": "BrainProtonDensitySliceR10X13Y17S12",
     }
-    return {n: Scan(n, _picture(folder / f"{f}.png"), None, np.eye(4)) for n, f in files.items()}
+    pictures = {n: _picture(folder / f"{f}.png") for n, f in files.items()}
+    return {n: Subject(n, picture, NONE, np.eye(4)) for n, picture in pictures.items()}
 
 
-def load_fundus_pair(progress: bool = False) -> tuple[Scan, Scan]:
+def load_fundus_pair(progress: bool = False) -> tuple[Subject, Subject]:
     """Two photographs of one retina, (1382, 1382), 0..255, far apart and without landmarks.
 
     The green channel, which shows vessels best; axis 0 runs to the right of the picture, axis 1 up,
@@ -517,7 +493,7 @@ def load_fundus_pair(progress: bool = False) -> tuple[Scan, Scan]:
     """
     folder = fetch("fundus_pair", progress)
     moving, fixed = (
-        Scan(name, _picture(folder / f"{name}.jpg", "G"), None, np.eye(4))
+        Subject(name, _picture(folder / f"{name}.jpg", "G"), NONE, np.eye(4))
         for name in ("query", "refer")
     )
     return moving, fixed

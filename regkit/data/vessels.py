@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from regkit.data.prepared import Scan
+from regkit.data.subject import Subject
 from regkit.spatial import identity_grid, resize, warp
 
 # lengths are in radii of a photograph: half of its side
@@ -56,8 +56,8 @@ class VesselPair:
     """
 
     name: str
-    moving: Scan
-    fixed: Scan
+    moving: Subject
+    fixed: Subject
     moving_rgb: Tensor
     fixed_rgb: Tensor
     inside: Tensor
@@ -88,14 +88,16 @@ class _Motion:
     def __call__(self, places: np.ndarray) -> np.ndarray:
         """(..., 2) -> (..., 2)"""
         straight = (places @ self.linear.T + self.shift) / (1 + places @ self.tilt)[..., None]
-        return straight + self.wave * np.sin(np.pi * places[..., ::-1] + self.phase)
+        wave = self.wave * np.sin(np.pi * places[..., ::-1] + self.phase)
+        moved: np.ndarray = straight + wave
+        return moved
 
     def inverse(self, places: np.ndarray) -> np.ndarray:
         """By fixed-point iteration; each step leaves less than a third of the error."""
-        found = places - self.shift
+        origin: np.ndarray = places - self.shift
         for _ in range(40):
-            found = found + places - self(found)
-        return found
+            origin = origin + places - self(origin)
+        return origin
 
 
 def _motion(random: np.random.Generator, category: str) -> _Motion:
@@ -163,7 +165,8 @@ def _colour(colour: Sequence[float]) -> Tensor:
 
 def _around(places: Tensor, centre: Sequence[float]) -> Tensor:
     """Distance (1, 1, *S) of the voxels at `places` (2, *S) from a centre."""
-    return (places - places.new_tensor(centre).reshape(2, 1, 1)).norm(dim=0)[None, None]
+    apart: Tensor = (places - places.new_tensor(centre).reshape(2, 1, 1)).norm(dim=0)
+    return apart[None, None]
 
 
 def _retina(random: np.random.Generator, vessels: Tensor) -> Tensor:
@@ -251,7 +254,7 @@ def vessel_pair(name: str = "S01", size: int = 256, seed: int = 0) -> VesselPair
     chosen = np.flatnonzero(shown)[_spread(in_fixed[shown], POINTS)]
     points = [torch.from_numpy(p[chosen] * radius + centre).float() for p in (on_vessels, in_fixed)]
     moving, fixed = (
-        Scan(name, rgb[1:2], mask, np.eye(4), torch.empty(0), at)
+        Subject(name, rgb[1:2], mask, np.eye(4), points=at)
         for rgb, mask, at in zip((moving_rgb, fixed_rgb), masks, points, strict=True)
     )
     return VesselPair(name, moving, fixed, moving_rgb, fixed_rgb, inside, disp)

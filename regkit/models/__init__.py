@@ -115,12 +115,12 @@ def create(name: str, ndim: int = 3, **options: Any) -> RegistrationModel:
 
 def _known_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The types of a model's options; of a cascade, those of its base network as well."""
-    known = option_types(_MODELS[name])
+    types = option_types(_MODELS[name])
     if name == "rcn":
         base = options.get("base", "vtn")
         if isinstance(base, str) and base in _MODELS and base != name:
-            known = option_types(_MODELS[base]) | known
-    return known
+            types = option_types(_MODELS[base]) | types
+    return types
 
 
 def parameter_count(model: RegistrationModel) -> int:
@@ -130,7 +130,7 @@ def parameter_count(model: RegistrationModel) -> int:
 
 def save(
     model: RegistrationModel,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     half: bool = False,
     bits: int | None = None,
     **info: Any,
@@ -194,7 +194,7 @@ class About(NamedTuple):
     tensors: dict[str, tuple[str, tuple[int, ...]]]
 
 
-def about(path_or_name: str | os.PathLike) -> About:
+def about(path_or_name: str | os.PathLike[str]) -> About:
     """What a weights file says of itself, checked, without reading its weights.
 
     Raises:
@@ -233,7 +233,7 @@ def about(path_or_name: str | os.PathLike) -> About:
     return About(name, ndim, options, info, tensors)
 
 
-def _weights_file(path_or_name: str | os.PathLike) -> Path:
+def _weights_file(path_or_name: str | os.PathLike[str]) -> Path:
     path = Path(path_or_name)
     if str(path_or_name) in pretrained():
         return Path(str(resources.files("regkit") / "weights" / f"{path_or_name}.safetensors"))
@@ -245,7 +245,7 @@ def _weights_file(path_or_name: str | os.PathLike) -> Path:
     return path
 
 
-def load(path_or_name: str | os.PathLike, **options: Any) -> RegistrationModel:
+def load(path_or_name: str | os.PathLike[str], **options: Any) -> RegistrationModel:
     """A model with trained weights, in evaluation mode, on the CPU.
 
     The file may be a stranger's: what its header says is checked, and the network is laid out
@@ -261,24 +261,28 @@ def load(path_or_name: str | os.PathLike, **options: Any) -> RegistrationModel:
         FileNotFoundError: neither a file nor the name of shipped weights.
         ValueError: not a file of `save`, or weights that do not fit the model it names.
     """
-    path, held = _weights_file(path_or_name), about(path_or_name)
+    path, header = _weights_file(path_or_name), about(path_or_name)
     misfit = ValueError(
-        f"path_or_name is {path.name!r}: its weights do not fit the model {held.name!r} "
+        f"path_or_name is {path.name!r}: its weights do not fit the model {header.name!r} "
         "that it names."
     )
     try:
-        with torch.device("meta"), _NothingDrawn(), _at_most(2 * len(held.tensors) + 1000):
-            model = create(held.name, held.ndim, **{**held.options, **options})
-            model.load_state_dict({k: torch.empty(shape) for k, (_, shape) in held.tensors.items()})
+        with torch.device("meta"), _NothingDrawn(), _at_most(2 * len(header.tensors) + 1000):
+            model = create(header.name, header.ndim, **{**header.options, **options})
+            model.load_state_dict(
+                {k: torch.empty(shape) for k, (_, shape) in header.tensors.items()}
+            )
     except (RuntimeError, _TooMany) as error:  # names or shapes
         if is_out_of_memory(error):
             raise
         raise misfit from None
     with safetensors.safe_open(path, framework="pt") as file:
         stored = frozenset(file.keys())
-        weights = {k: packing.read(file, k, kind, stored) for k, (kind, _) in held.tensors.items()}
+        weights = {
+            k: packing.read(file, k, kind, stored) for k, (kind, _) in header.tensors.items()
+        }
     model.load_state_dict(weights, assign=True)
-    model.info = held.info
+    model.info = header.info
     return model.eval()
 
 

@@ -30,9 +30,9 @@ class Registration:
     disp: Tensor
     svf: Tensor | None = None
     theta: Tensor | None = None
-    stages: tuple = ()
-    steps: tuple = ()
-    logits: tuple = ()
+    stages: tuple[Any, ...] = ()
+    steps: tuple[Tensor, ...] = ()
+    logits: tuple[Tensor, ...] = ()
 
 
 class RegistrationModel(nn.Module):
@@ -62,25 +62,29 @@ class RegistrationModel(nn.Module):
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Registration:
         self._check(moving, fixed)
-        found = self.estimate_any_size(moving, fixed)
-        return Registration(moved=warp(moving, found["disp"]), **found)
+        answer = self.estimate_any_size(moving, fixed)
+        return Registration(moved=warp(moving, answer["disp"]), **answer)
 
     def estimate_any_size(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
-        """`estimate` for images of any size: pads them, and cuts back what it finds."""
+        """`estimate` for images of any size: pads them, and cuts back the answer."""
         padded_moving, crop = pad_to_multiple(moving, self.divisor)
         padded_fixed, _ = pad_to_multiple(fixed, self.divisor)
         # numpy's float64 meets the float32 of the weights
         dtype = next(self.parameters(), moving).dtype
-        found = self.estimate(padded_moving.to(dtype), padded_fixed.to(dtype))
+        answer = self.estimate(padded_moving.to(dtype), padded_fixed.to(dtype))
+
+        def cut(x: Tensor) -> Tensor:
+            return crop(x).contiguous()
+
         for key in ("disp", "svf"):
-            if found.get(key) is not None:
-                found[key] = crop(found[key])
+            if answer.get(key) is not None:
+                answer[key] = cut(answer[key])
         for key in ("stages", "steps", "logits"):
-            found[key] = tuple(
-                crop(stage) if isinstance(stage, Tensor) else tuple(map(crop, stage))
-                for stage in found.get(key, ())
+            answer[key] = tuple(
+                cut(stage) if isinstance(stage, Tensor) else tuple(map(cut, stage))
+                for stage in answer.get(key, ())
             )
-        return found
+        return answer
 
     def _check(self, moving: Tensor, fixed: Tensor) -> None:
         expected = "(B, 1, H, W)" if self.ndim == 2 else "(B, 1, D, H, W)"
@@ -95,7 +99,9 @@ class RegistrationModel(nn.Module):
             if not image.is_floating_point():
                 raise ValueError(f"{name} is {image.dtype}, expected a floating point image.")
             # in training the loop stops on a loss that is not finite, without a look at each image
-            if not self.training and not torch.isfinite(image).all():
+            # and a compiled graph does not branch on values
+            look = not self.training and not torch.compiler.is_compiling()
+            if look and not torch.isfinite(image).all():
                 raise ValueError(f"{name} holds NaN or infinity, expected finite intensities.")
         if moving.shape != fixed.shape:
             raise ValueError(

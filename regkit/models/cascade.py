@@ -22,21 +22,6 @@ his survey (figure 9: affine registration, then a U-Net, then a spatial transfor
 
 Parameters, 3D / 2D: vtn 28,252,203 / 8,232,554; affine stem 14,166,288 / 4,719,312; rcn, the stem
 and three vtn, 98,922,897 / 29,416,974.
-
-What differs from the published code:
-
-- The identity at the start: the last layers begin at 0. The published ones begin anywhere, and the
-  cascade is held together by 1/n alone. All other layers begin as there.
-- Any size: the stem averages its last map to 2 voxels along each axis. The published head covers
-  that map whole, so it fits one size; `affine_size` makes it, and at 128^3 it is ours.
-- The stem's translation counts in half images, so that a step of training moves the rim of the
-  image alike through A and through t; published: voxels.
-- A displacement is held constant beyond its border, also that of the stem; the published code goes
-  on with the affine map there.
-- A convolution of stride 2 pads both sides alike; TensorFlow pads an even size at its end alone, so
-  that each map of the encoder lies half of its input's voxels further on.
-- Losses are means over a batch, not sums. The 2D forms are ours.
-- The second published base is `vxm2` with a LeakyReLU of slope 0.1; ours keep their own slope.
 """
 
 from __future__ import annotations
@@ -132,7 +117,7 @@ class Vtn(RegistrationModel):
         channels: of the first convolution; the deepest have 32 times as many.
     """
 
-    def __init__(self, ndim: int = 3, channels: int = 16):
+    def __init__(self, ndim: int = 3, *, channels: int = 16):
         super().__init__(ndim)
         self.encoder = Encoder(ndim, channels)
         *skips, c = self.encoder.channels
@@ -162,7 +147,7 @@ class AffineStem(nn.Module):
             head, which covers the whole map of an image of this size, and of no other.
     """
 
-    def __init__(self, ndim: int, channels: int = 16, size: Sequence[int] | None = None):
+    def __init__(self, ndim: int, *, channels: int = 16, size: Sequence[int] | None = None):
         super().__init__()
         if size is not None and (len(size) != ndim or min(size) < 1):
             raise ValueError(f"affine_size is {size}, expected {ndim} positive sizes or None")
@@ -207,12 +192,28 @@ class Rcn(RegistrationModel):
             of the weights that are there ("shared-weight cascading" in the paper):
             `models.load(path, repeats=2)`.
         options: of the base, such as `channels` of `vtn` or `save_memory` of `vxm`.
+
+    What differs from the published code:
+
+    - The identity at the start: the last layers begin at 0. The published ones begin anywhere, and
+      the cascade is held together by 1/n alone. All other layers begin as there.
+    - Any size: the stem averages its last map to 2 voxels along each axis. The published head
+      covers that map whole, so it fits one size; `affine_size` makes it, and at 128^3 it is ours.
+    - The stem's translation counts in half images, so that a step of training moves the rim of the
+      image alike through A and through t; published: voxels.
+    - A displacement is held constant beyond its border, also that of the stem; the published code
+      goes on with the affine map there.
+    - A convolution of stride 2 pads both sides alike; TensorFlow pads an even size at its end
+      alone, so that each map of the encoder lies half of its input's voxels further on.
+    - Losses are means over a batch, not sums. The 2D forms are ours.
+    - The second published base is `vxm2` with a LeakyReLU of slope 0.1; ours keep their own slope.
     """
 
     def __init__(
         self,
         bases: Mapping[str, Callable[..., RegistrationModel]],
         ndim: int = 3,
+        *,
         cascades: int = 3,
         base: str = "vtn",
         affine: bool = True,
@@ -228,7 +229,9 @@ class Rcn(RegistrationModel):
         if base not in bases:
             raise unknown("base", base, bases)
         self.repeats = repeats
-        self.stem = AffineStem(ndim, affine_channels, affine_size) if affine else None
+        self.stem: AffineStem | None = None
+        if affine:
+            self.stem = AffineStem(ndim, channels=affine_channels, size=affine_size)
         self.networks = nn.ModuleList(bases[base](ndim=ndim, **options) for _ in range(cascades))
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:

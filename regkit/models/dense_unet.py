@@ -21,24 +21,6 @@ its left in its row, and from the row below its neighbour X(i+1, j-1), upsampled
 Parameters, 3D / 2D: 666,127 / 222,174; with dense=False 285,823 / 95,310; ECA is 12 of them. One
 training step of a pair of 160x192x160 holds about 13.5 GB at once in float32, and 8.7 GB with
 `save_memory`, as estimated on a CPU (results/dense_unet_eca_cost.json).
-
-How we read the paper, which prints its network as a picture without numbers:
-
-- Section 3.2.1 says that after each downsampling comes an upsampling, whose result is joined to the
-  features of the same size: the nodes above. Which nodes of its row a node sees is not said: here
-  all of them, as in UNet++.
-- Four convolutions with pooling, then a decoder of "the same convolutions" with upsampling: X(4,0)
-  is the decoder's first. One convolution a node, one after the last upsampling, and the head.
-- Pooling stands before the LeakyReLU in the text, behind it in the caption of figure 2. Both orders
-  are one function, since LeakyReLU is monotone. Its slope is not said: 0.2, as in VoxelMorph.
-- Figure 2 has two kinds of upsampling, black arrows and grey ones with attention, and section 3.2.2
-  puts ECA on the decoder: here on the four upsamplings of the right edge, not on those between.
-- Upsampling repeats voxels, the default of Keras, in which the paper was written.
-- Channels are not said. Ours are the encoder's of VoxelMorph, with which the paper compares: what
-  differs is then the connections.
-- The head is VoxelMorph's: a convolution whose weights start near zero, no activation behind it.
-- Any image size: the images are padded to a multiple of 16, and zeros at the border count in the
-  mean over space that ECA takes.
 """
 
 from __future__ import annotations
@@ -98,7 +80,7 @@ class Node(ConvBlock):
         eca: weigh the channels that come from below.
     """
 
-    def __init__(self, ndim: int, below: int, row: int, width: int, eca: bool):
+    def __init__(self, ndim: int, *, below: int, row: int, width: int, eca: bool):
         super().__init__(ndim, row + below, width)
         self.attention = ECA(below) if eca else nn.Identity()
 
@@ -121,11 +103,34 @@ class DenseUNet(RegistrationModel):
 
     Raises:
         ValueError: fewer than two levels, or a level without channels.
+
+    How we read the paper, which prints its network as a picture without numbers:
+
+    - Section 3.2.1 says that after each downsampling comes an upsampling, whose result is joined to
+      the features of the same size: the nodes above. Which nodes of its row a node sees is not
+      said: here all of them, as in UNet++.
+    - Four convolutions with pooling, then a decoder of "the same convolutions" with upsampling:
+      X(4,0) is the decoder's first. One convolution a node, one after the last upsampling, and the
+      head.
+    - Pooling stands before the LeakyReLU in the text, behind it in the caption of figure 2. Both
+      orders are one function, since LeakyReLU is monotone. Its slope is not said: 0.2, as in
+      VoxelMorph.
+    - Figure 2 has two kinds of upsampling, black arrows and grey ones with attention, and section
+      3.2.2 puts ECA on the decoder: here on the four upsamplings of the right edge, not on those
+      between.
+    - Upsampling repeats voxels, the default of Keras, in which the paper was written.
+    - Channels are not said. Ours are the encoder's of VoxelMorph, with which the paper compares:
+      what differs is then the connections.
+    - The head is VoxelMorph's: a convolution whose weights start near zero, no activation behind
+      it.
+    - Any image size: the images are padded to a multiple of 16, and zeros at the border count in
+      the mean over space that ECA takes.
     """
 
     def __init__(
         self,
         ndim: int = 3,
+        *,
         channels: Sequence[int] = (16, 32, 32, 32, 32),
         dense: bool = True,
         eca: bool = True,

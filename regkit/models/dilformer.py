@@ -5,36 +5,7 @@ dual-stream medical image registration network", Journal of Zhejiang University 
 Science) 60(5), 2026, DOI 10.3785/j.issn.1008-973X.2026.05.017 (in Chinese). Only its abstract and
 its references are public. The order of the blocks and what each is for come from there; every layer
 and every number here is ours. So the paper's results are not results of this network, nor this
-network's the paper's. Block by block: what the abstract says, the nearest published relatives, and
-what we took from which.
-
-- Two streams and a pyramid ("dual-stream pyramid feature extraction"): the loop of `dual_prnet`.
-  The features of each level come from the way down alone, where `dual_prnet` has a decoder.
-- MSR ("multi-scale residual learning block", in the feature extraction). Relatives: Li et al.,
-  "Multi-scale residual network", ECCV 2018: branches of kernel 3 and 5, joined by a kernel of 1,
-  beside a shortcut; Gao et al., "Res2Net", 2021: a branch that takes up the answer of the one
-  before, so that two kernels of 3 see 5. We took the form of the first and the branches of the
-  second. `msr=False`: the strided convolutions alone.
-- Dilformer ("heterogeneous receptive field interaction mechanism using multi-rate dilated
-  convolutions", for "global modeling capacity at low-resolution scales"). Relatives: Jiao et al.,
-  "DilateFormer", 2023: the heads of one attention look at neighbours 1, 2 and 3 voxels apart; Guo
-  et al., "SegNeXt", 2022: a feed-forward part with a depthwise convolution. We took both, gave the
-  convolution the rates of the heads, and put two such layers on each of the two coarsest levels. A
-  convolution with one filter a channel tells a token where it is (Chu et al. 2021), as in
-  DilateFormer. `dilformer=False`: none.
-- SRF ("separable residual fusion block", before the displacement). Relatives: Yang et al.,
-  "Asymmetric 3D convolutional neural networks for action recognition", 2019, reference 19 of the
-  paper: a kernel of 3 x 3 x 3 as one of 3 along each axis in turn; He et al. 2016: the shortcut. It
-  joins what this level found in both images and what the coarser level hands on. `srf=False`: one
-  convolution of kernel 3.
-- Multi-resolution loss ("across multiple scales"): `levels` of a `Recipe`. Relative, by its title:
-  Shen, Wei, Yan et al., "Large-deformation 3D medical image registration based on multi-scale
-  constraints", Chinese Journal of Lasers 51(21), 2024, reference 2 of the paper, not read.
-  `multi_resolution=False`: the result shows no stages, and a recipe asks the last displacement
-  alone.
-- Ours in a head: a kernel of 1 joins the features of both images before the Dilformer layers; they
-  normalise each place over its channels; GELU works on twice the channels; leaky ReLU has the slope
-  0.2. Steps start at 0, convolution blocks as in He et al. 2015.
+network's the paper's. `Dilformer` says block by block what was taken from where.
 
 Parameters, 3D / 2D: dilformer 846,015 / 484,010.
 """
@@ -66,7 +37,8 @@ class MSR(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         near = self.near(x)
-        return x + self.join(torch.cat([near, self.far(near)], dim=1))
+        joined: Tensor = self.join(torch.cat([near, self.far(near)], dim=1))
+        return x + joined
 
 
 class Encoder(nn.Module):
@@ -84,10 +56,10 @@ class Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        found = [self.first(x)]
+        features = [self.first(x)]
         for block in self.down:
-            found.append(block(found[-1]))
-        return found[::-1]
+            features.append(block(features[-1]))
+        return features[::-1]
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -112,7 +84,8 @@ class DilatedAttention(nn.Module):
             neighbour_attention(q[i], k[i], v[i], dilation=rate)
             for i, rate in enumerate(self.dilations)
         ]
-        return self.out(torch.cat(heads, dim=1))
+        result: Tensor = self.out(torch.cat(heads, dim=1))
+        return result
 
 
 class DilatedMLP(nn.Module):
@@ -131,7 +104,8 @@ class DilatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shares = self.widen(x).chunk(len(self.mix), dim=1)
         mixed = torch.cat([conv(share) for conv, share in zip(self.mix, shares)], dim=1)
-        return self.narrow(F.gelu(mixed))
+        result: Tensor = self.narrow(F.gelu(mixed))
+        return result
 
 
 class DilformerLayer(nn.Module):
@@ -147,7 +121,8 @@ class DilformerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.position(x)
         x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        mixed: Tensor = self.mlp(self.norm2(x))
+        return x + mixed
 
 
 class SRF(nn.Module):
@@ -165,15 +140,23 @@ class SRF(nn.Module):
         self.along_axes = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.leaky_relu(self.join(x), 0.2)
-        return x + self.along_axes(x)
+        joined = F.leaky_relu(self.join(x), 0.2)
+        mixed: Tensor = self.along_axes(joined)
+        return joined + mixed
 
 
 class Head(nn.Module):
     """Both images' features, the coarser level's, and the step: see `Pyramid`."""
 
     def __init__(
-        self, ndim: int, channels: int, above: int, layers: int, srf: bool, dilations: Sequence[int]
+        self,
+        ndim: int,
+        channels: int,
+        *,
+        above: int,
+        layers: int,
+        srf: bool,
+        dilations: Sequence[int],
     ):
         super().__init__()
         self.join = CONV[ndim](2 * channels, channels, kernel_size=1)
@@ -200,16 +183,49 @@ class Dilformer(Pyramid):
         ndim: 2 or 3.
         channels: at 1, 1/2, 1/4, ...: one number a level, at least 2 levels; the last two, where
             the Dilformer layers are, multiples of the number of dilations.
-        msr, dilformer, srf: the blocks of the paper; without one, what the module's text says.
+        msr, dilformer, srf: the blocks of the paper; without one, what is said below.
         multi_resolution: show `stages`, for a loss on every level.
         layers: of Dilformer on each of the two coarsest levels.
         dilations: how many voxels apart the neighbours lie that each head looks at.
         save_memory: compute the convolutions again on the way back instead of keeping them.
+
+    Block by block: what the abstract says, the nearest published relatives, and what we took from
+    which.
+
+    - Two streams and a pyramid ("dual-stream pyramid feature extraction"): the loop of
+      `dual_prnet`. The features of each level come from the way down alone, where `dual_prnet` has
+      a decoder.
+    - MSR ("multi-scale residual learning block", in the feature extraction). Relatives: Li et al.,
+      "Multi-scale residual network", ECCV 2018: branches of kernel 3 and 5, joined by a kernel of
+      1, beside a shortcut; Gao et al., "Res2Net", 2021: a branch that takes up the answer of the
+      one before, so that two kernels of 3 see 5. We took the form of the first and the branches of
+      the second. `msr=False`: the strided convolutions alone.
+    - Dilformer ("heterogeneous receptive field interaction mechanism using multi-rate dilated
+      convolutions", for "global modeling capacity at low-resolution scales"). Relatives: Jiao et
+      al., "DilateFormer", 2023: the heads of one attention look at neighbours 1, 2 and 3 voxels
+      apart; Guo et al., "SegNeXt", 2022: a feed-forward part with a depthwise convolution. We took
+      both, gave the convolution the rates of the heads, and put two such layers on each of the two
+      coarsest levels. A convolution with one filter a channel tells a token where it is (Chu et al.
+      2021), as in DilateFormer. `dilformer=False`: none.
+    - SRF ("separable residual fusion block", before the displacement). Relatives: Yang et al.,
+      "Asymmetric 3D convolutional neural networks for action recognition", 2019, reference 19 of
+      the paper: a kernel of 3 x 3 x 3 as one of 3 along each axis in turn; He et al. 2016: the
+      shortcut. It joins what this level found in both images and what the coarser level hands on.
+      `srf=False`: one convolution of kernel 3.
+    - Multi-resolution loss ("across multiple scales"): `levels` of a `Recipe`. Relative, by its
+      title: Shen, Wei, Yan et al., "Large-deformation 3D medical image registration based on
+      multi-scale constraints", Chinese Journal of Lasers 51(21), 2024, reference 2 of the paper,
+      not read. `multi_resolution=False`: the result shows no stages, and a recipe asks the last
+      displacement alone.
+    - Ours in a head: a kernel of 1 joins the features of both images before the Dilformer layers;
+      they normalise each place over its channels; GELU works on twice the channels; leaky ReLU has
+      the slope 0.2. Steps start at 0, convolution blocks as in He et al. 2015.
     """
 
     def __init__(
         self,
         ndim: int = 3,
+        *,
         channels: Sequence[int] = (8, 16, 32, 48, 96),
         msr: bool = True,
         dilformer: bool = True,
@@ -233,7 +249,14 @@ class Dilformer(Pyramid):
         self.describe = Encoder(ndim, channels, msr)
         coarse = channels[::-1]
         self.heads = nn.ModuleList(
-            Head(ndim, c, above, layers if dilformer and k < 2 else 0, srf, dilations)
+            Head(
+                ndim,
+                c,
+                above=above,
+                layers=layers if dilformer and k < 2 else 0,
+                srf=srf,
+                dilations=dilations,
+            )
             for k, (above, c) in enumerate(pairwise((0, *coarse)))
         )
         self.apply(init_weights)

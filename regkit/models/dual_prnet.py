@@ -15,32 +15,6 @@ every level sees the features as the ones before have left them. Displacements a
 added: a step starts where the displacement before it has ended.
 
 Parameters, 3D / 2D: dual_prnet 510,367 / 169,586; with correlation=1 586,183 / 178,010.
-
-How we read the papers, and what differs from the published code (kangmiao15/Dual-Stream-PRNet-Plus;
-we worked from a description of it, and copied nothing):
-
-- Version. The encoder is that of the code, of the paper of 2022: 8, 16, 16, 32 and 32 channels,
-  stride 2 from the second on, ReLU, no normalisation. The one of 2019, by a comment there, had
-  residual blocks of 8, 16, 32 and 32 channels, 32 on every level of its pyramid, and answered at
-  half the size. The code's decoder has five convolutions, ours four, since our first level is the
-  encoder's own. Parameters in 3D: there 613,855, of which the encoder-decoder has 174,944 and the
-  heads, with their correlations, 438,911; here with correlation=1 147,272 and 438,911.
-- Grids. There, sampling grids run from corner to corner, and are enlarged and read as if they ran
-  from edge to edge (`align_corners`). Here an image gets one voxel more along each axis: 16 m + 1
-  voxels halve to 8 m + 1, ..., m + 1. Voxel i of a level then lies on voxel 2i of the next, for
-  the strided convolutions as for `resize_disp`, and a shift doubles exactly.
-- The first displacement is found at 1/16, on the encoder's own features, in place of a second one
-  at full size: the published code has levels at 1/8, 1/4, 1/2, 1 and 1. At full size features have
-  8 channels; there 16, then 8.
-- Gradients also run through the warp of the features, to the displacements that warp them. There
-  they are cut off.
-- Correlations. With correlation=1 3^d products, as many as there; there with places 2 voxels away,
-  here with the nearest ones. No CUDA operator.
-- The identity at the start: the heads begin at 0, other layers as in He et al. 2015.
-- Displacements are in voxels of a level; there on a scale from -1 to 1.
-- The loss is the recipe's. Published: local correlation at full size, and the squared slopes of the
-  step of every level. The recipes here ask every level for likeness and for a smooth displacement.
-- The 2D form is ours.
 """
 
 from __future__ import annotations
@@ -86,7 +60,7 @@ class Pyramid(RegistrationModel):
     describe: nn.Module
     heads: nn.ModuleList
 
-    def __init__(self, ndim: int, levels: int, reach: int = 0, multi_resolution: bool = True):
+    def __init__(self, ndim: int, levels: int, *, reach: int = 0, multi_resolution: bool = True):
         super().__init__(ndim)
         self.divisor = 2 ** (levels - 1)
         self.reach = reach
@@ -111,7 +85,7 @@ class Pyramid(RegistrationModel):
         both = F.pad(torch.cat([moving, fixed]), [0, 1] * self.ndim)
         disp: Tensor | None = None
         handed: Tensor | None = None
-        found = []
+        disps = []
         for features, head in zip(self.describe(both), self.heads, strict=True):
             f_moving, f_fixed = features.chunk(2)
             if disp is not None:
@@ -119,10 +93,10 @@ class Pyramid(RegistrationModel):
                 f_moving = warp(f_moving, disp, padding="border")
             step, handed = head(f_moving, f_fixed, handed)
             disp = step if disp is None else compose(disp, step)
-            found.append(disp)
-        inside = (..., *(slice(n - 1) for n in shape))
-        shown = found if self.levels else found[-1:]
-        stages = tuple(resize_disp(u, shape)[inside] for u in shown)
+            disps.append(disp)
+        inside = (slice(None), slice(None), *(slice(n - 1) for n in shape))
+        shown = disps if self.levels else disps[-1:]
+        stages = tuple(resize_disp(u, shape)[inside].contiguous() for u in shown)
         return {"disp": stages[-1], "stages": stages if self.levels else ()}
 
 
@@ -148,11 +122,12 @@ class EncoderDecoder(nn.Module):
         for conv in self.down:
             x = conv(x)
             beside.append(x)
-        found = [beside.pop()]
+        features = [beside.pop()]
         for conv in self.up:
             skip = beside.pop()
-            found.append(conv(torch.cat([resize(found[-1], skip.shape[2:]), skip], dim=1)))
-        return found
+            enlarged = resize(features[-1], skip.shape[2:])
+            features.append(conv(torch.cat([enlarged, skip], dim=1)))
+        return features
 
 
 class Head(nn.Module):
@@ -161,7 +136,7 @@ class Head(nn.Module):
     (B, C, *S) twice -> (B, d, *S), voxels of this level, and nothing to hand on.
     """
 
-    def __init__(self, ndim: int, channels: int, correlation: int):
+    def __init__(self, ndim: int, channels: int, *, correlation: int):
         super().__init__()
         self.correlation = correlation
         c = channels
@@ -192,11 +167,40 @@ class DualPRNet(Pyramid):
         channels: of the encoder-decoder at 1, 1/2, 1/4, ...: one number a level, at least 2 levels.
         correlation: 0, or the "++" form: how many voxels of a level to search around each voxel.
         save_memory: compute the convolutions again on the way back instead of keeping them.
+
+    How we read the papers, and what differs from the published code
+    (kangmiao15/Dual-Stream-PRNet-Plus; we worked from a description of it, and copied nothing):
+
+    - Version. The encoder is that of the code, of the paper of 2022: 8, 16, 16, 32 and 32 channels,
+      stride 2 from the second on, ReLU, no normalisation. The one of 2019, by a comment there, had
+      residual blocks of 8, 16, 32 and 32 channels, 32 on every level of its pyramid, and answered
+      at half the size. The code's decoder has five convolutions, ours four, since our first level
+      is the encoder's own. Parameters in 3D: there 613,855, of which the encoder-decoder has
+      174,944 and the heads, with their correlations, 438,911; here with correlation=1 147,272 and
+      438,911.
+    - Grids. There, sampling grids run from corner to corner, and are enlarged and read as if they
+      ran from edge to edge (`align_corners`). Here an image gets one voxel more along each axis: 16
+      m + 1 voxels halve to 8 m + 1, ..., m + 1. Voxel i of a level then lies on voxel 2i of the
+      next, for the strided convolutions as for `resize_disp`, and a shift doubles exactly.
+    - The first displacement is found at 1/16, on the encoder's own features, in place of a second
+      one at full size: the published code has levels at 1/8, 1/4, 1/2, 1 and 1. At full size
+      features have 8 channels; there 16, then 8.
+    - Gradients also run through the warp of the features, to the displacements that warp them.
+      There they are cut off.
+    - Correlations. With correlation=1 3^d products, as many as there; there with places 2 voxels
+      away, here with the nearest ones. No CUDA operator.
+    - The identity at the start: the heads begin at 0, other layers as in He et al. 2015.
+    - Displacements are in voxels of a level; there on a scale from -1 to 1.
+    - The loss is the recipe's. Published: local correlation at full size, and the squared slopes of
+      the step of every level. The recipes here ask every level for likeness and for a smooth
+      displacement.
+    - The 2D form is ours.
     """
 
     def __init__(
         self,
         ndim: int = 3,
+        *,
         channels: Sequence[int] = (8, 16, 16, 32, 32),
         correlation: int = 0,
         save_memory: bool = False,
@@ -204,9 +208,11 @@ class DualPRNet(Pyramid):
         check_channels(channels)
         if correlation < 0:
             raise ValueError(f"correlation is {correlation}, expected 0 or more")
-        super().__init__(ndim, len(channels), correlation)
+        super().__init__(ndim, len(channels), reach=correlation)
         self.describe = EncoderDecoder(ndim, channels)
-        self.heads = nn.ModuleList(Head(ndim, c, correlation) for c in reversed(channels))
+        self.heads = nn.ModuleList(
+            Head(ndim, c, correlation=correlation) for c in reversed(channels)
+        )
         self.apply(init_weights)
         if save_memory:
             self.apply(checkpointed)

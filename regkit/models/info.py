@@ -12,8 +12,8 @@ Test = Callable[[Any], bool]
 
 
 def _number(value: Any) -> bool:
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return known and abs(value) < 1e12 and math.isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < 1e12 and math.isfinite(value)
 
 
 def _numbers(count: int, low: float, high: float, whole: bool = False) -> Test:
@@ -82,11 +82,11 @@ def check_info(info: Mapping[str, Any], ndim: int, name: str) -> None:
 
 
 def _check(
-    held: Mapping[str, Any], fields: Mapping[str, tuple[Test, str]], name: str, where: str
+    info: Mapping[str, Any], fields: Mapping[str, tuple[Test, str]], name: str, where: str
 ) -> None:
     for field, (test, expected) in fields.items():
-        if field in held and not test(held[field]):
+        if field in info and not test(info[field]):
             raise ValueError(
-                f"path_or_name is {name!r}, which says {where}{field} is {short(held[field])}, "
+                f"path_or_name is {name!r}, which says {where}{field} is {short(info[field])}, "
                 f"expected {expected}."
             )

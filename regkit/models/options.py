@@ -42,19 +42,19 @@ def option_types(make: Callable[..., Any]) -> dict[str, Any]:
     """
     while isinstance(make, functools.partial):
         make = make.func
-    found: dict[str, Any] = {}
+    hints: dict[str, Any] = {}
     for one in inspect.getmro(typing.cast(type, make)):
         if "__init__" not in vars(one):
             continue
         constructor = vars(one)["__init__"]
         for name, hint in typing.get_type_hints(constructor).items():
-            found.setdefault(name, hint)
+            hints.setdefault(name, hint)
         kinds = {p.kind for p in inspect.signature(constructor).parameters.values()}
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             break
     for name in ("return", "ndim", "options", "bases", "kind"):
-        found.pop(name, None)
-    return found
+        hints.pop(name, None)
+    return hints
 
 
 def check_options(options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -104,5 +104,5 @@ def _words(hint: Any) -> str:
         return " or ".join(_words(part) for part in parts)
     if origin is Sequence:
         return "a list of whole numbers" if parts[0] is int else "a list of numbers"
-    known = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
-    return known.get(hint, "None")
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
+    return words.get(hint, "None")

@@ -13,20 +13,6 @@ image, so no smoothness term is needed.
 Parameters at width 64, the paper's: 21,314,563 (2D rigid), 21,314,758 (2D affine), 63,524,806 (3D
 rigid), 63,525,196 (3D affine). At width 16, as shipped: 1,342,915 (2D rigid).
 The shipped ones see images at half size (`reduce=2`).
-
-What is ours:
-
-- The angle. Equation 2 writes the rotation as [[cos, sin], [-sin, cos]] and maps the moving to the
-  moved image. Ours is [[cos, -sin], [sin, cos]] in array-axis order and maps the fixed voxel to the
-  place in the moving image where its value is found. The two turn opposite ways.
-- The numbers start at 0, the identity, and a turn counts in radians, a shift in half images: both
-  then move the rim of the image alike. A rigid motion turns in millimetres (`spacing`), so nothing
-  shears on oblong images or oblong voxels.
-- The last layer counts in tenths of that (`SCALE`). A step of Adam moves every weight by about the
-  learning rate, whatever the loss; at full scale 1e-3 moves the image by a tenth of a voxel and
-  more, and training across contrasts did not begin to learn in a thousand steps.
-- Group instead of batch normalisation: the answer to a pair does not depend on its batch, and one
-  pair at a time can be trained.
 """
 
 from __future__ import annotations
@@ -56,12 +42,27 @@ class LinearResNet(RegistrationModel):
         reduce: the network looks at averages over cubes of this many voxels along each axis; the
             motion is found, and applied, at full size. 2 makes a 2D answer four times as fast.
         spacing: voxel size, mm, of the images to come: one number or one per axis.
+
+    What differs from the paper:
+
+    - The angle. Equation 2 writes the rotation as [[cos, sin], [-sin, cos]] and maps the moving to
+      the moved image. Ours is [[cos, -sin], [sin, cos]] in array-axis order and maps the fixed
+      voxel to the place in the moving image where its value is found. The two turn opposite ways.
+    - The numbers start at 0, the identity, and a turn counts in radians, a shift in half images:
+      both then move the rim of the image alike. A rigid motion turns in millimetres (`spacing`), so
+      nothing shears on oblong images or oblong voxels.
+    - The last layer counts in tenths of that (`SCALE`). A step of Adam moves every weight by about
+      the learning rate, whatever the loss; at full scale 1e-3 moves the image by a tenth of a voxel
+      and more, and training across contrasts did not begin to learn in a thousand steps.
+    - Group instead of batch normalisation: the answer to a pair does not depend on its batch, and
+      one pair at a time can be trained.
     """
 
     def __init__(
         self,
         kind: str,
         ndim: int = 3,
+        *,
         width: int = 64,
         hidden: int = 64,
         reduce: int = 1,
@@ -83,7 +84,7 @@ class LinearResNet(RegistrationModel):
         for stage, count in enumerate(BLOCKS):
             for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(ResidualBlock(ndim, channels, width * 2**stage, stride))
+                blocks.append(ResidualBlock(ndim, channels, width * 2**stage, stride=stride))
                 channels = width * 2**stage
         self.features = nn.Sequential(*blocks)
         self.turns = ndim**2 if kind == "affine" else 1 if ndim == 2 else 3

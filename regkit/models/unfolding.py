@@ -14,26 +14,6 @@ then improve them in turn. The network does this K times:
 
 `stages` holds the pairs (u^k, v^k); `disp` is v^K. Parameters, 3D / 2D: 1,932,114 / 1,114,332, a
 third of it with shared=True.
-
-How we read the paper where it leaves a choice, and what we changed:
-
-- How a stage builds on the one before. The fidelity module sees the moving image as v^(k-1) left
-  it, and finds a step from there: u^k = compose(v^(k-1), step). The original image is warped by the
-  whole. This is also where v^(k-1) enters equation 4: the search for u starts at it, and a small
-  step stays near it, as the term |u - v^(k-1)|^2 asks. v^0 = 0.
-- Weights. The paper says "cascaded", not "shared": each stage has its own. With `shared` they are
-  one, and the number of stages may change after training.
-- Its last layer is "a convolution and ReLU" that gives the displacement, but ReLU has no negative
-  values. Ours ends in a convolution; the ReLU is before it.
-- Batch normalisation at batch 1, the paper's, is not the same function in training and in use.
-  Ours is over groups of 8 channels of one image, as in the encoder of TransUNet.
-- A denoiser with such a norm does not see how large a displacement is. So N works in units of the
-  displacement's own size: N(u) = u + s f(u / s), s its root mean square. N(t u) = t N(u) is also
-  what equation 5 gives for a quadratic R.
-- Positions. Tokens learn where they are from their neighbours, by a convolution with one filter a
-  channel (Chu et al., "Conditional positional encodings", 2021): no size is in the weights.
-- The paper gives 4 heads, 8 layers and an MLP of 96. Channels, the depth of the U-Net, depth and
-  width of the denoiser are ours.
 """
 
 from __future__ import annotations
@@ -79,6 +59,7 @@ class TransUNet(nn.Module):
         ndim: int,
         c_in: int,
         channels: Sequence[int],
+        *,
         skips: bool = True,
         transformer: Mapping[str, Any] | None = None,
     ):
@@ -107,13 +88,14 @@ class TransUNet(nn.Module):
             x = F.interpolate(x, scale_factor=2, mode="nearest")
             skip = beside.pop()
             x = conv(torch.cat([x, skip], dim=1) if self.skips else x)
-        return self.head(x)
+        disp: Tensor = self.head(x)
+        return disp
 
 
 class DnCNN(nn.Sequential):
     """Figure 4: convolutions at full size, (B, d, *S) -> (B, d, *S). The first has no norm."""
 
-    def __init__(self, ndim: int, width: int, depth: int):
+    def __init__(self, ndim: int, *, width: int, depth: int):
         super().__init__(
             ConvBlock(ndim, ndim, width, slope=0.0),
             *(NormBlock(ndim, width, width) for _ in range(depth - 2)),
@@ -127,19 +109,19 @@ class Denoiser(nn.Module):
     kind: "dncnn" (figure 4), "unet" (table 3) or "conv" (table 2: convolutions and ReLU alone).
     """
 
-    def __init__(self, kind: str, ndim: int, channels: Sequence[int], width: int, depth: int):
+    def __init__(self, kind: str, ndim: int, channels: Sequence[int], *, width: int, depth: int):
         super().__init__()
         self.residual = kind != "conv"
         self.network: nn.Module
         if kind == "unet":
             self.network = TransUNet(ndim, ndim, channels)
         else:
-            self.network = (DnCNN if kind == "dncnn" else PlainConv)(ndim, width, depth)
+            self.network = (DnCNN if kind == "dncnn" else PlainConv)(ndim, width=width, depth=depth)
 
     def forward(self, u: Tensor) -> Tensor:
         axes = tuple(range(1, u.ndim))
         s = (u.square().mean(axes, keepdim=True) + 1e-6).sqrt()  # voxels; at least 0.001
-        f = s * self.network(u / s)
+        f: Tensor = s * self.network(u / s)
         return u + f if self.residual else f
 
 
@@ -176,11 +158,32 @@ class Unfolding(RegistrationModel):
             nothing about this one's answer. `stages_used` tells how many each pair took.
         settled: by "change", the mean |v^k - v^(k-1)|, or by "split", the mean |u^k - v^k|, which
             in results/adaptive_stages.json grows from stage to stage where the change falls.
+
+    How we read the paper where it leaves a choice, and what we changed:
+
+    - How a stage builds on the one before. The fidelity module sees the moving image as v^(k-1)
+      left it, and finds a step from there: u^k = compose(v^(k-1), step). The original image is
+      warped by the whole. This is also where v^(k-1) enters equation 4: the search for u starts at
+      it, and a small step stays near it, as the term |u - v^(k-1)|^2 asks. v^0 = 0.
+    - Weights. The paper says "cascaded", not "shared": each stage has its own. With `shared` they
+      are one, and the number of stages may change after training.
+    - Its last layer is "a convolution and ReLU" that gives the displacement, but ReLU has no
+      negative values. Ours ends in a convolution; the ReLU is before it.
+    - Batch normalisation at batch 1, the paper's, is not the same function in training and in use.
+      Ours is over groups of 8 channels of one image, as in the encoder of TransUNet.
+    - A denoiser with such a norm does not see how large a displacement is. So N works in units of
+      the displacement's own size: N(u) = u + s f(u / s), s its root mean square. N(t u) = t N(u) is
+      also what equation 5 gives for a quadratic R.
+    - Positions. Tokens learn where they are from their neighbours, by a convolution with one filter
+      a channel (Chu et al., "Conditional positional encodings", 2021): no size is in the weights.
+    - The paper gives 4 heads, 8 layers and an MLP of 96. Channels, the depth of the U-Net, depth
+      and width of the denoiser are ours.
     """
 
     def __init__(
         self,
         ndim: int = 3,
+        *,
         stages: int = 3,
         shared: bool = False,
         transformer: bool = True,
@@ -230,8 +233,10 @@ class Unfolding(RegistrationModel):
         tokens = {**size, "attention": attention, "window": window} if transformer else None
         self.stages = nn.ModuleList(
             Stage(
-                TransUNet(ndim, 2, channels, skips, tokens),
-                Denoiser(denoiser, ndim, channels, width, depth) if denoiser else nn.Identity(),
+                TransUNet(ndim, 2, channels, skips=skips, transformer=tokens),
+                Denoiser(denoiser, ndim, channels, width=width, depth=depth)
+                if denoiser
+                else nn.Identity(),
             )
             for _ in range(1 if shared else stages)
         )
@@ -240,28 +245,29 @@ class Unfolding(RegistrationModel):
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
         v: Tensor | None = None
-        found: list[tuple[Tensor, Tensor]] = []
+        pairs: list[tuple[Tensor, Tensor]] = []
         going = torch.ones(len(moving), dtype=torch.bool, device=moving.device)
-        adaptive = self.tolerance is not None and not self.training
+        tolerance = None if self.training else self.tolerance
         for k in range(self.count):  # equations 4 and 6 in turn, from v = 0
             u, new = self.stages[0 if self.shared else k](moving, fixed, v)
-            if adaptive:
-                last = found[-1] if found else (torch.zeros_like(u), torch.zeros_like(new))
+            if tolerance is not None:
+                last = pairs[-1] if pairs else (torch.zeros_like(u), torch.zeros_like(new))
                 kept = going.reshape(-1, *[1] * (self.ndim + 1))
                 u, new = torch.where(kept, u, last[0]), torch.where(kept, new, last[1])
                 apart = endpoint_error(new, last[1] if self.settled == "change" else u)
-                going = going & (apart > self.tolerance)
+                going = going & (apart > tolerance)
             v = new
-            found.append((u, v))
-            if adaptive and not going.any():
+            pairs.append((u, v))
+            # a compiled graph runs all stages; those after a pair's last one change nothing
+            if tolerance is not None and not torch.compiler.is_compiling() and not going.any():
                 break
-        return {"disp": v, "stages": tuple(found)}
+        return {"disp": v, "stages": tuple(pairs)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        held = len({key.split(".")[1] for key in state_dict if key.startswith("stages.")})
-        if held not in (0, len(self.stages)):
+        count = len({key.split(".")[1] for key in state_dict if key.startswith("stages.")})
+        if count not in (0, len(self.stages)):
             raise ValueError(
-                f"The weights are those of {held} stages, expected {len(self.stages)}: with "
+                f"The weights are those of {count} stages, expected {len(self.stages)}: with "
                 "shared=True weights fit any number of stages, without it only their own."
             )
         return super().load_state_dict(state_dict, *args, **kwargs)
@@ -276,13 +282,14 @@ def stages_used(stages: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _check(
-    least: Mapping[str, tuple[int, int]], choices: Mapping[str, tuple[str | None, Sequence]]
+    least: Mapping[str, tuple[int, int]],
+    choices: Mapping[str, tuple[str | None, Sequence[str | None]]],
 ) -> None:
     """Refuse options that make no network, one sentence each."""
     for name, (value, bound) in least.items():
         if value < bound:
             raise ValueError(f"{name} is {value}, expected {bound} or more")
-    for name, (choice, known) in choices.items():
-        if choice not in known:
-            listed = ", ".join(map(repr, known[:-1]))
-            raise ValueError(f"{name} is {choice!r}, expected {listed} or {known[-1]!r}")
+    for name, (choice, allowed) in choices.items():
+        if choice not in allowed:
+            listed = ", ".join(map(repr, allowed[:-1]))
+            raise ValueError(f"{name} is {choice!r}, expected {listed} or {allowed[-1]!r}")

@@ -12,8 +12,6 @@ raw images to the last level. `vxm` and `vxm_diff` follow the default of version
 by max-pooling. Parameters, 3D / 2D: vxm1 355,579 / 104,802; vxm2 396,451 / 118,386; vxm and
 vxm_diff 327,331 / 109,170.
 
-What differs from the published code: the images may have any size (they are padded to a multiple of
-16), and `vxm_diff` is the deterministic form: no variance, no sampling, no Kullback-Leibler term.
 `save_memory` trains larger images in the same memory, see `regkit.blocks.ConvBlock`; it changes no
 number.
 """
@@ -52,6 +50,7 @@ class VxmStrided(RegistrationModel):
     def __init__(
         self,
         ndim: int = 3,
+        *,
         decoder: Sequence[int] = (32, 32, 32, 32, 8, 8),
         encoder: Sequence[int] = (16, 32, 32, 32),
         save_memory: bool = False,
@@ -109,6 +108,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         ndim: int,
+        *,
         encoder: Sequence[int],
         decoder: Sequence[int],
         last: Sequence[int],
@@ -139,7 +139,8 @@ class UNet(nn.Module):
             skip = skips.pop()
             if skips or not self.half_resolution:
                 x = torch.cat([_double(x), skip], dim=1)
-        return self.last(x)
+        features: Tensor = self.last(x)
+        return features
 
 
 class Vxm(RegistrationModel):
@@ -149,11 +150,16 @@ class Vxm(RegistrationModel):
         encoder, decoder, last: channels of the U-Net going down, coming up, and at the end.
         half_resolution: the U-Net stops at half resolution; its displacement is resized.
         save_memory: compute the layers again on the way back instead of keeping them.
+
+    What differs from the published code: the images may have any size (they are padded to a
+    multiple of 16), and `vxm_diff` is the deterministic form: no variance, no sampling, no
+    Kullback-Leibler term.
     """
 
     def __init__(
         self,
         ndim: int = 3,
+        *,
         encoder: Sequence[int] = (16, 32, 32, 32),
         decoder: Sequence[int] = (32, 32, 32, 32),
         last: Sequence[int] = (32, 16, 16),
@@ -167,7 +173,13 @@ class Vxm(RegistrationModel):
                 "positive numbers in decoder as in encoder, and at least one in last"
             )
         self.divisor = 2 ** len(encoder)
-        self.unet = UNet(ndim, encoder, decoder, last, half_resolution)
+        self.unet = UNet(
+            ndim,
+            encoder=encoder,
+            decoder=decoder,
+            last=last,
+            half_resolution=half_resolution,
+        )
         self.head = DispHead(ndim, last[-1])
         if save_memory:
             self.apply(checkpointed)
@@ -190,7 +202,7 @@ class VxmDiff(Vxm):
         options: as in `Vxm`.
     """
 
-    def __init__(self, ndim: int = 3, steps: int = 7, **options: Any):
+    def __init__(self, ndim: int = 3, *, steps: int = 7, **options: Any):
         super().__init__(ndim, **options)
         self.steps = steps
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from regkit import losses, metrics
-from regkit.data import Subject
 from regkit.data.population import true_displacement
-from regkit.data.prepared import Scan
 from regkit.data.rigid import RigidPair
+from regkit.data.subject import Subject
 from regkit.models import Registration
 from regkit.spatial import warp
 
@@ -144,7 +143,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 @torch.no_grad()
 def landmark_errors(
-    method: Method, pairs: Iterable[tuple[Scan, Scan]], device: str | torch.device = "cpu"
+    method: Method, pairs: Iterable[tuple[Subject, Subject]], device: str | torch.device = "cpu"
 ) -> list[dict[str, Any]]:
     """Register every (moving, fixed) pair and measure how far its landmarks end from their place.
 

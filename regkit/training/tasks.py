@@ -24,7 +24,6 @@ from regkit.data.anatomies import anatomies
 from regkit.data.chest import ChestPairs, chests
 from regkit.data.contrast import PaintedPairs
 from regkit.data.pairs import GivenPairs, RandomPairs
-from regkit.data.prepared import Scan
 from regkit.models import RegistrationModel
 from regkit.training.data import evaluation_pairs, rigid_pairs, subjects
 from regkit.training.evaluation import (
@@ -202,7 +201,7 @@ class ChestTask:
         volumes: real scans to learn from as well, see `ChestPairs`.
     """
 
-    def __init__(self, recipe: Recipe, volumes: Sequence[Scan] = ()) -> None:
+    def __init__(self, recipe: Recipe, volumes: Sequence[Subject] = ()) -> None:
         options, shape, count = recipe.chest or {}, recipe.shape, recipe.validation
         learn, others = chests(recipe.subjects, recipe.ndim, 0), chests(count, recipe.ndim, 1)
         length = recipe.steps * recipe.batch
@@ -231,8 +230,8 @@ class GivenPairsTask(_JudgedByImages):
     def __init__(
         self,
         recipe: Recipe,
-        learn: Sequence[tuple[Scan, Scan]],
-        tested: Sequence[tuple[Scan, Scan]],
+        learn: Sequence[tuple[Subject, Subject]],
+        tested: Sequence[tuple[Subject, Subject]],
         labels: Sequence[int] | None = None,
     ) -> None:
         super().__init__(tested, labels)
@@ -253,8 +252,8 @@ class LandmarkTask:
     def __init__(
         self,
         recipe: Recipe,
-        learn: Sequence[tuple[Scan, Scan]],
-        tested: Sequence[tuple[Scan, Scan]],
+        learn: Sequence[tuple[Subject, Subject]],
+        tested: Sequence[tuple[Subject, Subject]],
     ) -> None:
         self.tested = tested
         self.pairs = GivenPairs(learn, recipe.steps * recipe.batch, recipe.seed)
