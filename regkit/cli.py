@@ -653,10 +653,10 @@ def data_get(
     """Fetch open samples into the cache folder (REGKIT_DATA), with their terms."""
     from regkit.data import samples
 
-    known = samples.samples()
+    available = samples.samples()
     for name in names:
-        if name in known:
-            typer.echo(f"{name}: {known[name].terms}")
+        if name in available:
+            typer.echo(f"{name}: {available[name].terms}")
         typer.echo(f"in {samples.fetch(name, progress=True)}")
 
 
