@@ -105,6 +105,7 @@ def test_every_module_has_one_page():
         for names in re.findall(r"^```\{api\} (.*)$", text, re.MULTILINE):
             shown += [module for name in names.split() for module in REFERENCE.modules(name)]
         shown += [REFERENCE.COMMANDS] * text.count("```{command-line}\n")
+    assert set(REFERENCE.all_modules()) - set(shown) == set(), "no page of book/reference has these"
     assert sorted(shown) == sorted(REFERENCE.all_modules())
 
 
