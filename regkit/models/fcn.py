@@ -81,7 +81,7 @@ class Fcn(RegistrationModel):
         channels: of the levels of each branch. The displacement is found at the size of the third
             from the end: 1/4 with five of them.
         segment: number of classes, background (class 0) included; None: no segmentation branch. The
-            term "segmentation" of `regkit.training.objective` teaches it the labels 1 to segment - 1.
+            term "segmentation" of an objective teaches it the labels 1 to segment - 1.
         save_memory: compute the layers again on the way back instead of keeping them.
 
     Block by block, each from a published relative:
