@@ -227,9 +227,11 @@ class _LocalCorrelation(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *others: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *others: None) -> tuple[Tensor | None, ...]:
         grad_i, grad_j = (
-            None if x is None else x * grad.reshape(*grad.shape, *[1] * (x.ndim - 2))
+            None
+            if x is None or grad is None
+            else x * grad.reshape(*grad.shape, *[1] * (x.ndim - 2))
             for x in ctx.saved_tensors
         )
         return grad_i, grad_j, None, None, None
