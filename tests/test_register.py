@@ -14,7 +14,8 @@ import SimpleITK as sitk
 import torch
 
 import regkit
-from regkit import checks, classical, io, losses, metrics, models, plot
+from regkit import checks, classical, io, losses, metrics, models, plot, registration
+from regkit.classical import linear
 from regkit.classical.refine import SMOOTHNESS
 from regkit.data.population import population
 from regkit.models import RegistrationModel
@@ -677,6 +678,15 @@ def test_auto_aligns_on_one_grid_where_the_images_lie_apart(network, shift, expe
     assert regkit.register(*pair, "constant.safetensors").metrics["affine"] == expected
 
 
+@pytest.mark.parametrize(("shift", "needed"), [(4.0, False), (11.5, False), (12.5, True)])
+def test_an_affine_step_is_needed_where_a_look_finds_more_than_12_mm(shift, needed, monkeypatch):
+    matrix = np.eye(4)
+    matrix[1, 3] = shift  # mm
+    monkeypatch.setattr(classical, "align", lambda *args, **options: matrix)
+    image = io.as_image(nifti(blobs((30, 34)), RAS))
+    assert registration._need_affine(image, image) is needed
+
+
 @pytest.mark.slow
 @pytest.mark.real
 def test_two_heads_that_are_not_aligned(sample):
@@ -707,14 +717,21 @@ def test_structures_of_two_heads_that_are_not_aligned(sample):
     a, b = (io.Image(x.image[None], x.affine) for x in (moving, fixed))
     labels = samples.merge_structures(moving.labels)[None].int()
     structures = list(samples.oasis_structures())
-    dice, energy = {}, {}
-    for similarity in ("ncc", "lncc"):
-        matrix = classical.align(a, b, "affine", similarity=similarity)
-        disp = b.grid.disp_to(a.grid, matrix)
+    (small_moving, moving_grid), (small_fixed, grid) = (linear.to_isotropic(x) for x in (a, b))
+    theta = grid.theta_to(moving_grid)
+    dice: dict[str, float] = {}
+    energy: dict[str, float] = {}
+    for similarity in ("ncc", "lncc"):  # one after the other, as `align` does for lncc
+        search, levels = similarity == "ncc", None if similarity == "ncc" else 1
+        theta = classical.fit(
+            small_moving, small_fixed, "affine", similarity, theta, search=search, levels=levels
+        )
+        disp = b.grid.disp_to(a.grid, grid.matrix_of(theta, moving_grid))
         moved = warp(labels, disp, mode="nearest")
         dice[similarity] = float(metrics.dice(moved, fixed.labels[None].int(), structures).mean())
         energy[similarity] = float(losses.lncc(warp(a.data, disp), b.data, window=5))
-    print(dice, energy)
+    assert energy["lncc"] < energy["ncc"]
+    assert dice["lncc"] > dice["ncc"] + 0.002 and dice["ncc"] > 0.59
 
 
 # SyN --------------------------------------------------------------------------------------------
