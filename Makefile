@@ -1,5 +1,6 @@
 # make book        build the HTML book, print where it is
 # make test        lint, types, unit tests, every notebook at budget smoke
+# make test-slow   the tests that take more than some seconds, and a fault in every function
 # make test-site   open every page of the book in a browser
 # make test-cpu    every notebook at budget cpu (minutes each)
 # make attack      ten thousand damaged inputs, from a seed (COUNT=, SEED=; about four minutes)
@@ -29,7 +30,7 @@ BENCH := -m pytest benchmarks/bench.py --disable-warnings --quiet -p no:cachepro
 COVERAGE := 90
 
 .DEFAULT_GOAL := help
-.PHONY: help book test unit test-site test-cpu attack notebooks bench gpu-results lint format wheel \
+.PHONY: help book test unit test-slow test-site test-cpu attack notebooks bench gpu-results lint format wheel \
     wheel-test clean
 
 help:
@@ -69,9 +70,13 @@ test: lint unit
 # One thread and two workers; the cells of one notebook stay on one worker.
 unit: $(READY)
 	REGKIT_BUDGET=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
-	    -n 2 --dist loadfile $(NBVAL) --nbval-cell-timeout=300 \
+	    -n 2 --dist loadfile $(NBVAL) --nbval-cell-timeout=300 -m 'not slow' \
 	    --cov=regkit --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE) \
 	    --ignore=tests/site tests notebooks
+
+test-slow: $(READY)
+	REGKIT_BUDGET=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	    -n 2 --dist load -m slow --ignore=tests/site tests
 
 COUNT ?= 10000
 SEED ?= 0

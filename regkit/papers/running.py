@@ -574,6 +574,7 @@ class Comparison:
         return [replace(plan, seed=seed) for seed in self.settings.seeds]
 
     def key(self, row: Row, plans: Sequence[Recipe]) -> str:
+        """What tells this row from the same one at other settings, see `row_key`."""
         return row_key(row, plans, self.tested_on, self.table.split, self.pairs, self.device)
 
     def is_done(self, row: Row, key: str) -> bool:

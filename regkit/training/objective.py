@@ -73,6 +73,7 @@ class Inputs:
 
     @staticmethod
     def of(result: Registration, batch: dict[str, Any], recipe: Recipe) -> Inputs:
+        """From a batch, what the model made of it, and the recipe."""
         moving, fixed, moved = batch["moving"], batch["fixed"], result.moved
         if "moving_clean" in batch:  # a similarity could not compare the images themselves
             moving, fixed = batch["moving_clean"], batch["fixed_clean"]

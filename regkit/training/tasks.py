@@ -160,10 +160,12 @@ class RigidTask:
         }
 
     def validate(self, model: RegistrationModel, device: torch.device) -> dict[str, float]:
+        """See `Task`."""
         tested = [self.tested.pair(i) for i in range(len(self.tested))]
         return motion_errors(model, tested, device)
 
     def score(self, scores: dict[str, float]) -> float:
+        """See `Task`."""
         return -scores["rotation_error"] - scores["translation_error"]
 
 
@@ -186,9 +188,11 @@ class PaintedTask:
         }
 
     def validate(self, model: RegistrationModel, device: torch.device) -> dict[str, float]:
+        """See `Task`."""
         return _dice(model, (self.tested.subjects(i) for i in range(len(self.tested))), device)
 
     def score(self, scores: dict[str, float]) -> float:
+        """See `Task`."""
         return scores["dice"]
 
 
@@ -211,9 +215,11 @@ class ChestTask:
         self.info = {"spacing": breaths.spacing, "orientation": "RAS", "range": [0, 1]}
 
     def validate(self, model: RegistrationModel, device: torch.device) -> dict[str, float]:
+        """See `Task`."""
         return _dice(model, self.tested, device)
 
     def score(self, scores: dict[str, float]) -> float:
+        """See `Task`."""
         return scores["dice"]
 
 
@@ -260,7 +266,9 @@ class LandmarkTask:
         self.info = {"spacing": learn[0][1].spacing, "range": [0, 1]}
 
     def validate(self, model: RegistrationModel, device: torch.device) -> dict[str, float]:
+        """See `Task`."""
         return summary(landmark_errors(model, self.tested, device))
 
     def score(self, scores: dict[str, float]) -> float:
+        """See `Task`."""
         return -scores["tre"]
