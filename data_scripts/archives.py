@@ -27,7 +27,7 @@ import requests
 import typer
 from tqdm import tqdm
 
-from regkit import files, io
+from regkit import files
 from regkit.data import download
 
 BLOCK = 1 << 16  # bytes read at a time
@@ -71,12 +71,12 @@ def folder_of(source: str | os.PathLike, out: Path, sha256: str | None = None) -
             _download(str(source), archive)
     elif not archive.is_file():
         raise ValueError("source is no folder, no archive and no address, expected one of them.")
-    found = pooch.file_hash(str(archive))
-    if sha256 is not None and found != sha256.lower():
+    digest = pooch.file_hash(str(archive))
+    if sha256 is not None and digest != sha256.lower():
         if archive.parent == beside:
             archive.unlink()  # so that the next run fetches it anew
-        raise ValueError(f"source has the sha256 {found}, expected {sha256.lower()}.")
-    folder = beside / f"files_{found[:16]}"
+        raise ValueError(f"source has the sha256 {digest}, expected {sha256.lower()}.")
+    folder = beside / f"files_{digest[:16]}"
     if not folder.is_dir():
         try:
             _unpack(archive, folder)
@@ -135,7 +135,7 @@ def _unpack(archive: Path, folder: Path) -> None:
             raise ValueError("source is a file, expected a zip or tar archive.")
     except (EOFError, zlib.error, lzma.LZMAError, UnicodeError):
         raise ValueError(DAMAGED) from None
-    with io.staged(folder) as temporary:
+    with files.staged(folder) as temporary:
         free = shutil.disk_usage(temporary).free - MARGIN
         room = _Room(temporary, min(free, files.DEFLATE * archive.stat().st_size))
         try:

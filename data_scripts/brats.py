@@ -41,7 +41,7 @@ def cases(sources: list[Path]) -> dict[str, Path]:
     A patient is a folder NAME that holds NAME_flair.nii.gz or NAME_flair.nii, at any depth: 2019
     sorts them into HGG and LGG, 2021 does not.
     """
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for source in sources:
         if not source.is_dir():
             raise ValueError("source is no folder, expected one of BraTS (unpack archives first).")
@@ -52,9 +52,9 @@ def cases(sources: list[Path]) -> dict[str, Path]:
                 "or 2021."
             )
         for folder in here:
-            if found.setdefault(folder.name, folder) != folder:
+            if folders.setdefault(folder.name, folder) != folder:
                 raise ValueError(f"{folder.name} is there twice, expected each patient once.")
-    return dict(sorted(found.items()))
+    return dict(sorted(folders.items()))
 
 
 def _is_case(path: Path) -> bool:
@@ -78,7 +78,7 @@ def read(folder: Path) -> dict[str, io.Image]:
         if volumes and not image.grid.same_as(volumes[CONTRASTS[0]].grid):
             raise ValueError(f"{name} lies on another grid than {CONTRASTS[0]}, expected the same.")
         volumes[key] = image
-    return {key: layout.canonical(image) for key, image in volumes.items()}
+    return {key: io.canonical(image) for key, image in volumes.items()}
 
 
 def prepare(folder: Path, size: int) -> dict[str, Subject]:
@@ -124,8 +124,8 @@ def main(
     layout.show_terms(TERMS, accept_terms)
     if size < 16:
         raise ValueError(f"size is {size}, expected at least 16.")
-    found = cases(source)
-    names = list(found)
+    folders = cases(source)
+    names = list(folders)
     if patients is not None:
         if not 1 <= patients <= len(names):
             raise ValueError(f"patients is {patients}, expected 1 to {len(names)}.")
@@ -138,7 +138,7 @@ def main(
         "contrasts": list(CONTRASTS),
         "complete": True,
         "subjects": [
-            {"name": name, "split": parts[name], "labels": _has_labels(found[name])}
+            {"name": name, "split": parts[name], "labels": _has_labels(folders[name])}
             for name in names
         ],
     }
@@ -146,7 +146,7 @@ def main(
     layout.build(
         out,
         description,
-        lambda name: images(prepare(found[name], size), labelled[name]),
+        lambda name: images(prepare(folders[name], size), labelled[name]),
         "patients",
     )
     learn = sum(part == "train" for part in parts.values())

@@ -50,7 +50,7 @@ def pairs(source: Path) -> dict[str, Pair]:
     """
     if not source.is_dir():
         raise ValueError("source is no folder, expected FIRE (unpack the archive first).")
-    found: dict[str, Pair] = {}
+    by_name: dict[str, Pair] = {}
     for path in sorted(source.rglob("control_points_*_1_2.txt")):
         name = path.name.split("_")[2]
         if re.fullmatch(r"[SPA]\d\d", name) is None:
@@ -62,24 +62,24 @@ def pairs(source: Path) -> dict[str, Pair]:
             if not image.is_file():
                 raise ValueError(f"{name}: there is no file Images/{image.name}, expected both.")
         pair = Pair(*images, path)
-        if found.setdefault(name, pair) != pair:
+        if by_name.setdefault(name, pair) != pair:
             raise ValueError(f"{name} is there twice, expected each pair once.")
-    if not found:
+    if not by_name:
         raise ValueError(
             "source has no file Ground Truth/control_points_S01_1_2.txt or alike in it, expected "
             "FIRE."
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(by_name.items()))
 
 
-def eyes(found: dict[str, Pair]) -> tuple[dict[str, str], int]:
+def eyes(by_name: dict[str, Pair]) -> tuple[dict[str, str], int]:
     """pair -> the first of the pairs that hang together with it; and the number of photographs.
 
     One photograph may belong to several pairs, under other names: the files are then the same.
     """
-    together = {name: {name} for name in found}
+    together = {name: {name} for name in by_name}
     first: dict[str, str] = {}
-    for name, pair in found.items():
+    for name, pair in by_name.items():
         for file in (pair.fixed, pair.moving):
             other = first.setdefault(hashlib.sha256(file.read_bytes()).hexdigest(), name)
             both = together[other] | together[name]
@@ -165,8 +165,8 @@ def main(
     layout.show_terms(TERMS, accept_terms)
     if size < 16:
         raise ValueError(f"size is {size}, expected at least 16.")
-    found = pairs(source)
-    eye, photographs = eyes(found)
+    by_name = pairs(source)
+    eye, photographs = eyes(by_name)
     parts = layout.split(sorted(set(eye.values())), seed)
     description: dict[str, Any] = {
         "name": "fire",
@@ -175,14 +175,14 @@ def main(
         "complete": True,
         "subjects": [
             {"name": name, "split": parts[eye[name]], "labels": False, "category": name[0]}
-            for name in found
+            for name in by_name
         ],
     }
-    layout.build(out, description, lambda name: prepare(found[name], size), "pairs")
-    learn = sum(parts[eye[name]] == "train" for name in found)
+    layout.build(out, description, lambda name: prepare(by_name[name], size), "pairs")
+    learn = sum(parts[eye[name]] == "train" for name in by_name)
     typer.echo(
-        f"{len(found)} pairs of {photographs} photographs, {learn} to learn from and "
-        f"{len(found) - learn} to test on."
+        f"{len(by_name)} pairs of {photographs} photographs, {learn} to learn from and "
+        f"{len(by_name) - learn} to test on."
     )
 
 

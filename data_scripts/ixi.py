@@ -66,28 +66,28 @@ The terms on the pages of IXI and of TransMorph come before this summary of ours
 
 def people(source: Path) -> dict[str, tuple[Path, str]]:
     """name -> file and part of the split: the atlas, then subject_0, subject_1 and so on."""
-    found: dict[str, tuple[Path, str]] = {}
+    heads: dict[str, tuple[Path, str]] = {}
     for path in sorted(source.rglob("*.pkl")):
         part = PARTS.get(path.parent.name)
         if path.name == f"{ATLAS}.pkl":
             part = "fixed"
         elif part is None or re.fullmatch(r"subject_\d+\.pkl", path.name) is None:
             continue
-        if found.setdefault(path.stem, (path, part)) != (path, part):
+        if heads.setdefault(path.stem, (path, part)) != (path, part):
             raise ValueError(f"{path.stem} is there twice, expected each person once.")
-    if next(source.rglob("IXI[0-9][0-9][0-9]-*-T1.nii*"), None) is not None and not found:
+    if next(source.rglob("IXI[0-9][0-9][0-9]-*-T1.nii*"), None) is not None and not heads:
         raise ValueError(
             "source holds scans as IXI publishes them, which have no label maps, expected the set "
             "that TransMorph prepared from them."
         )
-    if ATLAS not in found:
+    if ATLAS not in heads:
         raise ValueError(f"source has no file {ATLAS}.pkl in it, expected IXI of TransMorph.")
-    if len(found) == 1:
+    if len(heads) == 1:
         raise ValueError(
             "source has no file Train/subject_0.pkl or alike in it, expected IXI of TransMorph."
         )
-    names = sorted(found, key=lambda name: (name != ATLAS, len(name), name))
-    return {name: found[name] for name in names}
+    names = sorted(heads, key=lambda name: (name != ATLAS, len(name), name))
+    return {name: heads[name] for name in names}
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +134,7 @@ def prepare(
         raise ValueError(f"{path.stem} has shape {volumes[0].shape}, expected the atlas' {shape}.")
     made = {}
     for key, values in zip(("t1", "labels"), volumes, strict=True):
-        image = layout.canonical(io.Image(torch.from_numpy(values)[None, None], affine))
+        image = io.canonical(io.Image(torch.from_numpy(values)[None, None], affine))
         made[key] = layout.smaller(image, spacing)
     return made
 
@@ -152,8 +152,8 @@ def main(
     layout.show_terms(TERMS, accept_terms)
     if spacing not in layout.SPACINGS:
         raise ValueError(f"spacing is {spacing}, expected 1, 2 or 4 (mm).")
-    found = people(archives.folder_of(source, out, sha256))
-    shape, affine = place(found[ATLAS][0])
+    heads = people(archives.folder_of(source, out, sha256))
+    shape, affine = place(heads[ATLAS][0])
     description: dict[str, Any] = {
         "name": "ixi",
         "settings": {"spacing": spacing},
@@ -161,13 +161,13 @@ def main(
         "structures": {str(label): name for label, name in sorted(STRUCTURES.items())},
         "complete": True,
         "subjects": [
-            {"name": name, "split": part, "labels": True} for name, (_, part) in found.items()
+            {"name": name, "split": part, "labels": True} for name, (_, part) in heads.items()
         ],
     }
     layout.build(
-        out, description, lambda name: prepare(found[name][0], shape, affine, spacing), "people"
+        out, description, lambda name: prepare(heads[name][0], shape, affine, spacing), "people"
     )
-    parts = [part for _, part in found.values()]
+    parts = [part for _, part in heads.values()]
     counts = {part: parts.count(part) for part in COUNTS}
     said = ", ".join(f"{n} for {part}" for part, n in counts.items())
     typer.echo(f"The atlas is fixed, {len(parts) - 1} people: {said}.")

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from regkit import io
 from regkit.data import prepared
+from regkit.files import staged
 from regkit.transform import Grid, resample
 
 FOUR_TO_ONE = {"train": 4, "test": 1}
@@ -63,22 +64,6 @@ def split(
 def find(folder: Path, stem: str, ends: Sequence[str] = (".nii.gz", ".nii")) -> Path | None:
     """The file of this name with one of these endings, if there is one."""
     return next((p for p in (folder / f"{stem}{end}" for end in ends) if p.is_file()), None)
-
-
-def canonical(image: io.Image) -> io.Image:
-    """The same image with its axes to R, A, S, as nearly as they go; of a slice, two of them."""
-    order = image.grid.axis_order()
-    axes, flipped = (
-        [axis for axis, _ in order],
-        [k for k, (_, sign) in enumerate(order) if sign < 0],
-    )
-    values = image.data.permute(0, 1, *(axis + 2 for axis in axes)).flip([k + 2 for k in flipped])
-    affine, start = image.affine.copy(), np.array([0.0, 0.0, 0.0, 1.0])
-    for k, (axis, sign) in enumerate(order):
-        affine[:, k] = sign * image.affine[:, axis]
-        start[axis] = 0 if sign > 0 else image.shape[axis] - 1
-    affine[:, 3] = image.affine @ start
-    return io.Image(values.contiguous(), affine)
 
 
 def upright(
@@ -165,7 +150,7 @@ def build(
         if folder.is_dir():
             continue
         files = prepare(entry["name"])
-        with io.staged(folder) as temporary:
+        with staged(folder) as temporary:
             for key, made in files.items():
                 if isinstance(made, str):
                     (temporary / key).write_text(made, encoding="utf-8")
@@ -193,6 +178,6 @@ def begin(out: Path, description: dict[str, Any]) -> None:
 
 def write_description(out: Path, description: dict[str, Any]) -> None:
     """Write dataset.json."""
-    with io.staged(out) as folder:
+    with staged(out) as folder:
         text = json.dumps(description, indent=1)
         (folder / "dataset.json").write_text(text + "\n", encoding="utf-8")

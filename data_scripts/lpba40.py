@@ -81,17 +81,17 @@ The licence of LONI comes before this summary of ours.
 
 def people(source: Path) -> dict[str, Path]:
     """name -> folder of each person, S01 to S40: where S01.delineation.skullstripped... lies."""
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for path in sorted(source.rglob(f"S[0-9][0-9].{BRAIN}.*")):
         name = path.name[:3]
-        if found.setdefault(name, path.parent) != path.parent:
+        if folders.setdefault(name, path.parent) != path.parent:
             raise ValueError(f"{name} is there twice, expected each person once.")
-    if not found:
+    if not folders:
         raise ValueError(
             f"source has no file S01/S01.{BRAIN}.img.gz or alike in it, expected LPBA40 in "
             "delineation space."
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(folders.items()))
 
 
 def read(folder: Path, person: str) -> tuple[io.Image, io.Image]:
@@ -176,10 +176,10 @@ def main(
     layout.show_terms(TERMS, accept_terms)
     if spacing not in layout.SPACINGS:
         raise ValueError(f"spacing is {spacing}, expected 1, 2 or 4 (mm).")
-    found = people(archives.folder_of(source, out, sha256))
-    if fixed not in found:
-        raise ValueError(f"fixed is {fixed!r}, expected one of {', '.join(found)}.")
-    others = [name for name in found if name != fixed]
+    folders = people(archives.folder_of(source, out, sha256))
+    if fixed not in folders:
+        raise ValueError(f"fixed is {fixed!r}, expected one of {', '.join(folders)}.")
+    others = [name for name in folders if name != fixed]
     tests = others[: round(TEST / (LEARN + TEST) * len(others))]
     parts = {name: "test" if name in tests else "train" for name in others} | {fixed: "fixed"}
     description: dict[str, Any] = {
@@ -188,11 +188,11 @@ def main(
         "contrasts": ["t1"],
         "structures": {str(label): name for label, name in STRUCTURES.items()},
         "complete": True,
-        "subjects": [{"name": name, "split": parts[name], "labels": True} for name in found],
+        "subjects": [{"name": name, "split": parts[name], "labels": True} for name in folders],
     }
     target = template()
     layout.build(
-        out, description, lambda name: prepare(found[name], name, target, spacing), "people"
+        out, description, lambda name: prepare(folders[name], name, target, spacing), "people"
     )
     learn = len(others) - len(tests)
     typer.echo(f"{fixed} is fixed, {learn} people to learn from and {len(tests)} to test on.")

@@ -53,16 +53,16 @@ def people(source: Path, files: Files) -> dict[str, Path]:
     """
     if not source.is_dir():
         raise ValueError("source is no folder, expected neurite-oasis (unpack the archive first).")
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for path in sorted(source.rglob(f"{NAME}/{files.image}.nii*")):
-        if found.setdefault(path.parent.name, path.parent) != path.parent:
+        if folders.setdefault(path.parent.name, path.parent) != path.parent:
             raise ValueError(f"{path.parent.name} is there twice, expected each person once.")
-    if not found:
+    if not folders:
         raise ValueError(
             f"source has no file {NAME.replace('[0-9]', '0')}/{files.image}.nii.gz or alike in it, "
             "expected a folder of neurite-oasis."
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(folders.items()))
 
 
 def structures(source: Path, name: str) -> dict[int, str]:
@@ -71,11 +71,11 @@ def structures(source: Path, name: str) -> dict[int, str]:
     if path is None:
         raise ValueError(f"source has no file {name}, expected the one that comes with the set.")
     lines = [line.split() for line in path.read_text(errors="replace").splitlines()]
-    found = {int(words[0]): words[1] for words in lines if len(words) > 1 and words[0].isdigit()}
-    found.pop(0, None)
-    if not found:
+    table = {int(words[0]): words[1] for words in lines if len(words) > 1 and words[0].isdigit()}
+    table.pop(0, None)
+    if not table:
         raise ValueError(f"{name} names no structure, expected lines of a number and a name.")
-    return found
+    return table
 
 
 def read(folder: Path, files: Files, known: dict[int, str]) -> tuple[io.Image, io.Image]:
@@ -118,7 +118,7 @@ def prepare(
             f"{folder.name}, {files.image} lies on another grid than that of {like.name}, "
             "expected one grid for everyone."
         )
-    image, labels = layout.canonical(image), layout.canonical(labels)
+    image, labels = io.canonical(image), io.canonical(labels)
     return {"t1": layout.smaller(image, spacing), "labels": layout.smaller(labels, spacing)}
 
 
@@ -139,26 +139,26 @@ def main(
     if spacing not in layout.SPACINGS:
         raise ValueError(f"spacing is {spacing}, expected 1, 2 or 4 (mm).")
     files = FILES[ndim]
-    found = people(source, files)
+    folders = people(source, files)
     known = structures(source, files.table)
-    parts = layout.split(list(found), seed, PARTS)
-    first = next(iter(found.values()))
+    parts = layout.split(list(folders), seed, PARTS)
+    first = next(iter(folders.values()))
     description: dict[str, Any] = {
         "name": f"oasis_{ndim}d",
         "settings": {"ndim": ndim, "spacing": spacing, "seed": seed},
         "contrasts": ["t1"],
         "structures": {str(label): name for label, name in known.items()},
         "complete": True,
-        "subjects": [{"name": name, "split": parts[name], "labels": True} for name in found],
+        "subjects": [{"name": name, "split": parts[name], "labels": True} for name in folders],
     }
     layout.build(
         out,
         description,
-        lambda name: prepare(found[name], files, known, first, spacing),
+        lambda name: prepare(folders[name], files, known, first, spacing),
         "people",
     )
     counts = [f"{list(parts.values()).count(part)} for {part}" for part in PARTS]
-    typer.echo(f"{len(found)} people: {', '.join(counts)}.")
+    typer.echo(f"{len(folders)} people: {', '.join(counts)}.")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regkit import files
-from regkit.files import check_writable as check_writable
-from regkit.files import staged as staged
+from regkit.files import staged
 from regkit.transform import Floats, Grid, Transform, corners_apart, usable
 
 # what SimpleITK reads for us; NIfTI, Analyze and FreeSurfer's MGH go through nibabel

@@ -259,13 +259,13 @@ def test_axes_are_turned_as_nibabel_turns_them(shape, codes):
     values = np.arange(np.prod(whole), dtype=np.float32).reshape(whole)
     source = nibabel.Nifti1Image(values, affine).as_reoriented(turn)
     if len(shape) == 3:
-        found = layout.canonical(io.from_nibabel(source))
+        found = io.canonical(io.from_nibabel(source))
         closest = nibabel.as_closest_canonical(source)
         assert np.array_equal(found.data[0, 0], closest.get_fdata())
         assert np.allclose(found.affine, closest.affine)
         return
     flat = io.Image(torch.arange(30.0).reshape(1, 1, 5, 6), source.affine)
-    found = layout.canonical(flat)
+    found = io.canonical(flat)
     assert nibabel.aff2axcodes(found.affine)[:2] == tuple(c for c in "RAS" if c in _axes(codes))
     for i, j in ((0, 0), (4, 5), (2, 1)):
         place = np.linalg.inv(found.affine) @ flat.affine @ [i, j, 0, 1]

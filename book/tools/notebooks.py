@@ -58,11 +58,11 @@ def select(names: list[str] | None) -> list[Path]:
     chosen = []
     for name in names:
         stem = Path(name).stem
-        found = [p for p in every if p.stem == stem or p.stem.startswith(f"{stem}_")]
-        if not found:
+        matches = [p for p in every if p.stem == stem or p.stem.startswith(f"{stem}_")]
+        if not matches:
             have = ", ".join(p.stem for p in every) or "none"
             raise typer.BadParameter(f"no notebook is called {name!r}; there are: {have}")
-        chosen += found
+        chosen += matches
     return chosen
 
 
@@ -212,7 +212,7 @@ def keep_outputs(path: Path, notebook: NotebookNode, budget: str) -> bool:
 
 def check_pair(md: Path, budget: str = "cpu") -> list[str]:
     """What is wrong with one pair, a sentence each; empty when it is as it should be."""
-    path, found = md.with_suffix(".ipynb"), []
+    path, problems = md.with_suffix(".ipynb"), []
     if not path.exists():
         return [f"{path.name} is missing: execute it."]
     text, notebook = read_text(md), nbformat.read(path, as_version=4)
@@ -220,56 +220,56 @@ def check_pair(md: Path, budget: str = "cpu") -> list[str]:
     code = code_cells(notebook)
 
     if canonical(md) != md.read_text():
-        found.append(f"{md.name} is not as `sync` writes it (setup cell, formatting): run sync.")
+        problems.append(f"{md.name} is not as `sync` writes it (setup cell, formatting): run sync.")
     if cells(text) != cells(notebook):
-        found.append(f"{md.name} and {path.name} differ: execute it.")
+        problems.append(f"{md.name} and {path.name} differ: execute it.")
     if made.get("source_hash") != source_hash(notebook):
-        found.append(f"{path.name} is stale: its outputs come from other code.")
+        problems.append(f"{path.name} is stale: its outputs come from other code.")
     if made.get("budget") != budget:
-        found.append(f"{path.name} was executed at budget {made.get('budget')}, not {budget}.")
+        problems.append(f"{path.name} was executed at budget {made.get('budget')}, not {budget}.")
     if [c.execution_count for c in code] != list(range(1, len(code) + 1)):
-        found.append(f"{path.name} was not executed in order, once, from its first cell.")
+        problems.append(f"{path.name} was not executed in order, once, from its first cell.")
     setup = [n for n, c in enumerate(code) if "setup" in c.metadata.get("tags", [])]
     if setup != [0]:
-        found.append(f"{path.name}: the first code cell, and no other, is tagged `setup`.")
+        problems.append(f"{path.name}: the first code cell, and no other, is tagged `setup`.")
     if path.stat().st_size > MAX_BYTES:
-        found.append(f"{path.name} is larger than {MAX_BYTES} bytes.")
+        problems.append(f"{path.name} is larger than {MAX_BYTES} bytes.")
     for number, cell in enumerate(code, 1):
-        found += [f"{path.name}, code cell {number}: {p}" for p in check_outputs(cell)]
-    return found
+        problems += [f"{path.name}, code cell {number}: {p}" for p in check_outputs(cell)]
+    return problems
 
 
 def check_outputs(cell: NotebookNode) -> list[str]:
     """What is wrong with the outputs of one code cell."""
-    found = []
+    problems = []
     tags = cell.metadata.get("tags", [])
     for output in cell.outputs:
         data = output.get("data", {})
         if output.output_type == "error" and "raises-exception" not in tags:
-            found.append(f"holds an error ({output.ename}: {output.evalue}).")
+            problems.append(f"holds an error ({output.ename}: {output.evalue}).")
         if output.output_type == "stream" and output.name == "stderr":
-            found.append(f"wrote to stderr: {output.text.strip()[:80]!r}.")
+            problems.append(f"wrote to stderr: {output.text.strip()[:80]!r}.")
         if any(kind.startswith("image/") for kind in data):
             alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
             if len(alt) < 20:
-                found.append("shows a picture without alt text (mystnb: image: alt).")
+                problems.append("shows a picture without alt text (mystnb: image: alt).")
         texts = [output.get("text", ""), output.get("evalue", "")]
         texts += [str(v) for k, v in data.items() if k.startswith("text/")]
         if any(MACHINE_PATH.search(t) for t in texts):
-            found.append("prints a path of one machine.")
+            problems.append("prints a path of one machine.")
         if any("regkit data get" in t for t in texts):  # as regkit.book.sample says it
-            found.append("was executed without an open sample that it shows.")
-    return found
+            problems.append("was executed without an open sample that it shows.")
+    return problems
 
 
 def check_all(names: list[str] | None = None) -> list[str]:
     """What is wrong with the pairs, and with all of them together."""
-    found = [problem for md in select(names) for problem in check_pair(md)]
+    problems = [problem for md in select(names) for problem in check_pair(md)]
     executed = sorted(FOLDER.glob("*.ipynb"))
-    found += [f"{p.name} has no .md." for p in executed if not p.with_suffix(".md").exists()]
+    problems += [f"{p.name} has no .md." for p in executed if not p.with_suffix(".md").exists()]
     if sum(p.stat().st_size for p in executed) > MAX_BYTES_ALL:
-        found.append(f"The notebooks are larger than {MAX_BYTES_ALL} bytes together.")
-    return found
+        problems.append(f"The notebooks are larger than {MAX_BYTES_ALL} bytes together.")
+    return problems
 
 
 # --------------------------------------------------------------------------- command line
