@@ -69,7 +69,6 @@ def children(names: list[str], spacing: int) -> tuple[dict[str, Any], Callable[[
 
 def stripped(slab: Subject) -> Images:
     """Image and labels of a slab, without what has no label, intensities to [0, 1]."""
-    assert slab.image is not None and slab.labels is not None
     brain = layout.scaled(torch.where(slab.labels > 0, slab.image, 0), slab.name)
     return {
         "t1": io.Image(brain[None], slab.affine),
@@ -105,7 +104,6 @@ def brains(spacing: int) -> tuple[dict[str, Any], Callable[[str], Images]]:
 
     def prepare(entry: str) -> Images:
         scan = scans[entry]
-        assert scan.image is not None and scan.labels is not None
         whole = {"t1": scan.image, "labels": scan.labels}
         return {
             k: layout.smaller(io.Image(x[None], scan.affine), spacing) for k, x in whole.items()

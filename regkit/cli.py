@@ -353,7 +353,7 @@ def _demonstrate(
             kept = torch.where(torch.isin(kept, torch.tensor(shared)), kept, 0)
         return nifti(subject, kept)
 
-    with_labels = moving.labels is not None and fixed.labels is not None
+    with_labels = moving.labels.numel() > 0 and fixed.labels.numel() > 0
     typer.echo(f"\n{name}")
     with _Bar() as bar:
         result = run(

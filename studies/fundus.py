@@ -187,7 +187,6 @@ def real_pair() -> Pair:
             torch.empty(0),
         )
         for scan in samples.load_fundus_pair()
-        if scan.image is not None
     )
     return moving, fixed
 

@@ -103,7 +103,6 @@ def lung(factor: float = 2.0) -> Lung:
 
 
 def _image(scan: Subject) -> Tensor:
-    assert scan.image is not None
     return scaled(scan.image)[None]
 
 
@@ -113,7 +112,6 @@ def volumes(pair: Lung) -> list[Subject]:
     for scan in (pair.fixed, pair.moving):
         spacing = [pair.factor * h for h in pair.fixed.grid.spacing]
         grid = scan.grid.covering(spacing, pair.grid.shape)
-        assert scan.labels is not None
         image = resample(_image(scan), scan.grid, grid)
         mask = resample(scan.labels[None], scan.grid, grid, "nearest")
         scans.append(Subject(scan.name, image[0], mask[0], grid.affine, torch.empty(0)))
@@ -130,7 +128,6 @@ def measured(pair: Lung, whole: Tensor, affine: np.ndarray) -> Row:
     places = nib.affines.apply_affine(pair.moving.affine, partners)
     errors = np.linalg.norm(places - pair.moving_points, axis=1)
     rest = np.delete(errors, OUTLIER)
-    assert pair.moving.labels is not None and pair.fixed.labels is not None
     moved = pull(pair.moving.labels[None], whole, "nearest")
     grid = Grid(tuple(whole.shape[2:]), affine)
     mask = resample(pair.fixed.labels[None], pair.fixed.grid, grid, "nearest")
@@ -173,7 +170,6 @@ def after_affine(pair: Lung, model: models.RegistrationModel | None = None, step
 
 def _found_dice(pair: Lung, logits: Tensor) -> float:
     """Dice of the lung that the branch finds in the fixed scan, with its mask."""
-    assert pair.fixed.labels is not None
     mask = resample(pair.fixed.labels[None], pair.fixed.grid, pair.grid, "nearest")
     return float(metrics.dice(logits.argmax(dim=1, keepdim=True), mask, [1]))
 

@@ -166,7 +166,6 @@ def child() -> Child:
     labels = whole[box][:, ::MM, ::MM, ::MM]
     images = {}
     for name, scan in scans.items():
-        assert scan.image is not None
         image = scan.image[box] * inside
         bottom, top = np.percentile(image[inside].numpy(), (0.5, 99.5))
         image = ((image - bottom) / (top - bottom)).clamp(0, 1) * inside
@@ -258,8 +257,6 @@ def patients() -> list[Patient]:
     """The eight patients."""
     people = []
     for number, (mr, us, *points) in enumerate(load_prostates()):
-        assert mr.image is not None and mr.labels is not None
-        assert us.image is not None and us.labels is not None
         image, labels = (
             resample(x[None], us.grid, mr.grid, mode)
             for x, mode in ((us.image, "linear"), (us.labels, "nearest"))

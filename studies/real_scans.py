@@ -72,7 +72,6 @@ class Pair:
 
 def prepared(scan: Subject, mask: bool = False) -> Subject:
     """A scan cut to the box of its brain and the margin; mask: only what has a label is brain."""
-    assert scan.image is not None and scan.labels is not None
     image = torch.where(scan.labels > 0, scan.image, 0) if mask else scan.image
     image = (image / np.percentile(image.numpy(), 99.9)).clamp(0, 1)
     where = (image[0] > 0).nonzero()
@@ -92,7 +91,6 @@ def prepared(scan: Subject, mask: bool = False) -> Subject:
 def oasis() -> list[Pair]:
     """The OASIS pair, 13 structures."""
     moving, fixed = samples.load_oasis_pair()[0], samples.load_oasis_heads()[0]
-    assert moving.labels is not None
     merged = samples.merge_structures(moving.labels)
     moving = Subject(moving.name, moving.image, merged, moving.affine)
     return [Pair(prepared(moving), prepared(fixed))]
@@ -128,7 +126,6 @@ def in_place(scan: Subject, matrix: np.ndarray) -> Subject:
 def by_headers(pair: Pair, structures: Sequence[int]) -> Row:
     """Dice of a pair where the headers put it."""
     moving, fixed = pair.moving, pair.fixed
-    assert moving.labels is not None and fixed.labels is not None
     moved = resample(moving.labels[None], moving.grid, fixed.grid, "nearest")
     scores = metrics.dice(moved, fixed.labels[None], structures)[0].tolist()
     return {"dice": dict(zip(structures, scores)), "folding": 0.0, "seconds": 0.0}
