@@ -29,9 +29,9 @@ from torch import Tensor
 import regkit
 from regkit import checks, classical, files, io, losses, metrics, models
 from regkit.device import choose_device, enough_memory
+from regkit.messages import unknown
 from regkit.models import Registration, RegistrationModel
 from regkit.models.resnet import LinearResNet
-from regkit.names import unknown
 from regkit.spatial import warp
 from regkit.transform import Floats, Grid, Transform, background, pull, resample
 

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from regkit import losses, plot
-from regkit.names import install
+from regkit.messages import install
 from regkit.spatial import affine_to_disp, rigid_theta, warp
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import frame
+import common
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,7 +34,7 @@ from regkit.spatial import (
     warp,
 )
 
-OUT = frame.RESULTS / "accuracy.json"
+OUT = common.RESULTS / "accuracy.json"
 BRAIN = (80, 96, 80)  # voxels of 2.2 mm
 DOUBLE = torch.float64
 
@@ -314,7 +314,7 @@ def measure() -> dict[str, Any]:
 
 def main() -> None:
     start = time.perf_counter()
-    made = frame.made(__file__)
+    made = common.made(__file__)
     # four digits: what differs between machines is left out
     write_json(OUT, {"made": made, **rounded(measure())})
     print(f"results/accuracy.json, {time.perf_counter() - start:.0f} s")

@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import frame
+import common
 import numpy as np
 import torch
 import typer
@@ -28,7 +28,7 @@ from regkit.record import write_json
 from regkit.spatial import warp
 from regkit.training import loop, recipes
 
-OUT = frame.RESULTS / "adaptive_stages.json"
+OUT = common.RESULTS / "adaptive_stages.json"
 STAGES = 10
 AMPLITUDES = (0.5, 1.0, 2.0)
 TOLERANCES = {
@@ -87,12 +87,12 @@ def main(
     pairs: Annotated[int, typer.Option(help="At each amplitude.")] = 12,
     steps: Annotated[int, typer.Option(help="Of the training.")] = 300,
     weights: Annotated[Path | None, typer.Option(help="Of shared weights; else train.")] = None,
-    threads: frame.Threads = 1,
-    out: frame.Out = OUT,
+    threads: common.Threads = 1,
+    out: common.Out = OUT,
 ) -> None:
     """How many stages pairs of known difficulty need, and whether the network can tell."""
-    frame.use_threads(threads)
-    made = frame.made(__file__)
+    common.use_threads(threads)
+    made = common.made(__file__)
     if weights is None:
         recipe = recipes.get(
             "unfolding_2d",
@@ -126,4 +126,4 @@ def main(
 
 
 if __name__ == "__main__":
-    frame.start(main)
+    common.start(main)

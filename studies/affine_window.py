@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
-import frame
+import common
 import torch
 import typer
 
@@ -22,7 +22,7 @@ from regkit.data import population
 from regkit.record import write_json
 from regkit.spatial import warp
 
-OUT = frame.RESULTS / "affine_window.json"
+OUT = common.RESULTS / "affine_window.json"
 SHAPE, SEED, LARGEST = (80, 96, 80), 1, 100_000
 WINDOWS = (0, 3, 5, 7, 9)
 
@@ -41,12 +41,12 @@ def dice(window: int, moving: io.Image, fixed: io.Image, labels: list[torch.Tens
 
 def main(
     pairs: Annotated[int, typer.Option(help="How many.")] = 7,
-    threads: frame.Threads = 1,
-    out: frame.Out = OUT,
+    threads: common.Threads = 1,
+    out: common.Out = OUT,
 ) -> None:
     """Compare windows of the local correlation by the overlap they reach."""
-    frame.use_threads(threads)
-    made = frame.made(__file__)
+    common.use_threads(threads)
+    made = common.made(__file__)
     subjects = population(pairs + 1, SHAPE, SEED)
     rows = []
     for window in WINDOWS:
@@ -62,4 +62,4 @@ def main(
 
 
 if __name__ == "__main__":
-    frame.start(main)
+    common.start(main)

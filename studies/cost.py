@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import frame
+import common
 import torch
 import typer
 
@@ -119,15 +119,15 @@ def main(
         str, typer.Option(help="step, inference, or both with a blank between.")
     ] = "step inference",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: frame.Threads = 2,
+    threads: common.Threads = 2,
     out: Annotated[Path | None, typer.Option(help="By default results/MODEL_cost.json.")] = None,
 ) -> None:
     """Whether a pair and a step fit, and how long a pair takes."""
-    frame.use_threads(threads)
-    made = frame.made(__file__, device) | {"memory_is": MEMORY}
+    common.use_threads(threads)
+    made = common.made(__file__, device) | {"memory_is": MEMORY}
     fields = {"made": made, "shape": SHAPE}
     key = ("part", "where", "bf16", "save_memory", "channels_last")
-    rows = Rows(out or frame.RESULTS / f"{model}_cost.json", key, fields)
+    rows = Rows(out or common.RESULTS / f"{model}_cost.json", key, fields)
     functions = {"step": (step, "save_memory"), "inference": (inference, "channels_last")}
     for name, (function, option) in functions.items():
         for bf16, value in itertools.product((False, True), repeat=2):
@@ -140,4 +140,4 @@ def main(
 
 
 if __name__ == "__main__":
-    frame.start(main)
+    common.start(main)

@@ -40,7 +40,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import frame
+import common
 import torch
 import torch.nn.functional as F
 import typer
@@ -56,10 +56,10 @@ from regkit.training import recipes, train
 from regkit.training.recipes import Recipe
 from regkit.training.tasks import LandmarkTask
 
-sys.path.insert(0, str(frame.ROOT / "data_scripts"))
+sys.path.insert(0, str(common.ROOT / "data_scripts"))
 import fire  # noqa: E402
 
-OUT = frame.RESULTS / "fundus.json"
+OUT = common.RESULTS / "fundus.json"
 WIDTH = 2912  # pixels of FIRE's photographs
 VESSEL = 0.3
 EPOCHS = 10
@@ -314,7 +314,7 @@ def colours(count: int, pairs: Sequence[VesselPair], epochs: int) -> list[Row]:
 def run(
     data: Path | None = None,
     out: Path = OUT,
-    runs: Path = frame.RUNS,
+    runs: Path = common.RUNS,
     each: int = 15,
     size: int = 192,
     epochs: int = EPOCHS,
@@ -332,14 +332,14 @@ def run(
     name = "synthetic" if data is None else "fire"
     learn, test = (list(prepared.pairs(folder, split)) for split in ("train", "test"))
     sets: dict[str, list[Pair]] = {name: test} | (_real_set() if real else {})
-    rows = Rows(out, ("set", "method"), {"made": frame.made(__file__)}, fresh=fresh)
+    rows = Rows(out, ("set", "method"), {"made": common.made(__file__)}, fresh=fresh)
     shape = list(test[0][1].image.shape[1:])
 
     def add(which: str, method: str, answer: Method, **settings: Any) -> None:
         pairs = sets[which]
         key = {"set": which, "method": method, "pairs": len(pairs), "shape": shape, **settings}
         title = f"{which}, {method}"
-        frame.measure_once(rows, key, title, lambda: measured(answer, pairs), _in_short)
+        common.measure_once(rows, key, title, lambda: measured(answer, pairs), _in_short)
 
     for which in sets:
         for method, answer in CLASSICAL.items():
@@ -409,15 +409,15 @@ def main(
     size: Annotated[int, typer.Option(help="Pixels of a synthetic photograph.")] = 192,
     epochs: Annotated[int, typer.Option(help="Of each training.")] = EPOCHS,
     real: Annotated[bool, typer.Option(help="Also the real pair.")] = True,
-    runs: Annotated[Path, typer.Option(help="Folder of pairs and trainings.")] = frame.RUNS,
-    threads: frame.Threads = 1,
-    out: frame.Out = OUT,
-    fresh: frame.Fresh = False,
+    runs: Annotated[Path, typer.Option(help="Folder of pairs and trainings.")] = common.RUNS,
+    threads: common.Threads = 1,
+    out: common.Out = OUT,
+    fresh: common.Fresh = False,
 ) -> None:
     """Register photographs of the retina as the survey did, and as it works."""
-    frame.use_threads(threads)
+    common.use_threads(threads)
     run(data, out, runs, each, size, epochs, real, fresh)
 
 
 if __name__ == "__main__":
-    frame.start(main)
+    common.start(main)

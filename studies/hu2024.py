@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import frame
+import common
 import torch
 import typer
 from torch import Tensor
@@ -38,7 +38,7 @@ from regkit.data import RigidPair, RigidPairs, heads
 from regkit.record import Row, Rows, fingerprint, rounded
 from regkit.spatial import affine_to_disp, warp
 
-OUT = frame.RESULTS / "hu2024_cpu.json"
+OUT = common.RESULTS / "hu2024_cpu.json"
 SHAPE = (200, 200)
 SEED = 2  # of the heads and of the motions; networks learn from 0 and are chosen by 1
 HEADS = 50
@@ -270,10 +270,10 @@ def run(
     fresh: bool = False,
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
-    frame.check_names("sets", sets, SETS)
+    common.check_names("sets", sets, SETS)
     if pairs < 1 or threads < 1:
         raise ValueError(f"pairs is {pairs} and threads {threads}, expected at least 1 of each.")
-    frame.use_threads(threads)
+    common.use_threads(threads)
     planned = {name: entries(name, threads, affine, full) for name in SETS}
     order = [(name, entry.method) for name in SETS for entry in planned[name]]
 
@@ -281,7 +281,7 @@ def run(
         places = {(row["set"], row["method"]): row for row in rows}
         return {"rows": [places[place] for place in order if place in places]}
 
-    fields = {"made": frame.made(__file__)}
+    fields = {"made": common.made(__file__)}
     rows = Rows(out, ("set", "method"), fields, fresh=fresh, derive=as_planned)
     for name in sets:
         settings = [_settings(entry, pairs, threads) for entry in planned[name]]
@@ -293,7 +293,7 @@ def run(
         rows.put(sets=[described[one] for one in SETS if one in described])
         for entry, one in zip(planned[name], settings, strict=True):
             title = f"{name}: {entry.method}"
-            frame.measure_once(rows, one, title, partial(measure, entry, drawn), _in_short)
+            common.measure_once(rows, one, title, partial(measure, entry, drawn), _in_short)
     return rows.table
 
 
@@ -349,16 +349,16 @@ def _in_short(row: Row) -> str:
 
 def main(
     pairs: Annotated[int, typer.Option(help="Pairs in each set.")] = 100,
-    threads: frame.Threads = 2,
+    threads: common.Threads = 2,
     sets: Annotated[list[str] | None, typer.Option(help="Only this set; may be repeated.")] = None,
     affine: Annotated[str | None, typer.Option(help="Weights of the affine network.")] = None,
     full: Annotated[str | None, typer.Option(help="Weights of the network of width 64.")] = None,
-    out: frame.Out = OUT,
-    fresh: frame.Fresh = False,
+    out: common.Out = OUT,
+    fresh: common.Fresh = False,
 ) -> None:
     """Measure the networks of Hu (2024) and the classical tools on the same pairs."""
     run(out, pairs, threads, sets or tuple(SETS), affine, full, fresh)
 
 
 if __name__ == "__main__":
-    frame.start(main)
+    common.start(main)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
-import frame
+import common
 import torch
 import typer
 
@@ -29,7 +29,7 @@ from regkit.data.pairs import chain
 from regkit.record import Row, Rows, made_now, peak_bytes, timed
 from regkit.training import evaluation, loop, recipes
 
-OUT = frame.RESULTS / "light_transformer.json"
+OUT = common.RESULTS / "light_transformer.json"
 SHAPES = ((80, 96, 80), (160, 192, 160))
 FRACTIONS = (16, 8, 4)
 TOKENS = 10_000  # at most for full attention: with 76,800 it takes minutes a call
@@ -79,11 +79,11 @@ def main(
     steps: Annotated[int, typer.Option(help="Of each training.")] = 300,
     pairs: Annotated[int, typer.Option(help="Of the test.")] = 24,
     train_too: Annotated[bool, typer.Option(help="Measure the accuracy.")] = True,
-    threads: frame.Threads = 1,
-    out: frame.Out = OUT,
+    threads: common.Threads = 1,
+    out: common.Out = OUT,
 ) -> None:
     """What linear and windowed attention cost, and what they reach."""
-    frame.use_threads(threads)
+    common.use_threads(threads)
     wanted: list[tuple[Row, Callable[[], Row]]] = []
     for shape in SHAPES:
         for fraction in FRACTIONS:
@@ -99,7 +99,7 @@ def main(
         for kind in ATTENTION:
             name = {"part": "accuracy", "attention": kind}
             wanted.append((name, partial(accuracy, kind, steps, pairs)))
-    made = frame.made(__file__)
+    made = common.made(__file__)
     rows = Rows(out, ("part", "attention", "shape", "at"), {"made": made})
     for name, run in wanted:
         if not rows.has(name):
@@ -109,4 +109,4 @@ def main(
 
 
 if __name__ == "__main__":
-    frame.start(main)
+    common.start(main)

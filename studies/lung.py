@@ -35,12 +35,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import frame
+import common
 import nibabel as nib
 import numpy as np
 import torch
 import typer
-from frame import coarser, levels
+from common import coarser, levels
 from torch import Tensor
 
 from regkit import classical, io, metrics, models
@@ -54,7 +54,7 @@ from regkit.training.recipes import Recipe
 from regkit.training.tasks import ChestTask
 from regkit.transform import Grid, map_points, pull, resample
 
-OUT = frame.RESULTS / "lung.json"
+OUT = common.RESULTS / "lung.json"
 OUTLIER = 9  # the row of the source's landmark 34
 COARSE = 40_000  # voxels that the affine search looks at: refinement makes up for the rest
 PYRAMID = 3  # its levels
@@ -225,7 +225,7 @@ def learned(pair: Lung, recipe: Recipe, folder: Path) -> models.RegistrationMode
 def run(
     pair: Lung,
     out: Path = OUT,
-    runs: Path = frame.RUNS,
+    runs: Path = common.RUNS,
     train_steps: int = 4000,
     subjects: int = 40,
     steps: int = 60,
@@ -234,14 +234,14 @@ def run(
     fresh: bool = False,
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
-    frame.check_names("networks", networks, BRANCHES)
+    common.check_names("networks", networks, BRANCHES)
     if steps < 1 or train_steps < 1:
         raise ValueError(f"steps is {steps} and {train_steps}, expected 1 or more of each.")
-    rows = Rows(out, ("method",), {"made": frame.made(__file__)}, fresh=fresh)
+    rows = Rows(out, ("method",), {"made": common.made(__file__)}, fresh=fresh)
 
     def add(method: str, measure: Callable[[], Row], **settings: Any) -> None:
         key = {"method": method, "factor": pair.factor, **settings}
-        frame.measure_once(rows, key, method, measure, _in_short)
+        common.measure_once(rows, key, method, measure, _in_short)
 
     still = pair.whole(np.eye(4))
     add("unregistered", lambda: {**measured(pair, still, pair.grid.affine), "seconds": 0.0})
@@ -281,16 +281,16 @@ def main(
     ] = None,
     networks: Annotated[bool, typer.Option(help="Also networks, which are trained here.")] = True,
     syn: Annotated[bool, typer.Option(help="Also ANTs.")] = True,
-    threads: frame.Threads = 2,
-    out: frame.Out = OUT,
-    runs: Annotated[Path, typer.Option(help="Folder of the trainings.")] = frame.RUNS,
-    fresh: frame.Fresh = False,
+    threads: common.Threads = 2,
+    out: common.Out = OUT,
+    runs: Annotated[Path, typer.Option(help="Folder of the trainings.")] = common.RUNS,
+    fresh: common.Fresh = False,
 ) -> None:
     """Register the lung by affine maps, by `fcn`, by refinement and by ANTs."""
-    frame.use_threads(threads)
+    common.use_threads(threads)
     chosen = tuple(network or BRANCHES) if networks else ()
     run(lung(factor), out, runs, train_steps, subjects, steps, chosen, syn, fresh)
 
 
 if __name__ == "__main__":
-    frame.start(main)
+    common.start(main)

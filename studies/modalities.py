@@ -32,12 +32,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import frame
+import common
 import nibabel as nib
 import numpy as np
 import torch
 import typer
-from frame import coarser, levels
+from common import coarser, levels
 from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -60,7 +60,7 @@ from regkit.training import train
 from regkit.training.recipes import Recipe
 from regkit.transform import resample
 
-OUT = frame.RESULTS / "modalities.json"
+OUT = common.RESULTS / "modalities.json"
 KINDS = ("rigid", "smooth")
 SEEDS = (0, 1, 2, 3, 4)  # of the known maps; the smoothness was chosen on seeds 100 and 101
 SAME = "vxm_diff_brain_3d"  # learned T1 to T1
@@ -557,11 +557,11 @@ def run(
     fresh: bool = False,
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
-    frame.check_names("parts", parts, PARTS)
+    common.check_names("parts", parts, PARTS)
     if threads < 1 or not seeds:
         raise ValueError(f"threads is {threads} and seeds {seeds}, expected at least one of each.")
-    frame.use_threads(threads)
-    fields = {"made": frame.made(__file__), "settings": _settings(recipe)}
+    common.use_threads(threads)
+    fields = {"made": common.made(__file__), "settings": _settings(recipe)}
     table: Row = {}
     for part in parts:
         entries = child_entries(weights, seeds) if part == "child" else prostate_entries(recipe)
@@ -575,7 +575,7 @@ def run(
                 continue
             which = [str(entry.key[name]) for name in key if name in entry.key and name != "method"]
             title = f"{part}: {' '.join(which)} {method}"
-            if not frame.measure_once(rows, entry.key, title, entry.measure, _in_short):
+            if not common.measure_once(rows, entry.key, title, entry.measure, _in_short):
                 missing.add(method)
                 for other in entries:
                     if other.key["method"] == method:
@@ -610,13 +610,13 @@ def _in_short(row: Row) -> str:
 def main(
     weights: Annotated[str, typer.Option(help="Of the any-contrast network: file or name.")] = ANY,
     parts: Annotated[list[str] | None, typer.Option(help="Only this part; repeatable.")] = None,
-    threads: frame.Threads = 1,
-    out: frame.Out = OUT,
-    fresh: frame.Fresh = False,
+    threads: common.Threads = 1,
+    out: common.Out = OUT,
+    fresh: common.Fresh = False,
 ) -> None:
     """Measure registration across modalities on real images."""
     run(out, weights, parts or tuple(PARTS), SEEDS, WEAK, threads, fresh)
 
 
 if __name__ == "__main__":
-    frame.start(main)
+    common.start(main)

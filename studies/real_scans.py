@@ -36,7 +36,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import frame
+import common
 import nibabel as nib
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ from regkit.data.subject import Subject
 from regkit.record import Row, Rows, fingerprint
 from regkit.transform import resample
 
-OUT = frame.RESULTS / "real_scans.json"
+OUT = common.RESULTS / "real_scans.json"
 MARGIN = 10  # mm around a brain
 SHIPPED = ("vxm_diff_brain_3d", "unfolding_brain_3d", "any_contrast_brain_3d")
 TISSUES = {1: "CSF", 2: "cortical grey matter", 3: "white matter", 4: "deep grey matter"}
@@ -186,10 +186,10 @@ def run(
     fresh: bool = False,
 ) -> Row:
     """Measure what is not there yet, and write the file after each row. Arguments as in `main`."""
-    frame.check_names("sets", sets, SETS)
+    common.check_names("sets", sets, SETS)
     if pairs < 1:
         raise ValueError(f"pairs is {pairs}, expected at least 1.")
-    fields = {"made": frame.made(__file__, seed=0)}  # nothing is drawn at random
+    fields = {"made": common.made(__file__, seed=0)}  # nothing is drawn at random
     rows = Rows(out, ("set", "method"), fields, fresh=fresh, derive=_by_set)
     rows.fields["affine"] = matrices = dict(rows.table.get("affine", {}))
     methods = ["unregistered", "affine", *networks, *(["syn"] if syn else [])]
@@ -208,7 +208,7 @@ def run(
             before = next((r["dice"] for r in start if r["pairs"] == len(scans)), None)
             measure = partial(measured, scans, method, structures, matrices, before)
             missing = (ValueError, FileNotFoundError)
-            frame.measure_once(rows, settings, f"{name}: {method}", measure, _in_short, missing)
+            common.measure_once(rows, settings, f"{name}: {method}", measure, _in_short, missing)
     return rows.table
 
 
@@ -251,12 +251,12 @@ def main(
         list[str] | None, typer.Option(help="A weights file or a name; may be repeated.")
     ] = None,
     syn: Annotated[bool, typer.Option(help="Also SyN, minutes a pair.")] = True,
-    out: frame.Out = OUT,
-    fresh: frame.Fresh = False,
+    out: common.Out = OUT,
+    fresh: common.Fresh = False,
 ) -> None:
     """Register real scans by shipped networks, by others, and by SyN."""
     run(out, pairs, sets or tuple(SETS), (*SHIPPED, *(network or ())), syn, fresh)
 
 
 if __name__ == "__main__":
-    frame.start(main)
+    common.start(main)

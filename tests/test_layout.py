@@ -11,7 +11,7 @@ from pathlib import Path
 
 CODE = Path(__file__).parents[1] / "regkit"
 FLOORS = (  # the ground floor first
-    "names frozen files device autograd",
+    "messages immutable files device autograd",
     "spatial record",
     "blocks losses metrics",
     "transform",

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-import frame
+import common
 import modalities
 import numpy as np
 import pytest
@@ -48,9 +48,9 @@ def test_a_known_map_stays_in_the_plane_and_has_its_inverse(kind):
 
 
 def test_levels_halve_long_axes_only():
-    assert frame.levels((64, 40, 8), 4) == [(16, 10, 8), (32, 20, 8), (64, 40, 8)]
-    assert frame.levels((70, 18, 4), 2) == [(35, 9, 4), (70, 18, 4)]
-    assert frame.levels((12, 12, 4), 4) == [(12, 12, 4)]
+    assert common.levels((64, 40, 8), 4) == [(16, 10, 8), (32, 20, 8), (64, 40, 8)]
+    assert common.levels((70, 18, 4), 2) == [(35, 9, 4), (70, 18, 4)]
+    assert common.levels((12, 12, 4), 4) == [(12, 12, 4)]
 
 
 @pytest.mark.slow

@@ -247,7 +247,7 @@ def test_the_tests_run_in_an_unpacked_source_distribution(unpacked):
     env = os.environ | {"PYTHONPATH": str(unpacked)}
     place = subprocess.check_output([sys.executable, "-c", code], cwd=unpacked, env=env, text=True)
     assert Path(place.strip()).parent == unpacked / "regkit"
-    names = "test_spatial.py", "test_names.py", "test_site_files.py", "test_packaging.py"
+    names = "test_spatial.py", "test_messages.py", "test_site_files.py", "test_packaging.py"
     few = "not distribution and not wheel and not links and not declared and not gradcheck"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", few]
     command += [f"tests/{name}" for name in names]

@@ -24,7 +24,7 @@ import torch
 
 import regkit
 from regkit import models, record
-from regkit.frozen import frozen
+from regkit.immutable import frozen
 from regkit.record import Rows
 
 ROOT = Path(__file__).parents[1]

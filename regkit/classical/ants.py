@@ -25,7 +25,7 @@ from torch import Tensor
 from regkit.classical.frame import InFrame, check_images, common_frame
 from regkit.classical.linear import LARGEST, Progress
 from regkit.io import LPS, Image, read_transform
-from regkit.names import install
+from regkit.messages import install
 from regkit.transform import Floats, Grid, inverted
 
 METRICS = {"mutual_information": "mattes", "correlation": "GC"}

@@ -30,7 +30,7 @@ from regkit.data.cache import place_of
 from regkit.data.population import smooth_noise
 from regkit.data.subject import Subject
 from regkit.data.vessels import murray
-from regkit.names import unknown
+from regkit.messages import unknown
 from regkit.spatial import identity_grid, integrate, resize, warp
 
 LABELS: dict[int, str] = {1: "lungs", 2: "heart", 3: "bones"}

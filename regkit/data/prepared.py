@@ -26,7 +26,7 @@ from torch import Tensor
 
 from regkit import io
 from regkit.data.subject import Subject
-from regkit.names import unknown
+from regkit.messages import unknown
 from regkit.transform import Grid
 
 SPLITS = ("fixed", "train", "validation", "test")

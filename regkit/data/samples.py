@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from regkit import io
 from regkit.data.cache import cache_folder
 from regkit.data.subject import Subject
-from regkit.names import unknown
+from regkit.messages import unknown
 
 NONE = torch.empty(0)  # what a sample does not have
 

@@ -28,7 +28,8 @@ from torch.overrides import TorchFunctionMode
 
 from regkit.device import is_out_of_memory
 from regkit.files import staged
-from regkit.models import packing
+from regkit.messages import unknown
+from regkit.models import quantised
 from regkit.models.base import Registration, RegistrationModel
 from regkit.models.cascade import Rcn, Vtn
 from regkit.models.dense_unet import DenseUNet
@@ -40,7 +41,6 @@ from regkit.models.options import check_options, option_types, short
 from regkit.models.resnet import LinearResNet
 from regkit.models.unfolding import Unfolding
 from regkit.models.voxelmorph import Vxm, VxmDiff, VxmStrided
-from regkit.names import unknown
 
 __all__ = [
     "About",
@@ -142,7 +142,7 @@ def save(
         path: the file. It is written beside its place and moved there when complete.
         half: keep weights in float16, three digits each, for half the file; `load` gives float32.
         bits: keep weights in 8 or 12 bits, for a quarter of the file or three eighths, see
-            `regkit.models.packing`. 12 round about as float16 does the largest weights.
+            `regkit.models.quantised`. 12 round about as float16 does the largest weights.
         info: anything JSON can hold that a user of the weights should know: recipe, seed, spacing,
             orientation, metrics. Added to `model.info`.
 
@@ -150,7 +150,7 @@ def save(
         ValueError: the folder of `path` does not exist or cannot be written; other bits.
         OSError: the system refuses, such as a full disk.
     """
-    if bits not in (None, *packing.LARGEST) or (half and bits is not None):
+    if bits not in (None, *quantised.LARGEST) or (half and bits is not None):
         raise ValueError(f"bits is {bits!r}, expected 8, 12 or None, and None with half=True.")
     header = {"name": model.name, "ndim": model.ndim, "options": model.options}
     header["info"] = {**model.info, **info}
@@ -161,7 +161,7 @@ def save(
         )
     weights = model.state_dict()
     if bits is not None:
-        weights = packing.pack(weights, bits)
+        weights = quantised.pack(weights, bits)
     elif half:
         weights = {key: value.to(torch.float16) for key, value in weights.items()}
     weights = {key: value.contiguous() for key, value in weights.items()}
@@ -184,7 +184,7 @@ class About(NamedTuple):
     """What a weights file says of itself.
 
     name, ndim, options: as `create` takes them. info: see `save`. tensors: of each parameter the
-    type of its numbers and its shape; packed ones are "I8", see `regkit.models.packing`.
+    type of its numbers and its shape; packed ones are "I8", see `regkit.models.quantised`.
     """
 
     name: str
@@ -210,7 +210,7 @@ def about(path_or_name: str | os.PathLike[str]) -> About:
             text = (file.metadata() or {})["regkit"]
             parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             stored = {k: (p.get_dtype(), tuple(p.get_shape())) for k, p in parts.items()}
-        tensors = packing.parameters(stored)
+        tensors = quantised.parameters(stored)
         header = json.loads(text)
         name, ndim, options, info = (header[k] for k in ("name", "ndim", "options", "info"))
     except PermissionError:
@@ -279,7 +279,7 @@ def load(path_or_name: str | os.PathLike[str], **options: Any) -> RegistrationMo
     with safetensors.safe_open(path, framework="pt") as file:
         stored = frozenset(file.keys())
         weights = {
-            k: packing.read(file, k, kind, stored) for k, (kind, _) in header.tensors.items()
+            k: quantised.read(file, k, kind, stored) for k, (kind, _) in header.tensors.items()
         }
     model.load_state_dict(weights, assign=True)
     model.info = header.info

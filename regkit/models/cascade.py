@@ -36,8 +36,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regkit.blocks import CONV, ConvBlock, raised
+from regkit.messages import unknown
 from regkit.models.base import RegistrationModel
-from regkit.names import unknown
 from regkit.spatial import affine_to_disp, compose, warp
 
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

@@ -45,8 +45,8 @@ from regkit import classical, io, metrics, models
 from regkit.data import LABELS, Subject, prepared
 from regkit.device import choose_device
 from regkit.files import alone, check_writable
+from regkit.messages import unknown
 from regkit.models import Registration
-from regkit.names import unknown
 from regkit.papers.comparing import COLUMNS, COSTS, PAPER_SETS, Json, compare, orders
 from regkit.papers.tables import LAMBDA2, TABLES, Row, Table
 from regkit.record import Rows, how_made, made_now, peak_inside, rounded, write_json

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from regkit.frozen import frozen
+from regkit.immutable import frozen
 
 # Weight of the smoothness of u (unfolding) or of the displacement (all others), where neither row
 # nor call says one. The paper's 1 belongs to sums or units that it does not name.

@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 
 from regkit import models
 from regkit.device import choose_device, enough_memory
+from regkit.messages import install
 from regkit.models import RegistrationModel
-from regkit.names import install
 from regkit.training import recipes
 from regkit.training.checkpoints import (
     alone_in,

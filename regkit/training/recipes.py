@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from regkit.frozen import frozen
-from regkit.names import unknown
+from regkit.immutable import frozen
+from regkit.messages import unknown
 
 BUDGETS = ("smoke", "cpu", "gpu", "paper")
 

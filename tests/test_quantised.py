@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from regkit import models
-from regkit.models import packing
+from regkit.models import quantised
 
 # largest distance between a weight and its number in the file, for a channel whose largest is 1
 STEP = {8: 1 / 127, 12: 1 / 2047}
@@ -21,14 +21,14 @@ class File(dict):
 
 
 def through(weights: dict, bits: int) -> dict:
-    stored = packing.pack(weights, bits)
+    stored = quantised.pack(weights, bits)
     kinds = {torch.int8: "I8", torch.uint8: "U8", torch.float32: "F32", torch.float16: "F16"}
-    found = packing.parameters({k: (kinds[v.dtype], tuple(v.shape)) for k, v in stored.items()})
+    found = quantised.parameters({k: (kinds[v.dtype], tuple(v.shape)) for k, v in stored.items()})
     assert {k: shape for k, (_, shape) in found.items()} == {
         k: tuple(v.shape) for k, v in weights.items()
     }
     names = frozenset(stored)
-    return {k: packing.read(File(stored), k, kind, names) for k, (kind, _) in found.items()}
+    return {k: quantised.read(File(stored), k, kind, names) for k, (kind, _) in found.items()}
 
 
 @BITS
@@ -48,7 +48,7 @@ def test_each_weight_is_within_half_a_step_of_its_channel(bits):
 @BITS
 def test_whole_numbers_of_steps_are_kept_exactly(bits):
     """All of them, negative and positive, in any place."""
-    largest = packing.LARGEST[bits]
+    largest = quantised.LARGEST[bits]
     n = torch.arange(-largest, largest + 1).float()
     n = torch.stack([n, n.flip(0)])
     assert torch.equal(through({"weight": n}, bits)["weight"], n)

@@ -1,6 +1,6 @@
 """Sentences about names."""
 
-from regkit.names import install, unknown
+from regkit.messages import install, unknown
 
 
 def test_a_name_that_is_not_known_gets_the_nearest_one():
