@@ -58,8 +58,6 @@ def arrows() -> list[tuple[str, str, int]]:
         (module_of(path), target, line)
         for path in FILES
         for target, line in imported(path, modules)
-        for path in FILES
-        for target, line in imported(path, modules)
     ]
 
 
