@@ -35,6 +35,7 @@ def smooth(shape, seed, batch=1, channels=1, width=9):
     return noise / noise.abs().max()
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("name", models.names())
 def test_01_odd_sizes_pass_through_the_model_and_register(name, ndim, tmp_path):
@@ -156,6 +157,7 @@ def test_07_simpleitk_maps_points_as_we_do_on_oblique_anisotropic_images(seed, t
     assert np.abs(apart).max() < 1e-3 and np.abs(back.fixed.affine - fixed).max() < 1e-4
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("name", models.names())
 def test_08_a_checkpoint_works_at_another_image_size(name, ndim, tmp_path):
@@ -196,6 +198,7 @@ def peak_memory(run) -> int:
     return int(held.max())
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("name", models.names())
 def test_10_peak_memory_of_a_training_step(name, ndim):

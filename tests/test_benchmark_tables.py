@@ -138,6 +138,7 @@ def test_rows_may_have_an_objective_of_their_own():
     assert all(replace(plan, weights=shared.weights) == shared for plan in plans.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", recipes.BUDGETS)
 def test_every_cascade_is_compared_on_the_same_terms(budget):
     """Smoothness costs n times as much for n cascades; what happens after training needs none."""

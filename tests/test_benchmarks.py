@@ -18,6 +18,7 @@ def toys():
     return cases.toys(SHAPE)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of MONAI, about itself
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
 def test_ours_and_the_peer_compute_the_same(case, toys):

@@ -206,6 +206,7 @@ def test_the_stages_begin_with_the_moving_image(shape, monkeypatch):
         assert np.allclose(moved[:, : shape[0] - stage], start[:, stage:], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_turning_by_hand_finds_the_motion_that_was_made():
     i, k = torch.meshgrid(torch.arange(40.0) - 22, torch.arange(48.0) - 20, indexing="ij")
     fixed = torch.exp(-((i / 3) ** 2) - (k / 9) ** 2)[None, None]  # a bar, off the centre

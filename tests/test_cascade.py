@@ -312,6 +312,7 @@ def test_the_objective_asks_for_smooth_steps_and_a_map_that_is_nearly_a_rotation
     assert float(terms["orthogonality"]) == pytest.approx(9 / 4 + 64 / 9, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_cascade_is_trained_like_any_other_model(monkeypatch, tmp_path):
     monkeypatch.setenv("REGKIT_DATA", str(tmp_path))
     recipe = recipes.get("rcn_2d", "smoke", options=SMALL, lr=0.01, warmup=0)

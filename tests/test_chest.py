@@ -237,6 +237,7 @@ def test_bad_input():
         chests(-1, 2)
 
 
+@pytest.mark.slow
 @both
 def test_a_recipe_learns_from_chests(ndim):
     recipe = recipes.get(f"fcn_{ndim}d", "smoke", subjects=2, steps=2, validate_every=2)
@@ -303,6 +304,7 @@ def test_the_lung_benchmark_measures_the_truth_as_the_truth(breathing_lung):
     assert other["tre"] == truth["tre"] and other["tre_34"] == pytest.approx(20, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_lung_benchmark_goes_on_where_it_stopped(breathing_lung, tmp_path, monkeypatch):
     pair, _, offset = breathing_lung
     vars(pair)["affine"] = (offset, 0.0)  # as the cached property would hold it

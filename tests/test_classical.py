@@ -59,6 +59,7 @@ def apart(a: np.ndarray, b: np.ndarray, points: np.ndarray, fixed: io.Image) -> 
     return float(np.linalg.norm((points @ (a - b).T)[:, :3], axis=1).max() / max(fixed.spacing))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", by_sitk.METRICS)
 @pytest.mark.parametrize("kind", ["rigid", "affine"])
 @pytest.mark.parametrize("d", [2, 3])
@@ -172,6 +173,7 @@ def test_levels_widen_the_reach_of_plain_descent():
         classical.fit(moving, fixed, levels=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ncc", "mutual_information"])
 def test_one_thread_and_two_find_one_map(method):
     """Two subjects, large enough that PyTorch shares the work: the end is no matter of rounding."""
@@ -256,6 +258,7 @@ def brains(d: int, upright: bool = False) -> tuple[io.Image, io.Image]:
     return found[0], found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", by_ants.SYN_METRICS)
 @pytest.mark.parametrize("d", [2, 3])
 def test_syn_warps_as_ants_itself_does(d, metric, monkeypatch):
@@ -290,6 +293,7 @@ def test_syn_knows_where_a_slice_lies():
     assert torch.allclose(*found, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(80, 96), (24, 28, 24)])
 def test_syn_brings_the_structures_together_without_folds(shape):
     pytest.importorskip("ants")
@@ -304,6 +308,7 @@ def test_syn_brings_the_structures_together_without_folds(shape):
     assert metrics.folding_percent(disp).item() < 0.01
 
 
+@pytest.mark.slow
 def test_syn_with_one_thread_gives_the_same_bits():
     pytest.importorskip("ants")
     code = """

@@ -251,6 +251,7 @@ def test_wrong_settings_end_with_2_and_a_sentence(tmp_path, command, sentence):
     assert "Traceback" not in result.stderr and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_leaves_nothing(pair, tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -266,6 +267,7 @@ def test_an_interrupted_command_leaves_nothing(pair, tmp_path, monkeypatch):
 # apply ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_apply_takes_a_series_and_a_displacement_of_simpleitk(pair, tmp_path):
     out = tmp_path / "out"
     run("register", *pair, "-o", out, "--method", "rigid")

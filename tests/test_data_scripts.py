@@ -315,6 +315,7 @@ def test_the_parts_of_oasis_are_those_of_the_paper():
     assert parts != list(layout.split(names, 1, oasis.PARTS).values())
 
 
+@pytest.mark.slow
 def test_oasis_from_the_command_line(neurite, tmp_path):
     command = [sys.executable, str(SCRIPTS / "oasis.py"), str(neurite), "--accept-terms"]
     run = subprocess.run(
@@ -477,7 +478,7 @@ def call_lpba(source, out, **options):
 
 
 def test_lpba40_has_54_structures_and_the_population_s_middle():
-    from regkit.data.population import CENTRE
+    from regkit.data.template import CENTRE
 
     assert len(lpba40.STRUCTURES) == 54 and lpba40.STRUCTURES[166] == "right hippocampus"
     assert np.allclose(lpba40.CENTRE, CENTRE)
@@ -845,6 +846,7 @@ def test_the_structures_of_freesurfer_say_how_a_real_brain_lies(sample):
     assert set(ixi.STRUCTURES) < set(np.unique(labels).tolist())
 
 
+@pytest.mark.slow
 def test_ixi_from_an_address_on_the_command_line(tmp_path, server):
     add_ixi(tmp_path / "in")
     Archives.files["ixi"] = packed(tmp_path / "in", "zip")
@@ -879,6 +881,7 @@ def test_volumes_of_ixi_keep_their_values_and_turn_upright(tmp_path, protocol):
     assert item["moving"].shape == (1, 16, 24, 20) and item["name"].endswith("to atlas")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ixi", "lpba40"])
 def test_dilformer_learns_from_what_the_scripts_prepare(tmp_path, aligned, name):
     """The recipes for the sets of Peng et al. (2026): from files, over a step, to Dice and HD95."""

@@ -57,6 +57,7 @@ def test_the_pair_behind_an_item_ends_there_too():
 # ----------------------------------------------------------------------------------- the cache
 
 
+@pytest.mark.slow
 def test_threads_that_ask_for_one_subject_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv("REGKIT_DATA", str(tmp_path))
     with ThreadPoolExecutor(8) as pool:

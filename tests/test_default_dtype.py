@@ -87,6 +87,7 @@ def test_losses_and_metrics_are_the_same(request, dtype):
         assert a.dtype == b.dtype == dtype and torch.allclose(a, b, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models.names())
 def test_a_model_made_before_answers_the_same_afterwards(request, name):
     model = models.create(name, 2).eval()

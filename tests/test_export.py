@@ -71,6 +71,7 @@ def arguments(ndim: int) -> dict[str, tuple]:
 CORE = {"warp": spatial.warp, "lncc": losses.lncc, "integrate": spatial.integrate}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "ndim"), [("warp", 2), ("warp", 3), ("lncc", 2), ("integrate", 2)]
 )
@@ -158,6 +159,7 @@ def test_every_model_is_among_them():
     assert list(NARROW) == models.names()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, ndim", CASES)
 def test_a_model_compiles_as_one_graph(name, ndim):
     torch.compiler.reset()
@@ -170,6 +172,7 @@ def test_a_model_compiles_as_one_graph(name, ndim):
     assert_alike(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, ndim", CASES)
 def test_a_model_is_exported(name, ndim):
     model, images = made(name, ndim)

@@ -143,6 +143,7 @@ def test_the_gradient_reaches_every_parameter(name, ndim):
         assert torch.isfinite(parameter.grad).all() and parameter.grad.abs().max() > 0, key
 
 
+@pytest.mark.slow
 @every_model
 def test_a_few_steps_of_training_lower_the_loss(name, ndim):
     shape = (16,) * ndim

@@ -243,6 +243,7 @@ def test_setup_cell_installs_only_from_a_named_repository(tmp_path, monkeypatch)
     assert tool.setup_cell().endswith("import regkit.book\n\nregkit.book.setup()")
 
 
+@pytest.mark.slow
 def test_execution_writes_a_pair_in_order_and_text_edits_keep_it(folder):
     error = "\n```{code-cell} ipython3\n:tags: [raises-exception]\n\n1 / 0\n```\n"
     md = write(folder, TWO_CELLS + error)
@@ -274,6 +275,7 @@ def test_failing_cell_stops_the_execution_and_writes_nothing(folder, capsys):
     assert not md.with_suffix(".ipynb").exists()
 
 
+@pytest.mark.slow
 def test_progress_bars_are_dropped_and_other_widgets_kept(folder):
     cell = "\n```{{code-cell}} ipython3\n{}\n```\n"
     bar = cell.format("from tqdm.auto import tqdm\n\nfor _ in tqdm(range(3)):\n    pass")

@@ -217,6 +217,7 @@ def unpacked(distribution) -> Path:
     return next((distribution / "unpacked").iterdir())
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_weights_licence_and_notice_and_nothing_else(distribution):
     """The weights are made from the MNI152 template, and NOTICE has its terms: they go together."""
     file = next(distribution.glob("*.whl"))

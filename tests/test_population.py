@@ -62,6 +62,7 @@ def test_subjects_are_what_the_contract_says(subjects, shape):
         assert subject.image[0][torch.from_numpy(air)].max() < 0.3
 
 
+@pytest.mark.slow
 def test_the_affine_places_left_front_and_top_where_they_belong(subjects, shape):
     subject = subjects(shape)[0]
     assert "".join(nib.aff2axcodes(subject.affine)) == "RAS"
@@ -99,6 +100,7 @@ def test_unregistered_subjects_overlap_like_real_ones_and_the_truth_aligns_them(
     assert np.mean(after) >= 0.90
 
 
+@pytest.mark.slow
 def test_true_maps_do_not_fold(pairs, shape):
     for _, fixed, disp in pairs(shape):
         assert metrics.folding_count(spatial.integrate(fixed.svf)).item() == 0
@@ -177,6 +179,7 @@ def test_more_amplitude_less_overlap(subjects):
         assert mean_dice(a.labels, b.labels) > mean_dice(c.labels, d.labels)
 
 
+@pytest.mark.slow
 def test_labels_are_at_least_three_voxels_thick(shape):
     """On the template, almost every labelled voxel lies in a cross of three voxels of its label."""
     (subject,) = population(1, shape, amplitude=0)

@@ -81,6 +81,7 @@ def test_attention_against_a_loop(dilation, ndim):
         np.testing.assert_allclose(found, v[0].numpy(), atol=1e-12)
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_gradients_of_what_looks_at_neighbours(dilation, ndim):

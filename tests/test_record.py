@@ -342,6 +342,7 @@ def adding(file, name, count):
     return process
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_file(tmp_path):
     file = tmp_path / "a.json"
     ours = Rows(file, ("who", "number"))
@@ -355,6 +356,7 @@ def test_two_processes_fill_one_file(tmp_path):
     assert len(ours.rows) == 39  # those of the other process are seen
 
 
+@pytest.mark.slow
 def test_a_process_killed_between_rows_leaves_a_complete_file_to_go_on_from(tmp_path):
     file = tmp_path / "a.json"
     for wanted in (3, 6):

@@ -49,6 +49,7 @@ def test_every_public_module_has_a_docstring():
     assert [n for n in names if not (importlib.import_module(n).__doc__ or "").strip()] == []
 
 
+@pytest.mark.slow
 def test_every_public_name_has_a_docstring():
     names = set(REFERENCE.entries().values())
     assert {"regkit.register", "regkit.spatial.warp", "regkit.models.create"} <= names

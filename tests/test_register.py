@@ -148,6 +148,7 @@ def test_arrays_go_to_the_network_as_they_are(network):
     np.testing.assert_allclose(result.moved[0, 0, :-1, :-2], moving[1:, 2:], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_intensities_are_scaled_for_the_network_and_kept_in_the_result(network):
     model = network([0.0, 0.0, 0.0], spacing=[2.0, 2.0, 2.0], range=[0, 1])
     values = (1000 * blobs((20, 24, 22))).astype(np.int16)  # integers, converted
@@ -176,6 +177,7 @@ def test_moved_is_the_moving_image_looked_up_through_disp(network):
     assert (again - result.moved).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_bits():
     a, b = nifti(blobs((24, 26)), RAS), nifti(blobs((24, 26), seed=1), RAS)
     first, second = (regkit.register(a, b, "affine", refine=3) for _ in range(2))
@@ -195,6 +197,7 @@ def turned(d: int, angle: float, shift, scale: float = 1.0) -> np.ndarray:
     return matrix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rigid", "affine"])
 @pytest.mark.parametrize("d", [2, 3])
 def test_align_finds_a_known_map(d, kind):
@@ -239,6 +242,7 @@ def test_theta_and_disp_say_the_same():
     assert after > 0.98 > before
 
 
+@pytest.mark.slow
 def test_auto_aligns_where_the_grids_differ_and_only_there(network):
     network([0.0, 0.0])
     a = nifti(blobs((40, 44)), RAS)
@@ -250,6 +254,7 @@ def test_auto_aligns_where_the_grids_differ_and_only_there(network):
     assert result.metrics["ncc"]["after"] > 0.99
 
 
+@pytest.mark.slow
 def test_simpleitk_has_the_same_moved_image_from_our_files(tmp_path):
     """The acceptance check of the contract, end to end: register, save, resample with SimpleITK."""
     angle = np.deg2rad(20)
@@ -298,6 +303,7 @@ except Started:
 """
 
 
+@pytest.mark.slow
 def test_a_network_starts_without_importing_what_it_does_not_need():
     """The seconds between reading and the network were the import of PyTorch's compiler."""
     command = [sys.executable, "-c", START, *HEAVY.split()]
@@ -368,6 +374,7 @@ def test_dice_before_and_after_a_known_shift(network):
     assert result.moved_labels.dtype == torch.int32
 
 
+@pytest.mark.slow
 def test_warnings_name_what_looks_wrong(network):
     network([0.0, 0.0, 0.0], spacing=[2.0, 2.0, 2.0])
     image = nifti(blobs((20, 22, 24)), RAS)
@@ -526,6 +533,7 @@ def test_real_pairs_of_one_contrast_and_of_two(network, sample):
     assert warned == [False, False, False, True]
 
 
+@pytest.mark.slow
 def test_save_writes_four_files(result, tmp_path):
     folder = result.save(tmp_path / "a" / "b")
     names = ["disp.nii.gz", "metrics.json", "moved.nii.gz", "report.png"]
@@ -539,6 +547,7 @@ def test_save_writes_four_files(result, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.slow
 def test_a_failure_in_the_middle_of_saving_leaves_nothing(result, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no figure today")
@@ -549,6 +558,7 @@ def test_a_failure_in_the_middle_of_saving_leaves_nothing(result, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_failure_keeps_the_result_of_last_time_whole(result, tmp_path, monkeypatch):
     result.save(tmp_path / "out")
     before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
@@ -562,6 +572,7 @@ def test_a_failure_keeps_the_result_of_last_time_whole(result, tmp_path, monkeyp
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite_become_null(result, tmp_path):
     result.metrics["odd"] = float("nan")
     result.save(tmp_path / "out")
@@ -668,6 +679,7 @@ def test_refining_the_labelled_real_slices_raises_their_dice(sample):
     assert result.metrics["folding_percent"] < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shift", "expected"), [(2, "none"), (10, "affine")])
 def test_auto_aligns_on_one_grid_where_the_images_lie_apart(network, shift, expected):
     """4 mm are the network's business, 20 mm are not."""
@@ -737,6 +749,7 @@ def test_structures_of_two_heads_that_are_not_aligned(sample):
 # SyN --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("apart", [0.0, 20.0])
 def test_syn_gains_dice_and_is_aligned_first_where_that_is_needed(apart):
     pytest.importorskip("ants")
@@ -768,6 +781,7 @@ def test_syn_may_be_refined():
     assert objective[1] < objective[0]
 
 
+@pytest.mark.slow
 def test_ants_applies_what_syn_has_left_in_a_file(tmp_path):
     """Oblique grids of different voxels; ANTs reads our files, and nothing else."""
     ants = pytest.importorskip("ants")

@@ -419,6 +419,7 @@ def test_brainweb_by_the_twin_and_by_network_and_descent(sample, way):
         assert abs(abs(degrees_mm(turned.theta, (1.0, 1.0))) - 10) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("way", WAYS, ids=["twin", "network"])
 def test_two_visits_by_the_twin_and_by_network_and_descent(sample, way):

@@ -298,6 +298,7 @@ def test_oasis_stack(sample):
     np.testing.assert_array_equal(stack[0, 0], by_hand)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_ptbp_slices_have_the_known_overlap(sample):
     sample("ptbp_brain")
@@ -315,6 +316,7 @@ def test_ptbp_slices_have_the_known_overlap(sample):
         module.load_ptbp_slices(indices=(18,))
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_ptbp_slabs_are_what_their_source_says(sample):
     folder = sample("ptbp_brain") / "original"

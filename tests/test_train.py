@@ -509,6 +509,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path):
     """They share each batch: the mean over the halves is the mean over the batch."""
     script = tmp_path / "script.py"
@@ -557,6 +558,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_all_but_training_works_without_accelerate(tmp_path):
     command = [sys.executable, "-c", WITHOUT, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -716,6 +718,7 @@ def test_an_atlas_is_nobody_to_learn_from_or_to_test_on():
     assert [(a.name[-1], b.name[-1]) for a, b in between] == [("0", "1"), ("1", "2"), ("2", "0")]
 
 
+@pytest.mark.slow
 def test_a_model_learns_to_register_to_an_atlas():
     weights = {"similarity": 1.0, "diffusion": 0.03}
     changes = {"model": "vxm2", "options": {}, "weights": weights, "lr": 3e-3, "warmup": 0}

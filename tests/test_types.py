@@ -47,6 +47,7 @@ def sentences(tmp_path_factory):
     return {expression: said[4 + i] for i, expression in enumerate(EXPRESSIONS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_a_type_checker_sees_the_real_types(expression, sentences):
     expected = EXPRESSIONS[expression]

@@ -237,6 +237,7 @@ def test_a_row_says_what_was_reached(made):
     assert rows["VoxelMorph-2"]["default"] and rows["without both"]["state"] == "not run"
 
 
+@pytest.mark.slow
 def test_it_is_not_run_again(made, monkeypatch):
     monkeypatch.setattr(running, "train", fails)
     monkeypatch.setattr(running, "judge", fails)
@@ -312,6 +313,7 @@ def write_set(folder, name, parts):
     return folder
 
 
+@pytest.mark.slow
 def test_real_slices_are_learned_from_and_another_set_has_a_file_of_its_own(tmp_path, monkeypatch):
     parts = {"f": "fixed", "a": "train", "b": "train", "c": "test", "d": "test"}
     data = write_set(tmp_path / "data", "ptbp_slices", parts)
