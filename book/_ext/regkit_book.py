@@ -21,6 +21,9 @@ It does three things:
 A format is Python's, or `power` (3.2·10⁻⁵), `percent` (7.6 %), `time` (180 ms), `bytes` (12.3 MB),
 `points` (+1.2, of an interval −0.7 to +0.5); any other list is written 80×96×80. What is not known
 (null) is shown as a dash.
+
+A directive, and no cell with pandas: prose pages run no code, and a page shows beside each column's
+name what it holds.
 """
 
 import json
