@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 
 from regkit import losses, metrics, spatial
-from regkit.data import LABELS, RandomPairs, chain, population, true_displacement
+from regkit.data import LABELS, RandomPairs, chain, population, template, true_displacement
 
 SOME = {(80, 96): 6, (160, 192): 4, (80, 96, 80): 2}  # how many subjects of each shape
 
@@ -297,3 +297,11 @@ def test_bad_input_is_one_sentence(call, parts):
 def test_truth_between_different_sizes_is_refused(subjects):
     with pytest.raises(ValueError, match=r"moving_subject.*\(1, 80, 96\).*\(1, 160, 192\)"):
         true_displacement(subjects((80, 96))[0], subjects((160, 192))[0])
+
+
+def test_a_velocity_in_voxels_is_that_in_mm_over_the_voxel_size():
+    """3 mm per unit time everywhere, on voxels of 4.4 x 2.2 mm (176 x 211.2 mm in all)."""
+    lattice = [round(size / template.LATTICE) + 1 for size in template.FIELD_OF_VIEW[:2]]
+    svf = template.resample_velocity(torch.full((2, *lattice), 3.0), (40, 96))
+    expected = torch.tensor([3 / 4.4, 3 / 2.2]).reshape(1, 2, 1, 1).expand(1, 2, 40, 96)
+    torch.testing.assert_close(svf, expected)
