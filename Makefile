@@ -27,8 +27,8 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-sanitize-with=tests/nbval.ini
 BENCH := -m pytest benchmarks/bench.py --disable-warnings --quiet -p no:cacheprovider \
     --benchmark-columns=min,median,rounds --benchmark-sort=fullname
 
-# Percent of the lines of regkit/ that `make coverage` runs, at least: today's value.
-COVERAGE := 96
+# Percent of the lines of regkit/ that `make coverage` runs, at least: today it is 96.2, and machines differ.
+COVERAGE := 95.5
 
 .DEFAULT_GOAL := help
 .PHONY: help book test unit coverage test-slow test-site test-cpu attack notebooks bench gpu-results lint format wheel \
