@@ -26,7 +26,7 @@ from regkit.data import population
 from regkit.models import RegistrationModel
 from regkit.record import write_json
 from regkit.spatial import warp
-from regkit.training import loop, recipes
+from regkit.training import loop
 
 OUT = common.RESULTS / "adaptive_stages.json"
 STAGES = 10
@@ -94,14 +94,7 @@ def main(
     common.use_threads(threads)
     made = common.made(__file__)
     if weights is None:
-        recipe = recipes.get(
-            "unfolding_2d",
-            "cpu",
-            options={"shared": True},
-            steps=steps,
-            validate_every=steps,
-            precision="bf16",
-        )
+        recipe = common.unfolding_2d(steps, shared=True)
         trained = loop.train(recipe).model
         model = models.create("unfolding", 2, shared=True, stages=STAGES).eval()
         model.load_state_dict(trained.state_dict())

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from regkit.record import Row, Rows, how_made, rounded, typed_command
 from regkit.spatial import resize
+from regkit.training import recipes
+from regkit.training.recipes import Recipe
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -97,6 +99,18 @@ def measure_once(
     rows.add({**settings, **numbers, **stamp})
     typer.echo(f"{title}: {describe(numbers)}", err=True)
     return True
+
+
+def unfolding_2d(steps: int, **options: Any) -> Recipe:
+    """The recipe of `unfolding` in 2D with these options of the network, validated at its end."""
+    return recipes.get(
+        "unfolding_2d",
+        "cpu",
+        options=options,
+        steps=steps,
+        validate_every=steps,
+        precision="bf16",
+    )
 
 
 def levels(shape: Sequence[int], count: int) -> list[tuple[int, ...]]:

@@ -27,7 +27,7 @@ from regkit.blocks import ATTENTION, Transformer
 from regkit.data import population
 from regkit.data.pairs import chain
 from regkit.record import Row, Rows, made_now, peak_bytes, timed
-from regkit.training import evaluation, loop, recipes
+from regkit.training import evaluation, loop
 
 OUT = common.RESULTS / "light_transformer.json"
 SHAPES = ((80, 96, 80), (160, 192, 160))
@@ -60,14 +60,7 @@ def network(attention: str, shape: tuple[int, ...]) -> Row:
 
 def accuracy(attention: str, steps: int, pairs: int) -> Row:
     """The 2D network, trained with this attention."""
-    recipe = recipes.get(
-        "unfolding_2d",
-        "cpu",
-        options={"attention": attention},
-        steps=steps,
-        validate_every=steps,
-        precision="bf16",
-    )
+    recipe = common.unfolding_2d(steps, attention=attention)
     trained = loop.train(recipe, progress=False, device="cpu")
     test = chain(population(pairs + 1, recipe.shape, seed=2))
     numbers = evaluation.summary(evaluation.evaluate(trained.model, test, ceiling=True))
