@@ -6,6 +6,7 @@ REGKIT_ATTACK says how many there are in all; `make attack` runs ten thousand.
 import os
 
 import attack
+import numpy as np
 import pytest
 
 COUNT = int(os.environ.get("REGKIT_ATTACK", "1500"))
@@ -30,7 +31,11 @@ def test_damaged_prepared_sets_are_used_or_refused_in_one_sentence(tmp_path):
 
 
 def test_the_attack_itself_notices(tmp_path, monkeypatch):
-    """Faults that are put in: a traceback, a message of Python's, a file outside, other voxels."""
+    """Faults that are put in: a traceback, a message of Python's, a file outside, much memory.
+
+    The memory is what the inputs add: the process that runs the tests may hold more than the bound.
+    """
+    held = np.ones(300_000_000)
 
     def harmless(home):
         return lambda rng, room: None
@@ -47,7 +52,11 @@ def test_the_attack_itself_notices(tmp_path, monkeypatch):
     def escapes(home):
         return lambda rng, room: (room.parent / "outside").write_text("x")
 
+    def greedy(home):
+        return lambda rng, room: np.ones(300_000_000)  # 2.4 GB at once
+
     made = {
+        "greedy": (greedy, 1),
         "harmless": (harmless, 0),
         "traceback": (raises(KeyError("split")), 1),
         "raw": (raises(ValueError("Expecting value: line 1 column 1 (char 0)")), 1),
@@ -57,3 +66,4 @@ def test_the_attack_itself_notices(tmp_path, monkeypatch):
     for kind, (make, faults) in made.items():
         monkeypatch.setitem(attack.KINDS, kind, make)
         assert len(attack.attack(kind, 1, 0, tmp_path).faults) == faults, kind
+    assert held.size  # was held all the time
