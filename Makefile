@@ -24,6 +24,9 @@ PYTHON ?= python3.11 python3.12 python3.13 python3
 EXTRAS := train,notebook,book,baselines,compare,data,dev
 NBVAL := --nbval-lax --nbval-current-env --nbval-sanitize-with=tests/nbval.ini
 
+# Notebooks train in a folder of their own, so that none goes on from a run of older code.
+FRESH := home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && REGKIT_HOME=$$home
+
 BENCH := -m pytest benchmarks/bench.py --disable-warnings --quiet -p no:cacheprovider \
     --benchmark-columns=min,median,rounds --benchmark-sort=fullname
 
@@ -70,7 +73,7 @@ test: lint unit
 
 # One thread and two workers; the cells of one notebook stay on one worker.
 unit: $(READY)
-	REGKIT_BUDGET=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	$(FRESH) REGKIT_BUDGET=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	    -n 2 --dist loadfile $(NBVAL) --nbval-cell-timeout=300 -m 'not slow' \
 	    $(COV) --ignore=tests/site tests notebooks
 
@@ -88,7 +91,7 @@ attack: $(READY)
 	REGKIT_BUDGET=smoke OMP_NUM_THREADS=1 $(BIN)/python tests/attack.py --count $(COUNT) --seed $(SEED)
 
 test-cpu: $(READY)
-	REGKIT_BUDGET=cpu $(BIN)/python -m pytest \
+	$(FRESH) REGKIT_BUDGET=cpu $(BIN)/python -m pytest \
 	    $(NBVAL) --nbval-cell-timeout=1200 --timeout=1800 notebooks
 
 test-site: book
