@@ -10,11 +10,10 @@ from pathlib import Path
 
 import nbformat
 import typer
-from address import Address, found
+from address import COLAB_BRANCH, Address, found
 
 import notebooks
 
-BRANCH = "colab"
 README = """\
 # Notebooks for Google Colab
 
@@ -42,7 +41,7 @@ def publish(folder: Path, address: Address) -> list[Path]:
     chapters, written = [], []
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     for md in notebooks.select(None):
-        notebook = notebooks.reader_version(md, address, BRANCH)
+        notebook = notebooks.reader_version(md, address, COLAB_BRANCH)
         path = folder / "notebooks" / f"{md.stem}.ipynb"
         nbformat.write(notebook, path)
         written.append(path)
@@ -50,7 +49,7 @@ def publish(folder: Path, address: Address) -> list[Path]:
             CHAPTER.format(
                 title=md.stem.replace("_", " "),
                 name=address.repository.removeprefix("https://github.com/"),
-                branch=BRANCH,
+                branch=COLAB_BRANCH,
                 file=path.name,
             )
         )
