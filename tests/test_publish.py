@@ -1,4 +1,4 @@
-"""What the branch for Colab holds: notebooks that know their address, and a page that opens them."""
+"""What the branch for Colab holds: notebooks with an address, and a page that opens each."""
 
 from pathlib import Path
 
