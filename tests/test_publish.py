@@ -30,6 +30,7 @@ def test_the_branch_for_colab_holds_every_notebook_with_the_address(tmp_path, mo
     assert asked == [(md.stem, address, COLAB_BRANCH) for md in chapters]
     assert all("git+https://github.com/a/b@main" in path.read_text() for path in written)
     readme = (tmp_path / "out" / "README.md").read_text()
+    assert "\n- 02 Rigid and affine registration: [" in readme
     for path in written:
         place = f"github/a/b/blob/colab/notebooks/{path.name}"
         assert f"(https://colab.research.google.com/{place})" in readme

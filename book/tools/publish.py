@@ -17,8 +17,8 @@ import notebooks
 README = """\
 # Notebooks for Google Colab
 
-Written by the workflow that publishes the book, from [{ref}]({repository}/tree/{ref}). Whatever is
-changed here is lost with the next one.
+Written by the workflow that publishes the book, from [{ref}]({repository}/tree/{ref}).
+Whatever is changed here is lost with the next one.
 
 {chapters}
 """
@@ -47,7 +47,7 @@ def publish(folder: Path, address: Address) -> list[Path]:
         written.append(path)
         chapters.append(
             CHAPTER.format(
-                title=md.stem.replace("_", " "),
+                title=md.read_text(encoding="utf-8").partition("\n# ")[2].partition("\n")[0],
                 name=address.repository.removeprefix("https://github.com/"),
                 branch=COLAB_BRANCH,
                 file=path.name,
