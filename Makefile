@@ -11,8 +11,8 @@
 #                  (DATA=folder: the tables of a prepared set)
 # make wheel       wheel and source distribution, into dist/
 # make wheel-test  install the wheel alone into a clean environment and register with it (minutes)
-# make colab-test  each notebook alone in an empty folder, with the versions of tests/colab.txt and
-#                  the wheel (NAMES="08" for some; about 6 GB and ten minutes, most of it PyTorch)
+# make colab-test  each notebook alone in an empty folder, with Colab's versions and the wheel
+#                  (NAMES="08" for some; 6 GB, most of it PyTorch, and about ten minutes)
 # make lint        what CI says about style and types; make format repairs the style
 # make clean       remove what was built; .venv stays
 #
