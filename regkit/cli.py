@@ -577,17 +577,14 @@ def benchmark(
 ) -> None:
     """Run a published table again, row by row, and say which of its orders hold.
 
-    What is there already is not run again, and a training that was stopped goes on. Exit code 75:
-    --minutes have passed.
+    What is there is not run again, and a stopped training goes on. Exit code 75: --minutes passed.
     """
     if table == "list":
         _list_tables()
         return
-    from regkit.papers.running import NotFinished, Settings, tables_for
+    from regkit.papers.running import Settings, tables_for
     from regkit.record import typed_command
 
-    if minutes is not None and not minutes > 0:
-        raise ValueError(f"minutes is {minutes}, expected more than 0.")
     if table == "all" and (out is not None or row):
         raise ValueError("table is 'all', expected one table with the options --out and --row.")
     settings = Settings(
@@ -608,17 +605,21 @@ def benchmark(
         out=out,
         device=device,
         workers=workers,
-        until=None if minutes is None else time.monotonic() + 60 * minutes,
+        until=_until(minutes),
         command=typed_command("regkit"),
     )
     names = tables_for(budget, ndim, protocol, data) if table == "all" else [table]
-    try:
-        failed = [label for name in names for label in _run_table(replace(settings, table=name))]
-    except NotFinished as state:
-        _not_finished(str(state))
+    failed = [label for name in names for label in _run_table(replace(settings, table=name))]
     if failed:
         listed = ", ".join(map(repr, failed))
         raise ValueError(f"table has rows that were left out because of an error: {listed}.")
+
+
+def _until(minutes: float | None) -> float | None:
+    """When these minutes end, on `time.monotonic`."""
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes is {minutes}, expected more than 0.")
+    return None if minutes is None else time.monotonic() + 60 * minutes
 
 
 def _list_tables() -> None:
@@ -637,7 +638,10 @@ def _run_table(settings: Settings) -> list[str]:
     """Run a table and print it; labels of the rows that an error kept out of it."""
     from regkit.papers import comparing, running
 
-    file = running.run(settings)
+    try:
+        file = running.run(settings)
+    except running.NotFinished as state:
+        _not_finished(str(state))
     results = json.loads(file.read_text())
     typer.echo(comparing.as_text(results))
     typer.echo(f"wrote {file}\n")
