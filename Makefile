@@ -8,7 +8,9 @@
 # make notebooks   execute the notebooks at budget cpu and write them (NAMES="01 03" for some)
 # make bench       speed and memory beside other libraries, into results/ (under ten minutes)
 # make gpu-results all tables of Sun (2025) in 3D on a GPU, into results/; run again, it goes on
-#                  (DATA=folder: the tables of a prepared set)
+#                  (DATA=folder: the tables of a prepared set; MINUTES=10: a piece of ten minutes)
+# make gpu-ten-minutes  what a GPU can measure in ten minutes, into results/
+#                  (both with VENV=no PYTHON=python3: in an environment that is there, as in Colab)
 # make wheel       wheel and source distribution, into dist/
 # make wheel-test  install the wheel alone into a clean environment and register with it (minutes)
 # make colab-test  each notebook alone in an empty folder, with Colab's versions and the wheel
@@ -36,8 +38,8 @@ BENCH := -m pytest benchmarks/bench.py --disable-warnings --quiet -p no:cachepro
 COVERAGE := 95.5
 
 .DEFAULT_GOAL := help
-.PHONY: help book test unit coverage test-slow test-site test-cpu attack notebooks bench gpu-results lint format wheel \
-    wheel-test colab-test clean
+.PHONY: help book test unit coverage test-slow test-site test-cpu attack notebooks bench gpu-results \
+    gpu-ten-minutes lint format wheel wheel-test colab-test clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -109,12 +111,21 @@ bench: $(READY)
 	    $(BIN)/python $(BENCH) --device cuda --out results/bench-gpu.json; fi
 
 # What is in results/ and runs/ is not done again. BUDGET=paper is the published protocol;
-# DATA=folder is a prepared set, for all tables that have a protocol for it.
+# DATA=folder is a prepared set, for all tables that have a protocol for it. A piece that ends
+# because its MINUTES have passed says so, with exit code 75 (of make: 2). VENV=no needs a checkout
+# that PYTHON can import regkit from: `pip install -e ".[train]"` leaves torch and numpy as they are.
 BUDGET ?= gpu
 DATA ?=
-gpu-results: $(READY)
-	$(BIN)/regkit benchmark all $(if $(DATA),--data "$(DATA)",--ndim 3) --budget $(BUDGET) \
-	    --device cuda
+MINUTES ?=
+VENV ?= yes
+ON_GPU := $(if $(filter no,$(VENV)),$(firstword $(PYTHON)),$(BIN)/python)
+OF_GPU := $(if $(filter no,$(VENV)),,$(READY))
+gpu-results: $(OF_GPU)
+	$(ON_GPU) -m regkit benchmark all $(if $(DATA),--data "$(DATA)",--ndim 3) --budget $(BUDGET) \
+	    --device cuda $(if $(MINUTES),--minutes $(MINUTES))
+
+gpu-ten-minutes: $(OF_GPU)
+	$(ON_GPU) studies/gpu_first.py
 
 format: $(READY)
 	$(BIN)/python book/tools/notebooks.py sync

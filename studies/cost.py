@@ -6,7 +6,7 @@
 
 Inference: seconds of one pair in a process of its own, and the most memory that process held
 (resident set on the CPU, with Python and torch; torch's allocator on a GPU), in float32 and in
-bfloat16, with channels first and last.
+bfloat16, with channels first and last. On a GPU without bfloat16 in float16: `half` says so.
 
 Training, one step of the objective of the model's 3D recipe at batch 1: on a GPU measured. On the
 CPU two *estimates*, each with four times the weights (themselves, gradient and both moments of
@@ -31,6 +31,7 @@ import torch
 import typer
 
 from regkit import models
+from regkit.device import half_precision
 from regkit.record import Row, Rows, made_now, peak_bytes, peak_inside, timed
 from regkit.training import objective, recipes
 
@@ -38,6 +39,12 @@ SHAPE = (160, 192, 160)
 HALF = (80, 96, 80)
 SMALL = (32, 48, 32)
 MEMORY = "VmHWM of a process of its own on the CPU, the peak of PyTorch's allocator on a GPU"
+
+
+def half_of(device: str) -> torch.dtype:
+    """bfloat16; float16 on a GPU that has no bfloat16, such as a T4."""
+    of_gpu = half_precision(torch.device(device)) if device == "cuda" else "bf16"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}[of_gpu]
 
 
 def inference(name: str, device: str, threads: int, bf16: bool, last: bool) -> Row:
@@ -50,7 +57,7 @@ def inference(name: str, device: str, threads: int, bf16: bool, last: bool) -> R
     repetitions = 1 if device == "cpu" else 5  # a GPU chooses its kernels at first
     with (
         torch.no_grad(),
-        torch.autocast(device, torch.bfloat16, enabled=bf16),
+        torch.autocast(device, half_of(device), enabled=bf16),
         peak_inside(device) as peak,
     ):
         seconds = min(timed(lambda: model(*pair), device) for _ in range(repetitions))
@@ -66,7 +73,7 @@ def step(name: str, device: str, threads: int, bf16: bool, save: bool) -> Row:
     model = model.to(memory_format=torch.channels_last_3d)
 
     def loss(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, half_of(device), enabled=bf16):
             result = model(moving, fixed)
         terms = objective.objective(result, {"moving": moving, "fixed": fixed}, recipe)
         return torch.stack([recipe.weights[k] * v for k, v in terms.items()]).sum()
@@ -134,6 +141,8 @@ def main(
             row = {"part": name, "where": device, "bf16": bf16, option: value}
             if name in part.split() and not rows.has(row):
                 load = made_now(device)["load"]
+                if device == "cuda":
+                    row["half"] = str(half_of(device)).removeprefix("torch.")
                 row |= in_a_process(function, model, device, threads, bf16, value)
                 rows.add(row | {"load": load})
                 typer.echo(row, err=True)

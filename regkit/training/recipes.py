@@ -144,12 +144,12 @@ _SMOKE_3D = {
     "validate_every": 1,
 }
 
+# The steps of a GPU are those that results/t4_budget.json finds room for in 15 minutes of a T4, of
+# a recipe and of a chapter that trains several.
 _GPU_2D: dict[str, Any] = {
-    "shape": (160, 192), "subjects": 400, "batch": 16, "steps": 4000, "validate_every": 500,
+    "shape": (160, 192), "subjects": 400, "batch": 16, "steps": 1500, "validate_every": 250,
 }  # fmt: skip
-_GPU_3D: dict[str, Any] = {
-    "subjects": 100, "steps": 4000, "validate_every": 500,
-}  # fmt: skip
+_GPU_3D: dict[str, Any] = {"subjects": 100, "steps": 1500, "validate_every": 250}
 _PAPER: dict[str, Any] = {
     "steps": 150_000, "lr": 1e-4, "schedule": "constant", "batch": 1, "validate_every": 1000,
 }  # fmt: skip
@@ -196,12 +196,12 @@ for _model, _source in (("dual_prnet", _PYRAMID), ("dilformer", _DILFORMER)):
         _DENSE_2D, name=f"{_model}_2d", model=_model, source=_source,
         levels=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
     )  # fmt: skip
-    _add(_recipe, smoke=_SMOKE_2D, gpu=_GPU_2D, paper=_PAPER_2D)
+    _add(_recipe, smoke=_SMOKE_2D, gpu=_GPU_2D | {"steps": 1200}, paper=_PAPER_2D)
     _add(
         replace(_recipe, name=f"{_model}_3d", ndim=3, shape=(80, 96, 80), subjects=40,
                 validation=3, gamma=0.3, lr=1e-3, warmup=100, batch=1, steps=400),
         smoke=_SMOKE_3D,
-        gpu=_GPU_3D,
+        gpu=_GPU_3D | {"steps": 800},
         paper=_PAPER_3D | {"options": {"save_memory": True}},
     )  # fmt: skip
 
@@ -209,7 +209,7 @@ for _model, _source in (("dual_prnet", _PYRAMID), ("dilformer", _DILFORMER)):
 _add(
     replace(_recipe, name="pyramids_2d", amplitude=2.0, steps=400),
     smoke=_SMOKE_2D,
-    gpu=_GPU_2D,
+    gpu=_GPU_2D | {"steps": 1200},
     paper=_PAPER_2D,
 )
 
@@ -224,7 +224,7 @@ for _data, _at_4_mm, _learn, _validate in (_IXI, _LPBA40):
                 shape=tuple(2 * n for n in _at_4_mm), subjects=_learn, validation=3, lr=1e-3,
                 warmup=100, batch=1, validate_every=200),
         smoke=_SMOKE_3D | {"shape": _at_4_mm},
-        gpu=_GPU_3D | {"subjects": _learn},
+        gpu=_GPU_3D | {"subjects": _learn, "steps": 800},
         paper=_PAPER_3D | {"options": {"save_memory": True}, "subjects": _learn,
                            "validation": _validate, "shape": tuple(4 * n for n in _at_4_mm)},
     )  # fmt: skip
@@ -248,15 +248,15 @@ _ZHENG_PAPER: dict[str, Any] = {
 _add(
     _ZHENG,
     smoke=_SMOKE_2D,
-    gpu={"shape": (160, 192), "subjects": 333, "validation": 16, "steps": 4000,
-         "validate_every": 500},
+    gpu={"shape": (160, 192), "subjects": 333, "validation": 16, "steps": 1500,
+         "validate_every": 250},
     paper=_ZHENG_PAPER,
 )  # fmt: skip
 # slices of real children: prepared at 1 mm for "gpu" and "paper", at 2 mm for "cpu", 4 for "smoke"
 _add(
     replace(_ZHENG, name="zheng2023_ptbp", data="ptbp_slices"),
     smoke=_SMOKE_2D | {"shape": (40, 48)},
-    gpu={"shape": (160, 192), "steps": 4000, "validate_every": 500},
+    gpu={"shape": (160, 192), "steps": 1500, "validate_every": 250},
     paper=_ZHENG_PAPER,
 )
 # slices of neurite-oasis, 24 structures: the sizes as above. 254 people to learn from, the first of
@@ -265,7 +265,7 @@ _add(
 _add(
     replace(_ZHENG, name="zheng2023_oasis", data="oasis_2d", subjects=253, validation=20),
     smoke=_SMOKE_2D | {"shape": (40, 48)},
-    gpu={"shape": (160, 192), "steps": 4000, "validate_every": 500},
+    gpu={"shape": (160, 192), "steps": 1500, "validate_every": 250},
     paper=_ZHENG_PAPER
     | {"subjects": 253, "validation": 20, "steps": 63_250, "validate_every": 550},
 )
@@ -292,13 +292,13 @@ _UNFOLDING_3D = replace(
 _add(
     _UNFOLDING_2D,
     smoke=_SMOKE_2D,
-    gpu=_GPU_2D,
+    gpu=_GPU_2D | {"steps": 400, "validate_every": 100},
     paper=_PAPER_2D,
 )
 _add(
     _UNFOLDING_3D,
     smoke=_SMOKE_3D,
-    gpu={"subjects": 100, "steps": 2000, "validate_every": 500},
+    gpu={"subjects": 100, "steps": 1000, "validate_every": 100},
     paper={"shape": (160, 192, 160), "options": {"save_memory": True}, "subjects": 30,
            "validation": 9, "steps": 15_000, "lr": 1e-4, "schedule": "constant",
            "validate_every": 500},
@@ -321,7 +321,7 @@ _SUN_PAPER: dict[str, Any] = {
     "steps": 15_000, "lr": 1e-4, "schedule": "constant", "warmup": 0, "batch": 1,
     "validate_every": 500,
 }  # fmt: skip
-_SUN_GPU: dict[str, Any] = {"steps": 2000, "validate_every": 500}
+_SUN_GPU: dict[str, Any] = {"steps": 1200, "validate_every": 200}
 _OASIS: dict[str, Any] = {"data": "oasis_3d", "atlas": False, "subjects": 254, "validation": 20}
 _SAVE_MEMORY: dict[str, Any] = {"options": {"save_memory": True}}
 for _recipe in (_SUN_2D, replace(_SUN_2D, name="sun2025_pairs_2d", atlas=False)):
@@ -433,7 +433,7 @@ _add(
             chest={"field": "right lung"}, warmup=100, batch=1, steps=400, validate_every=200,
             precision="auto"),
     smoke=_SMOKE_3D,
-    gpu=_GPU_3D,
+    gpu=_GPU_3D | {"steps": 1200},
     paper={"shape": (128, 160, 128), "options": {"segment": 2, "save_memory": True},
            "subjects": 200, "steps": 150_000, "lr": 1e-4, "schedule": "constant",
            "validate_every": 1000},
@@ -483,7 +483,7 @@ _add(
 _add(
     _ANY_3D,
     smoke={**_SMOKE_3D, "painted": {"labels": 8, "slabs": 0.5, "brains": False}},
-    gpu={"subjects": 96, "steps": 2000, "validate_every": 500},
+    gpu={"subjects": 96, "steps": 1000, "validate_every": 200},
     paper={"shape": (160, 192, 160), "options": {"shared": True, "save_memory": True},
            "subjects": 192,
            "steps": 100_000, "lr": 1e-4, "schedule": "constant", "validate_every": 1000},
@@ -528,7 +528,7 @@ for _recipe in (
     _add(
         _recipe,
         smoke={**_SMOKE_2D, "shape": (48, 48)},
-        gpu={"subjects": 400, "batch": 32, "steps": 10_000, "validate_every": 1000},
+        gpu={"subjects": 400, "batch": 32, "steps": 2500, "validate_every": 250},
         paper={"options": {"width": 64}, "subjects": 1600, "validation": 400,
                "batch": 32, "steps": 50_000, "validate_every": 1000},
     )  # fmt: skip
@@ -555,7 +555,7 @@ for _kind, _changes in _HU_MOTION.items():
         _add(
             replace(_RIGID, name=f"hu2024_{_kind}_{_name}", model=_model, data=_data, **_changes),
             smoke={**_SMOKE_2D, "shape": (48, 48)},
-            gpu={"subjects": 400, "batch": 32, "steps": 10_000, "validate_every": 1000},
+            gpu={"subjects": 400, "batch": 32, "steps": 2500, "validate_every": 250},
             paper={"options": {"width": 64}, "subjects": 1600, "validation": 400,
                    "batch": 32, "steps": 50_000, "validate_every": 1000},
         )  # fmt: skip
