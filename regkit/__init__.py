@@ -10,7 +10,7 @@ For research and teaching. Not a medical device.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Result",

@@ -1,4 +1,4 @@
-"""What the notebooks of the book share: the same start, numbers for the prose, bands to stay in."""
+"""What the notebooks of the book share: their start, their runs, numbers for the prose, bands."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import matplotlib
@@ -23,20 +24,33 @@ from PIL import Image
 from torch import Tensor
 
 from regkit.data.samples import cached
+from regkit.device import choose_device, free_memory
 from regkit.plot import STYLE
-from regkit.record import peak_memory
-from regkit.training.recipes import BUDGETS, budget
+from regkit.record import device_name, peak_memory
+from regkit.training.recipes import BUDGETS, Recipe, budget, identity
 
 T = TypeVar("T")
+DRIVE = Path("/content/drive/MyDrive")  # where Colab shows the Google Drive that a reader mounts
 _started = time.perf_counter()
 
 
-def setup(seed: int = 0) -> None:
+def setup(
+    chapter: str | None = None, seed: int = 0, seconds: Mapping[str, float] | None = None
+) -> None:
     """Start a notebook: fixed seeds, the figures of the book, no distracting warnings, the clock.
 
+    It prints one line: the device and its free memory, the budget, and how long the chapter takes.
+    Without a GPU the budget "gpu" becomes "cpu" for this process, and a sentence says so.
+
     Args:
+        chapter: its number, such as "08".
         seed: of Python's, numpy's and torch's random numbers.
+        seconds: how long the whole chapter took, by budget, such as {"cpu": 519}.
+
+    Raises:
+        ValueError: the environment names a budget that does not exist.
     """
+    print(_conditions(chapter, {} if seconds is None else seconds))
     global _started
     _started = time.perf_counter()
     random.seed(seed)
@@ -53,6 +67,61 @@ def setup(seed: int = 0) -> None:
     if shell is not None and hasattr(shell, "display_formatter"):
         pyplot.switch_backend(matplotlib.get_backend())  # first, for it brings its own formatter
         shell.display_formatter.formatters["image/png"].for_type(Figure, small_png)
+
+
+def _conditions(chapter: str | None, seconds: Mapping[str, float]) -> str:
+    """Under which conditions the notebook runs; settles on a budget that this machine can run."""
+    device = choose_device("auto")
+    if budget() == "gpu" and device.type == "cpu":
+        print("The budget gpu needs a GPU, and PyTorch sees none here: the budget is cpu instead.")
+        os.environ["REGKIT_BUDGET"] = "cpu"
+    memory = f"{free_memory(device) / 1e9:.0f} GB of memory free"
+    line = f"{device_name(device)}, {memory}; budget {budget()}"
+    if chapter is None or not seconds:
+        return f"{line}."
+    if budget() not in seconds:
+        return f"{line}; how long chapter {chapter} takes at this budget is not measured yet."
+    minutes = max(1, round(seconds[budget()] / 60))
+    return f"{line}; chapter {chapter} takes about {minutes} min."
+
+
+def run_folder(chapter: str, recipe: Recipe | None = None) -> Path:
+    """Where a chapter keeps what it trains, so that a training outlives the session.
+
+    It is in folder `runs` of: the folder `regkit` of the Google Drive that is mounted in Colab;
+    else the folder that the environment variable REGKIT_HOME names; else the checkout that holds
+    the working folder; else the working folder. Nothing is made here: `regkit.training.train` does.
+
+    Args:
+        chapter: its number, such as "08".
+        recipe: of one training in it. The folder's name then holds the recipe's name, the budget,
+            and eight digits of `regkit.training.recipes.identity`: changed settings start a new
+            run, and the same ones go on where they were.
+
+    Returns:
+        The chapter's folder, or that of one training below it, to give to `train` as `out` together
+        with `resume=True`.
+
+    Raises:
+        ValueError: `chapter` is not the name of a folder.
+    """
+    if not chapter or Path(chapter).name != chapter:
+        raise ValueError(f"chapter is {chapter!r}, expected a number such as '08'.")
+    folder = _home() / "runs" / chapter
+    if recipe is None:
+        return folder
+    return folder / f"{recipe.name}_{budget()}_{identity(recipe)[:8]}"
+
+
+def _home() -> Path:
+    """The folder that holds `runs`, see `run_folder`."""
+    if DRIVE.is_dir():
+        return DRIVE / "regkit"
+    if named := os.environ.get("REGKIT_HOME"):
+        return Path(named).expanduser()
+    here = Path.cwd()
+    checkouts = (p for p in (here, *here.parents) if (p / "regkit" / "book.py").is_file())
+    return next(checkouts, here)
 
 
 def small_png(fig: Figure) -> bytes:

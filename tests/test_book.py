@@ -5,6 +5,7 @@ import math
 import re
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from regkit import book, plot, widgets
+from regkit.training import recipes
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
@@ -31,6 +33,100 @@ def test_setup_makes_the_run_repeatable():
     assert torch.equal(first[0], torch.rand(3))
     assert np.array_equal(first[1], np.random.rand(3))  # noqa: NPY002
     assert pyplot.rcParams["image.origin"] == "lower"
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(book, "device_name", lambda device: "Some CPU")
+    monkeypatch.setattr(book, "free_memory", lambda device: 11_800_000_000)
+
+
+@pytest.mark.parametrize(
+    ("chapter", "seconds", "line"),
+    [
+        (None, None, "Some CPU, 12 GB of memory free; budget cpu."),
+        ("08", None, "Some CPU, 12 GB of memory free; budget cpu."),
+        ("08", {"cpu": 519, "gpu": 60}, "budget cpu; chapter 08 takes about 9 min."),
+        ("01", {"cpu": 23}, "budget cpu; chapter 01 takes about 1 min."),
+        ("08", {"gpu": 60}, "how long chapter 08 takes at this budget is not measured yet."),
+    ],
+)
+def test_setup_says_where_it_runs_and_for_how_long(
+    chapter, seconds, line, monkeypatch, capsys, no_gpu
+):
+    monkeypatch.setenv("REGKIT_BUDGET", "cpu")
+    book.setup(chapter, seconds=seconds)
+    said = capsys.readouterr().out
+    assert said.endswith(f"{line}\n") and said.count("\n") == 1
+
+
+def test_the_budget_gpu_without_a_gpu_becomes_cpu_and_says_so(monkeypatch, capsys, no_gpu):
+    monkeypatch.setenv("REGKIT_BUDGET", "gpu")
+    book.setup("08", seconds={"cpu": 519, "gpu": 60})
+    sentence, line = capsys.readouterr().out.splitlines()
+    assert sentence == (
+        "The budget gpu needs a GPU, and PyTorch sees none here: the budget is cpu instead."
+    )
+    assert line.endswith("budget cpu; chapter 08 takes about 9 min.")
+    assert recipes.get("vxm_diff_2d") == recipes.get("vxm_diff_2d", "cpu")
+
+
+def test_the_budget_gpu_stays_where_there_is_a_gpu(monkeypatch, capsys, no_gpu):
+    monkeypatch.setenv("REGKIT_BUDGET", "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    book.setup("08", seconds={"cpu": 519, "gpu": 840})
+    assert capsys.readouterr().out.endswith("budget gpu; chapter 08 takes about 14 min.\n")
+
+
+# -------------------------------------------------------------------------- the folder of a run
+
+
+@pytest.fixture
+def places(monkeypatch, tmp_path):
+    """A working folder two levels below a checkout; no REGKIT_HOME; a Drive that is not there."""
+    monkeypatch.delenv("REGKIT_HOME", raising=False)
+    monkeypatch.setattr(book, "DRIVE", tmp_path / "drive" / "MyDrive")
+    (tmp_path / "checkout" / "regkit").mkdir(parents=True)
+    (tmp_path / "checkout" / "regkit" / "book.py").touch()
+    (tmp_path / "checkout" / "notebooks" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "checkout" / "notebooks" / "mine")
+    return tmp_path
+
+
+def test_runs_are_kept_on_the_drive_else_at_home_else_in_the_checkout(places, monkeypatch):
+    assert book.run_folder("08") == places / "checkout" / "runs" / "08"
+    monkeypatch.chdir(places)  # outside of any checkout
+    assert book.run_folder("08") == places / "runs" / "08"
+    monkeypatch.setenv("REGKIT_HOME", str(places / "home"))
+    assert book.run_folder("08") == places / "home" / "runs" / "08"
+    book.DRIVE.mkdir(parents=True)  # mounted
+    assert book.run_folder("08") == book.DRIVE / "regkit" / "runs" / "08"
+    assert sorted(p.name for p in places.iterdir()) == ["checkout", "drive"]  # nothing was made
+
+
+def test_a_run_goes_on_with_the_same_settings_and_starts_anew_with_others(places, monkeypatch):
+    monkeypatch.setenv("REGKIT_BUDGET", "smoke")
+    recipe = recipes.get("unfolding_2d")
+    folder = book.run_folder("08", recipe)
+    assert folder.parent == book.run_folder("08")
+    assert folder.name.startswith("unfolding_2d_smoke_")
+    assert book.run_folder("08", recipes.get("unfolding_2d")) == folder
+    others = [
+        book.run_folder("08", recipes.get("unfolding_2d", **changed))
+        for changed in ({"steps": 5}, {"seed": 1}, {"weights": {"similarity": 1.0}})
+    ]
+    others.append(book.run_folder("08", replace(recipe, name="other")))
+    others.append(book.run_folder("03", recipe))
+    monkeypatch.setenv("REGKIT_BUDGET", "cpu")
+    others.append(book.run_folder("08", recipe))
+    assert len({folder, *others}) == 7
+
+
+@pytest.mark.parametrize("chapter", ["", "../08", "a/b", "/08", "08/", "."])
+def test_a_chapter_that_is_no_name_of_a_folder_is_refused(chapter):
+    with pytest.raises(ValueError, match="chapter is .*, expected a number such as '08'"):
+        book.run_folder(chapter)
 
 
 def test_a_notebook_figure_is_a_small_picture_of_the_same_colours():
