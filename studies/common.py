@@ -101,16 +101,15 @@ def measure_once(
     return True
 
 
+def recipe_of(name: str, **changes: Any) -> Recipe:
+    """A recipe at budget "cpu", with the precision of this CPU, so that its identity tells it."""
+    return recipes.settled(recipes.get(name, "cpu", **changes), torch.device("cpu"))
+
+
 def unfolding_2d(steps: int, **options: Any) -> Recipe:
     """The recipe of `unfolding` in 2D with these options of the network, validated at its end."""
-    return recipes.get(
-        "unfolding_2d",
-        "cpu",
-        options=options,
-        steps=steps,
-        validate_every=steps,
-        precision="bf16",
-    )
+    changes = {"steps": steps, "validate_every": steps, "precision": "auto"}
+    return recipe_of("unfolding_2d", options=options, **changes)
 
 
 def levels(shape: Sequence[int], count: int) -> list[tuple[int, ...]]:

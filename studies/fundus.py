@@ -247,8 +247,8 @@ def measured(method: Method, pairs: Sequence[Pair]) -> Row:
 def plan(learn: Sequence[Pair], epochs: int = EPOCHS, **changes: Any) -> Recipe:
     """`tan2023_fundus` for these pairs."""
     steps = epochs * len(learn)
-    return recipes.get(
-        "tan2023_fundus", "cpu", shape=tuple(learn[0][1].image.shape[1:]), subjects=len(learn),
+    return common.recipe_of(
+        "tan2023_fundus", shape=tuple(learn[0][1].image.shape[1:]), subjects=len(learn),
         validation=min(4, len(learn)), steps=steps, validate_every=len(learn), **changes,
     )  # fmt: skip
 

@@ -194,7 +194,7 @@ def ants(pair: Lung, metric: str = "correlation") -> Row:
 
 def plan(pair: Lung, segments: bool, steps: int, subjects: int) -> Recipe:
     """`fcn_3d` on the grid of this pair."""
-    recipe = recipes.get("fcn_3d", "cpu")
+    recipe = common.recipe_of("fcn_3d")
     changed: dict[str, Any] = {}
     if not segments:
         weights = {k: v for k, v in recipe.weights.items() if k != "segmentation"}

@@ -17,7 +17,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from regkit import losses, models
+from regkit import device, losses, models
 from regkit.data import RandomPairs, chain, population, true_displacement
 from regkit.models import Registration
 from regkit.spatial import integrate, warp
@@ -349,7 +349,7 @@ def test_the_label_loss_of_a_batch_is_the_mean_over_its_pairs():
         ({"validate_every": 0}, "validate_every is 0, expected 1 or more"),
         ({"validation": 0}, "validation is 0, expected 1 or more"),
         ({"weights": {}}, "weights is empty, expected at least one term"),
-        ({"precision": "half"}, "precision is 'half', expected 'no', 'bf16' or 'fp16'"),
+        ({"precision": "half"}, "precision is 'half', expected 'auto', 'no', 'bf16' or 'fp16'"),
     ],
 )
 def test_settings_that_do_not_fit(changes, sentence):
@@ -432,8 +432,132 @@ def test_half_precision_learns_and_leaves_a_model_of_full_precision(precision, t
     assert half.model(moving, fixed).disp.equal(loaded(moving, fixed).disp)
 
 
+def gpu(monkeypatch, capability):
+    """PyTorch sees a GPU of this compute capability; nothing computes on it."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *a, **k: True)  # emulation counts
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((8, 6), "bf16"), ((9, 0), "bf16")],
+)
+def test_the_half_precision_of_a_gpu_is_that_of_its_tensor_cores(capability, expected, monkeypatch):
+    """7.5 is a T4, which has no convolution in bfloat16; 8.0 an A100, the first that has."""
+    gpu(monkeypatch, capability)
+    assert device.half_precision(torch.device("cuda")) == expected
+    assert device.half_precision(torch.device("cuda", 0)) == expected
+
+
+@pytest.mark.parametrize(("faster", "expected"), [(True, "bf16"), (False, "no")])
+def test_half_precision_of_the_cpu_is_measured(faster, expected, monkeypatch):
+    monkeypatch.setattr(device, "_bfloat16_is_faster", lambda: faster)
+    assert device.half_precision(torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0.5, True), (0.9, False), (2.0, False)])
+def test_bfloat16_is_taken_where_a_convolution_is_clearly_faster(factor, expected, monkeypatch):
+    """A clock that advances by what a convolution of each kind is said to take."""
+    now = [0.0]
+
+    def convolution(image, weight, padding):
+        now[0] += factor if image.dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(device.F, "conv2d", convolution)
+    monkeypatch.setattr(device.time, "perf_counter", lambda: now[0])
+    threads = torch.get_num_threads()
+    assert device._bfloat16_is_faster.__wrapped__() is expected
+    assert torch.get_num_threads() == threads
+
+
+def test_a_run_keeps_the_precision_that_it_has_taken(tmp_path, monkeypatch):
+    """It begins where bfloat16 is fast, and goes on where it is not."""
+    recipe = small(precision="auto")
+    monkeypatch.setattr(device, "_bfloat16_is_faster", lambda: True)
+    whole = loop.train(recipe, tmp_path / "whole", progress=False, device="cpu")
+    half = loop.train(small(precision="bf16"), progress=False, device="cpu")
+    assert same_weights(whole.model, half.model)
+    assert whole.recipe == replace(recipe, precision="bf16")
+    saved = models.load(tmp_path / "whole" / "last.safetensors").info
+    assert saved["recipe"]["precision"] == "bf16"
+
+    loop.train(recipe, tmp_path / "run", progress=False, device="cpu", minutes=1e-9)
+    monkeypatch.setattr(device, "_bfloat16_is_faster", lambda: False)
+    resumed = loop.train(recipe, tmp_path / "run", True, progress=False, device="cpu")
+    assert resumed.recipe.precision == "bf16"
+    assert same_weights(resumed.model, whole.model)
+    fresh = loop.train(recipe, tmp_path / "fresh", progress=False, device="cpu")
+    assert fresh.recipe.precision == "no"
+    with pytest.raises(ValueError, match="another recipe"):
+        loop.train(small(precision="no"), tmp_path / "run", resume=True, progress=False)
+
+
+def test_every_recipe_trains_in_half_precision_on_a_gpu(monkeypatch):
+    for name in recipes.names():
+        assert recipes.get(name, "gpu").precision == "auto"
+        assert recipes.get(name, "paper").precision == "no"
+        assert recipes.get(name, "smoke").precision == "no"
+        assert recipes.get(name, "cpu").precision in ("no", "auto")
+
+
+# --- time -------------------------------------------------------------------------------------
+
+
+def test_the_seconds_of_a_run_are_those_of_all_sittings(tmp_path, monkeypatch):
+    """A clock that advances by a second with each update: 2 + 2 steps, and 100 s between them."""
+    recipe, now = small(steps=4, validate_every=2), [0.0]
+    real = objective.objective
+
+    def a_second(*arguments):
+        now[0] += 1.0
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "objective", a_second)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    assert loop.train(recipe, progress=False).seconds == 4.0
+    now[0] += 100.0
+    first = loop.train(recipe, tmp_path, progress=False, minutes=3 / 60)
+    assert [entry["step"] for entry in first.history] == [1, 2] and first.seconds == 2.0
+    now[0] += 100.0
+    whole = loop.train(recipe, tmp_path, resume=True, progress=False)
+    assert [entry["step"] for entry in whole.history] == [1, 2, 3, 4] and whole.seconds == 4.0
+    assert loop.train(recipe, tmp_path, resume=True, progress=False).seconds == 4.0
+    (tmp_path / "state" / "4" / "seconds.txt").unlink()  # as of an earlier version
+    assert math.isnan(loop.train(recipe, tmp_path, resume=True, progress=False).seconds)
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(1.9 / 60, 1), (2 / 60, 2), (3.5 / 60, 3), (1, 4)])
+def test_a_run_ends_before_its_minutes_have_passed(minutes, steps, tmp_path, monkeypatch):
+    """Each update takes a second and is validated: a step that would end too late is not begun."""
+    recipe, now = small(steps=4, validate_every=1), [0.0]
+    real = objective.objective
+
+    def a_second(*arguments):
+        now[0] += 1.0
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "objective", a_second)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(loop, "_rehearse", lambda *arguments: None)
+    trained = loop.train(recipe, tmp_path, progress=False, minutes=minutes)
+    assert len(trained.history) == steps
+    now[0] += 1000.0
+    monkeypatch.setattr(loop, "objective", real)
+    whole = loop.train(recipe, tmp_path, resume=True, progress=False)
+    assert same_weights(whole.model, loop.train(recipe, progress=False).model)
+
+
+@pytest.mark.parametrize("minutes", [0, -1, math.nan])
+def test_minutes_without_a_folder_or_without_time_are_refused(minutes, tmp_path):
+    with pytest.raises(ValueError, match="minutes is 1 and out is not given, expected more than 0"):
+        loop.train(small(), progress=False, minutes=1)
+    with pytest.raises(ValueError, match="expected more than 0 and a folder"):
+        loop.train(small(), tmp_path / "run", progress=False, minutes=minutes)
+    assert not (tmp_path / "run").exists()
+
+
 def test_fp16_on_the_cpu_is_refused():
-    with pytest.raises(ValueError, match="precision is 'fp16' on the CPU, expected 'no' or 'bf16'"):
+    with pytest.raises(ValueError, match="precision is 'fp16' on the CPU, expected 'auto', 'no'"):
         loop.train(small(precision="fp16"), progress=False, device="cpu")
 
 

@@ -757,11 +757,13 @@ def _protocol_of_set(of_sets: Mapping[str, Recipe], name: str) -> Recipe:
 
 
 def _at_precision(recipe: Recipe, device: torch.device) -> Recipe:
-    """On a GPU in half precision."""
-    if device.type == "cuda":  # bfloat16 came with compute capability 8
-        half = "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-        recipe = replace(recipe, precision=half)
-    return recipe
+    """On a GPU in the half precision of whichever begins the training: another may go on with it.
+
+    On the CPU what "auto" means is said, so that a row tells with what it was measured.
+    """
+    if device.type == "cuda":
+        return replace(recipe, precision="auto")
+    return recipes.settled(recipe, device)
 
 
 # ------------------------------------------------------------------------------------ the file

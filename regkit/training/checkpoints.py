@@ -7,7 +7,8 @@ A run in a folder leaves
     last.safetensors       the weights after the last validation
     best.safetensors       the weights with the best validation
     log/                   the same numbers for `tensorboard --logdir`
-    state/STEP/            what resuming needs (weights, optimiser, schedule, random states)
+    state/STEP/            what resuming needs (weights, optimiser, schedule, random states), and
+                           how long the run took until then
 
 A run may be killed at any moment. Everything is saved after a validation, and history.json last: it
 is written beside its place and moved there, and its last step names the one folder below `state/`
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # it belongs to the extra "train"
     from accelerate import Accelerator
 
 FRESH = "new-"  # before the name of a state that the history does not hold yet
+SECONDS = "seconds.txt"  # of a state
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -72,6 +74,7 @@ def save(
     history: list[dict[str, float]],
     scores: dict[str, float],
     better: bool,
+    seconds: float,
 ) -> None:
     """Write weights and state, then the history, which makes them count.
 
@@ -84,6 +87,7 @@ def save(
         accelerator.save_state(str(fresh))
         accelerator.wait_for_everyone()  # each process writes its random states
         if accelerator.is_main_process:
+            (fresh / SECONDS).write_text(f"{seconds:.3f}")
             for tracker in accelerator.trackers:
                 tracker.tracker.flush()  # a run killed after its last step has it in its log
             for name in ("last", "best") if better else ("last",):
@@ -172,6 +176,17 @@ def saved(folder: Path) -> list[dict[str, float]]:
     return history
 
 
+def seconds_of(folder: Path, step: int) -> float:
+    """How long a run took to its state of a step; NaN where an earlier version has written it."""
+    file = folder / "state" / str(step) / SECONDS
+    if not file.is_file():
+        return math.nan
+    try:
+        return float(file.read_text())
+    except ValueError:
+        raise ValueError(f"out holds a {SECONDS} that is damaged, expected a number.") from None
+
+
 def best_score(task: Task, tested: Sequence[dict[str, float]]) -> float:
     """The best score of the validations of a history."""
     try:
@@ -215,10 +230,23 @@ def alone_in(folder: Path | None) -> Iterator[None]:
                 place.rmdir()
 
 
+def _holds_a_run(folder: Path) -> bool:
+    """Whether something was saved there."""
+    return (folder / "history.json").exists() or any(folder.glob("state/*"))
+
+
+def taken_precision(folder: Path) -> str | None:
+    """The precision of the run that a folder holds; None where it holds none that says so."""
+    file = folder / "recipe.json"
+    recipe = read_json(file) if _holds_a_run(folder) and file.is_file() else None
+    taken = recipe.get("precision") if isinstance(recipe, dict) else None
+    return taken if isinstance(taken, str) else None
+
+
 def check_run(folder: Path, plan: dict[str, Any], resume: bool) -> None:
     """Make sure that a folder holds this run, if it holds one: something was saved there."""
     file = folder / "recipe.json"
-    if not (folder / "history.json").exists() and not any(folder.glob("state/*")):
+    if not _holds_a_run(folder):
         return
     if not resume:
         raise ValueError(f"out is {folder.name!r}, which holds a run: expected resume=True.")

@@ -8,15 +8,16 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from regkit import models
@@ -24,12 +25,15 @@ from regkit.device import choose_device, enough_memory
 from regkit.messages import install
 from regkit.models import RegistrationModel
 from regkit.training import recipes
+from regkit.training.batches import batches, worker_count
 from regkit.training.checkpoints import (
     alone_in,
     best_score,
     check_run,
     go_on,
     save,
+    seconds_of,
+    taken_precision,
     wait_for_the_next_second,
     write_json,
 )
@@ -50,12 +54,19 @@ class Trained:
 
     history: one dictionary a step: `step`, `loss`, each term without its weight (the label loss as
         `dice_loss`), and on validation steps its numbers: `dice`, `dice_before`, `folding_percent`.
-        With several processes the mean over them.
+        With several processes the mean over them. Shorter than the steps of the recipe where
+        `minutes` have ended the run.
+    recipe: with the precision that was taken where it said "auto".
+    seconds: wall-clock time from the first update to the end of the last validation, all sittings
+        together: with making pairs and saving, without making the population. What a sitting did
+        after the last state that it saved is lost and does not count. NaN where an earlier version
+        of regkit has begun the run.
     """
 
     model: RegistrationModel
     history: list[dict[str, float]]
     recipe: Recipe
+    seconds: float
 
 
 def train(
@@ -67,6 +78,8 @@ def train(
     start: str | os.PathLike[str] | None = None,
     data: str | os.PathLike[str] | None = None,
     task: Task | None = None,
+    workers: int | None = None,
+    minutes: float | None = None,
 ) -> Trained:
     """Train a model as a recipe says, on the embedded population or on a prepared set.
 
@@ -83,6 +96,11 @@ def train(
             the recipe, see `regkit.training.data.fitted`; `regkit.data.prepared` reads it.
         task: images of your own to learn from and to judge by, see `regkit.training.tasks.Task`;
             the recipe then says only how.
+        workers: processes that make pairs while this one trains. None: on a GPU as many as there
+            are cores, at most four; else none. Any number gives the same weights.
+        minutes: end after a validation, with the state saved in `out`, where the next one would
+            come later than so many minutes after the first update, as far as the last interval
+            tells. `resume` goes on.
 
     Raises:
         ValueError: settings or data that do not fit, a folder that holds another run, a damaged one
@@ -95,9 +113,20 @@ def train(
     recipe = fitted(recipe, data) if task is None else recipe
     folder = None if out is None else Path(out)
     chosen = choose_device(device)
+    worker_count(workers, chosen)
+    if minutes is not None and (folder is None or not minutes > 0):
+        raise ValueError(
+            f"minutes is {minutes} and out is {'not ' if folder is None else ''}given, expected "
+            "more than 0 and a folder from which to go on."
+        )
+    taken = None if folder is None else taken_precision(folder)
+    if taken is not None and recipe.precision == "auto":
+        recipe = replace(recipe, precision=taken)
+    recipe = recipes.settled(recipe, chosen)
     _check(recipe, folder, resume, chosen)
     with alone_in(folder):
-        return _loop(_set_up(recipe, folder, resume, progress, chosen, start, data, task))
+        run = _set_up(recipe, folder, resume, progress, chosen, start, data, task)
+        return _loop(run, workers, math.inf if minutes is None else 60 * minutes)
 
 
 @dataclass
@@ -106,6 +135,7 @@ class _Run:
 
     network, model: the network itself, and what Accelerate has made of it for training.
     history, best: of the steps so far; the best score of their validations.
+    seconds: that they took, see `Trained`. began: when they would have begun in one sitting.
     """
 
     recipe: Recipe
@@ -119,31 +149,40 @@ class _Run:
     schedule: LambdaLR
     history: list[dict[str, float]]
     best: float
+    seconds: float
+    began: float = 0.0
 
 
-def _loop(run: _Run) -> Trained:
-    """Update the weights, and validate now and then, until the steps of the recipe are done."""
+def _loop(run: _Run, workers: int | None, limit: float) -> Trained:
+    """Update the weights, and validate now and then, until the steps of the recipe are done.
+
+    limit: seconds in which this sitting is to end, see `minutes` of `train`.
+    """
     recipe, done = run.recipe, len(run.history)
-    loader = _loader(run)
-    bar = tqdm(loader, total=recipe.steps, initial=done, disable=not run.progress, desc=recipe.name)
     run.model.train()
-    for step, batch in enumerate(bar, start=done + 1):
-        terms = _update(run, step, batch)
-        bar.set_postfix({k: f"{v:.3f}" for k, v in terms.items()}, refresh=False)
-        if _validates(recipe, step):
-            _validate(run, step)
+    start = saved = time.monotonic()
+    run.began = start - run.seconds
+    with closing(_batches(run, workers)) as left:
+        bar = tqdm(left, recipe.name, recipe.steps, initial=done, disable=not run.progress)
+        for step, batch in enumerate(bar, start=done + 1):
+            terms = _update(run, step, batch)
+            bar.set_postfix({k: f"{v:.3f}" for k, v in terms.items()}, refresh=False)
+            if _validates(recipe, step):
+                _validate(run, step)
+                before, saved = saved, time.monotonic()
+                if saved + (saved - before) > start + limit:
+                    break
+        bar.close()
     return _ended(run)
 
 
-def _loader(run: _Run) -> Iterable[dict[str, Any]]:
-    """The batches of the steps that are left; processes share each batch."""
-    recipe = run.recipe
+def _batches(run: _Run, workers: int | None) -> Generator[dict[str, Any]]:
+    """The batches of the steps that are left."""
+    recipe, accelerator = run.recipe, run.accelerator
     left = range(len(run.history) * recipe.batch, recipe.steps * recipe.batch)
-    size = recipe.batch // run.accelerator.num_processes
-    loader: Iterable[dict[str, Any]] = run.accelerator.prepare(
-        DataLoader(Subset(run.task.pairs, left), batch_size=size)
-    )
-    return loader
+    size = recipe.batch // accelerator.num_processes
+    count = worker_count(workers, accelerator.device, accelerator.num_processes)
+    return batches(run.task.pairs, left, size, count, accelerator)
 
 
 def _update(run: _Run, step: int, batch: dict[str, Any]) -> dict[str, float]:
@@ -176,8 +215,10 @@ def _validate(run: _Run, step: int) -> None:
     run.history[-1].update(scores)
     run.accelerator.log({f"validation/{k}": v for k, v in scores.items()}, step)
     score = run.task.score(scores)
+    run.seconds = time.monotonic() - run.began
     if run.folder is not None:
-        save(run.folder, run.accelerator, run.network, run.history, scores, score > run.best)
+        better = score > run.best
+        save(run.folder, run.accelerator, run.network, run.history, scores, better, run.seconds)
     run.best = max(run.best, score)
 
 
@@ -187,7 +228,7 @@ def _ended(run: _Run) -> Trained:
     # autocast was for training alone
     run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
     _lay_out(run.network, torch.contiguous_format)  # as a file of its weights gives it
-    return Trained(run.network.cpu().eval(), run.history, run.recipe)
+    return Trained(run.network.cpu().eval(), run.history, run.recipe, run.seconds)
 
 
 # --- before the first step ----------------------------------------------------------------------
@@ -221,6 +262,7 @@ def _set_up(
     network.info |= {"recipe": plan, **task.info}
     model, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
     history = go_on(folder, accelerator) if resume and folder is not None else []
+    seconds = seconds_of(folder, len(history)) if history and folder is not None else 0.0
     best = best_score(task, [entry for entry in history if _validates(recipe, int(entry["step"]))])
     if folder is not None:
         if accelerator.is_main_process:
@@ -240,6 +282,7 @@ def _set_up(
         schedule=schedule,
         history=history,
         best=best,
+        seconds=seconds,
     )
 
 
@@ -265,9 +308,11 @@ def _check(recipe: Recipe, folder: Path | None, resume: bool, device: torch.devi
     if not recipe.weights:
         raise ValueError("weights is empty, expected at least one term of the objective.")
     if recipe.precision not in ("no", "bf16", "fp16"):
-        raise ValueError(f"precision is {recipe.precision!r}, expected 'no', 'bf16' or 'fp16'.")
+        raise ValueError(
+            f"precision is {recipe.precision!r}, expected 'auto', 'no', 'bf16' or 'fp16'."
+        )
     if recipe.precision == "fp16" and device.type == "cpu":  # Accelerate would take float32
-        raise ValueError("precision is 'fp16' on the CPU, expected 'no' or 'bf16' there.")
+        raise ValueError("precision is 'fp16' on the CPU, expected 'auto', 'no' or 'bf16' there.")
     if resume and folder is None:
         raise ValueError("resume is on and out is not given, expected the folder of the run.")
 

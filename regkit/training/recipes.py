@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from regkit.device import half_precision
 from regkit.immutable import frozen
 from regkit.messages import unknown
 
@@ -66,7 +67,9 @@ class Recipe:
         direction counts half.
     lr, schedule, warmup: of Adam; "constant", or "cosine" down to zero; the first `warmup` steps
         rise from zero. clip: the largest norm of the gradient; longer ones are shortened.
-    batch, steps, validate_every, seed, precision ("no", "bf16", "fp16").
+    batch, steps, validate_every, seed.
+    precision: "no" (float32), "bf16", "fp16", or "auto": what `regkit.device.half_precision` says
+        of the device that the run begins on.
     """
 
     name: str
@@ -119,7 +122,9 @@ _RECIPES: dict[str, tuple[Recipe, dict[str, dict[str, Any]]]] = {}
 
 
 def _add(recipe: Recipe, **budgets: dict[str, Any]) -> None:
-    _RECIPES[recipe.name] = (recipe, budgets)
+    precision = {"smoke": "no", "gpu": "auto", "paper": "no"}
+    changes = {at: {"precision": precision[at], **budgets[at]} for at in budgets}
+    _RECIPES[recipe.name] = (recipe, changes)
 
 
 _SMOKE_2D = {
@@ -141,14 +146,12 @@ _SMOKE_3D = {
 
 _GPU_2D: dict[str, Any] = {
     "shape": (160, 192), "subjects": 400, "batch": 16, "steps": 4000, "validate_every": 500,
-    "precision": "no",
 }  # fmt: skip
 _GPU_3D: dict[str, Any] = {
-    "subjects": 100, "steps": 4000, "validate_every": 500, "precision": "no",
+    "subjects": 100, "steps": 4000, "validate_every": 500,
 }  # fmt: skip
 _PAPER: dict[str, Any] = {
     "steps": 150_000, "lr": 1e-4, "schedule": "constant", "batch": 1, "validate_every": 1000,
-    "precision": "no",
 }  # fmt: skip
 _PAPER_2D = _PAPER | {"shape": (160, 192), "subjects": 400}
 _PAPER_3D = _PAPER | {"shape": (160, 192, 160), "subjects": 200}
@@ -172,16 +175,17 @@ for _model, _source in (("vxm1", _TMI), ("vxm2", _TMI), ("vxm", _TMI), ("vxm_dif
     )  # fmt: skip
 
 # As vxm, and a term against folding: without it 1.4 % of a field folded after 800 updates (8
-# validation pairs). In bfloat16, which on a CPU takes four tenths of the time.
+# validation pairs). In half precision, which on a CPU that has bfloat16 takes four tenths of the
+# time.
 _DENSE_2D = Recipe(
     name="dense_unet_eca_2d", model="dense_unet_eca", ndim=2, shape=(80, 96), source=_DENSE,
-    weights={"similarity": 1.0, "diffusion": 0.1, "folding": 100.0}, warmup=50, precision="bf16",
+    weights={"similarity": 1.0, "diffusion": 0.1, "folding": 100.0}, warmup=50, precision="auto",
 )  # fmt: skip
-_add(_DENSE_2D, smoke=_SMOKE_2D | {"precision": "no"}, gpu=_GPU_2D, paper=_PAPER_2D)
+_add(_DENSE_2D, smoke=_SMOKE_2D, gpu=_GPU_2D, paper=_PAPER_2D)
 _add(
     replace(_DENSE_2D, name="dense_unet_eca_3d", ndim=3, shape=(80, 96, 80), subjects=40,
             validation=3, gamma=0.3, lr=1e-3, warmup=100, batch=1, steps=400),
-    smoke=_SMOKE_3D | {"precision": "no"},
+    smoke=_SMOKE_3D,
     gpu=_GPU_3D,
     paper=_PAPER_3D | {"options": {"save_memory": True}},
 )  # fmt: skip
@@ -192,11 +196,11 @@ for _model, _source in (("dual_prnet", _PYRAMID), ("dilformer", _DILFORMER)):
         _DENSE_2D, name=f"{_model}_2d", model=_model, source=_source,
         levels=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
     )  # fmt: skip
-    _add(_recipe, smoke=_SMOKE_2D | {"precision": "no"}, gpu=_GPU_2D, paper=_PAPER_2D)
+    _add(_recipe, smoke=_SMOKE_2D, gpu=_GPU_2D, paper=_PAPER_2D)
     _add(
         replace(_recipe, name=f"{_model}_3d", ndim=3, shape=(80, 96, 80), subjects=40,
                 validation=3, gamma=0.3, lr=1e-3, warmup=100, batch=1, steps=400),
-        smoke=_SMOKE_3D | {"precision": "no"},
+        smoke=_SMOKE_3D,
         gpu=_GPU_3D,
         paper=_PAPER_3D | {"options": {"save_memory": True}},
     )  # fmt: skip
@@ -204,7 +208,7 @@ for _model, _source in (("dual_prnet", _PYRAMID), ("dilformer", _DILFORMER)):
 # Large displacements: subjects twice as far apart. Tables set the network.
 _add(
     replace(_recipe, name="pyramids_2d", amplitude=2.0, steps=400),
-    smoke=_SMOKE_2D | {"precision": "no"},
+    smoke=_SMOKE_2D,
     gpu=_GPU_2D,
     paper=_PAPER_2D,
 )
@@ -219,7 +223,7 @@ for _data, _at_4_mm, _learn, _validate in (_IXI, _LPBA40):
         replace(_recipe, name=f"peng2026_{_data}", ndim=3, data=_data, atlas=True,
                 shape=tuple(2 * n for n in _at_4_mm), subjects=_learn, validation=3, lr=1e-3,
                 warmup=100, batch=1, validate_every=200),
-        smoke=_SMOKE_3D | {"precision": "no", "shape": _at_4_mm},
+        smoke=_SMOKE_3D | {"shape": _at_4_mm},
         gpu=_GPU_3D | {"subjects": _learn},
         paper=_PAPER_3D | {"options": {"save_memory": True}, "subjects": _learn,
                            "validation": _validate, "shape": tuple(4 * n for n in _at_4_mm)},
@@ -235,24 +239,24 @@ _ZHENG = Recipe(
     name="zheng2023_2d", model="dense_unet_eca", ndim=2, shape=(80, 96), atlas=True,
     source="Zheng et al. 2023, equations 3 to 5 and section 4.3; at other budgets than 'paper' "
     "steps, rate and schedule are ours",
-    similarity="mse", weights={"similarity": 1.0, "diffusion": 0.01}, warmup=50, precision="bf16",
+    similarity="mse", weights={"similarity": 1.0, "diffusion": 0.01}, warmup=50, precision="auto",
 )  # fmt: skip
 _ZHENG_PAPER: dict[str, Any] = {
     "shape": (160, 192), "subjects": 333, "validation": 83, "steps": 83_250, "lr": 1e-4,
-    "schedule": "constant", "warmup": 0, "validate_every": 750, "precision": "no",
+    "schedule": "constant", "warmup": 0, "validate_every": 750,
 }  # fmt: skip
 _add(
     _ZHENG,
-    smoke=_SMOKE_2D | {"precision": "no"},
+    smoke=_SMOKE_2D,
     gpu={"shape": (160, 192), "subjects": 333, "validation": 16, "steps": 4000,
-         "validate_every": 500, "precision": "no"},
+         "validate_every": 500},
     paper=_ZHENG_PAPER,
 )  # fmt: skip
 # slices of real children: prepared at 1 mm for "gpu" and "paper", at 2 mm for "cpu", 4 for "smoke"
 _add(
     replace(_ZHENG, name="zheng2023_ptbp", data="ptbp_slices"),
-    smoke=_SMOKE_2D | {"shape": (40, 48), "precision": "no"},
-    gpu={"shape": (160, 192), "steps": 4000, "validate_every": 500, "precision": "no"},
+    smoke=_SMOKE_2D | {"shape": (40, 48)},
+    gpu={"shape": (160, 192), "steps": 4000, "validate_every": 500},
     paper=_ZHENG_PAPER,
 )
 # slices of neurite-oasis, 24 structures: the sizes as above. 254 people to learn from, the first of
@@ -260,8 +264,8 @@ _add(
 # everyone who moves.
 _add(
     replace(_ZHENG, name="zheng2023_oasis", data="oasis_2d", subjects=253, validation=20),
-    smoke=_SMOKE_2D | {"shape": (40, 48), "precision": "no"},
-    gpu={"shape": (160, 192), "steps": 4000, "validate_every": 500, "precision": "no"},
+    smoke=_SMOKE_2D | {"shape": (40, 48)},
+    gpu={"shape": (160, 192), "steps": 4000, "validate_every": 500},
     paper=_ZHENG_PAPER
     | {"subjects": 253, "validation": 20, "steps": 63_250, "validate_every": 550},
 )
@@ -283,7 +287,7 @@ _UNFOLDING_2D = Recipe(
 _UNFOLDING_3D = replace(
     _UNFOLDING_2D, name="unfolding_3d", ndim=3, shape=(80, 96, 80), options={"shared": True},
     weights=_EQUATION_7 | {"folding": 100.0}, subjects=40, validation=3, gamma=0.3, warmup=100,
-    batch=1, steps=800, precision="bf16",
+    batch=1, steps=800, precision="auto",
 )  # fmt: skip
 _add(
     _UNFOLDING_2D,
@@ -294,10 +298,10 @@ _add(
 _add(
     _UNFOLDING_3D,
     smoke=_SMOKE_3D,
-    gpu={"subjects": 100, "steps": 2000, "validate_every": 500, "precision": "no"},
+    gpu={"subjects": 100, "steps": 2000, "validate_every": 500},
     paper={"shape": (160, 192, 160), "options": {"save_memory": True}, "subjects": 30,
            "validation": 9, "steps": 15_000, "lr": 1e-4, "schedule": "constant",
-           "validate_every": 500, "precision": "no"},
+           "validate_every": 500},
 )  # fmt: skip
 
 # The protocols of the paper. Section 3.1, LPBA40: one fixed image, 30 people to learn from, 9 to
@@ -307,7 +311,7 @@ _add(
 _SUN_2D = replace(
     _UNFOLDING_2D, name="sun2025_2d", source=_SUN, similarity="mse",
     weights=_EQUATION_7, atlas=True, subjects=30, validation=9, steps=300,
-    validate_every=100, precision="bf16",
+    validate_every=100, precision="auto",
 )  # fmt: skip
 _SUN_3D = replace(
     _SUN_2D, name="sun2025_3d", ndim=3, shape=(80, 96, 80), validation=3, warmup=100, batch=1,
@@ -315,32 +319,32 @@ _SUN_3D = replace(
 )  # fmt: skip
 _SUN_PAPER: dict[str, Any] = {
     "steps": 15_000, "lr": 1e-4, "schedule": "constant", "warmup": 0, "batch": 1,
-    "validate_every": 500, "precision": "no",
+    "validate_every": 500,
 }  # fmt: skip
-_SUN_GPU: dict[str, Any] = {"steps": 2000, "validate_every": 500, "precision": "no"}
+_SUN_GPU: dict[str, Any] = {"steps": 2000, "validate_every": 500}
 _OASIS: dict[str, Any] = {"data": "oasis_3d", "atlas": False, "subjects": 254, "validation": 20}
 _SAVE_MEMORY: dict[str, Any] = {"options": {"save_memory": True}}
 for _recipe in (_SUN_2D, replace(_SUN_2D, name="sun2025_pairs_2d", atlas=False)):
     _add(
         _recipe,
-        smoke=_SMOKE_2D | {"precision": "no"},
+        smoke=_SMOKE_2D,
         gpu=_SUN_GPU | {"shape": (160, 192), "batch": 16},
         paper=_SUN_PAPER | {"shape": (160, 192)},
     )
 _SUN_3D_PAPER = _SUN_PAPER | _SAVE_MEMORY | {"shape": (160, 192, 160), "validation": 9}
 for _recipe in (_SUN_3D, replace(_SUN_3D, name="sun2025_pairs_3d", atlas=False)):
-    _add(_recipe, smoke=_SMOKE_3D | {"precision": "no"}, gpu=_SUN_GPU, paper=_SUN_3D_PAPER)
+    _add(_recipe, smoke=_SMOKE_3D, gpu=_SUN_GPU, paper=_SUN_3D_PAPER)
 # prepared at 1 mm for "paper", at 2 mm for "gpu" and "cpu" (slices: 1 mm for "gpu"), 4 for "smoke"
 _add(
     replace(_SUN_3D, name="sun2025_lpba40", data="lpba40"),
-    smoke=_SMOKE_3D | {"precision": "no", "shape": (40, 48, 40)},
+    smoke=_SMOKE_3D | {"shape": (40, 48, 40)},
     gpu=_SUN_GPU,
     paper=_SUN_3D_PAPER,
 )
 # our axes run to R, A, S: what the paper calls 160x192x224
 _add(
     replace(_SUN_3D, name="sun2025_oasis", shape=(80, 112, 96), **_OASIS),
-    smoke=_SMOKE_3D | {"precision": "no", "shape": (40, 56, 48)},
+    smoke=_SMOKE_3D | {"shape": (40, 56, 48)},
     gpu=_SUN_GPU,
     paper=_SUN_PAPER
     | _SAVE_MEMORY
@@ -348,7 +352,7 @@ _add(
 )
 _add(
     replace(_SUN_2D, name="sun2025_oasis_2d", shape=(80, 96), **_OASIS | {"data": "oasis_2d"}),
-    smoke=_SMOKE_2D | {"precision": "no", "shape": (40, 48)},
+    smoke=_SMOKE_2D | {"shape": (40, 48)},
     gpu=_SUN_GPU | {"shape": (160, 192), "batch": 16},
     paper=_SUN_PAPER | {"shape": (160, 192), "steps": 127_000, "validate_every": 1000},
 )
@@ -403,11 +407,11 @@ for _recipe in (
            source="Tan 2023, section 3.1: which target to learn from; all settings are ours"),
 ):  # fmt: skip
     _add(
-        replace(_recipe, precision="bf16"),
-        smoke=_SMOKE_2D | {"precision": "no"},
+        replace(_recipe, precision="auto"),
+        smoke=_SMOKE_2D,
         gpu=_GPU_2D,
         paper={"shape": (160, 192), "subjects": 400, "batch": 4, "steps": 100_000, "lr": 1e-4,
-               "schedule": "constant", "warmup": 0, "validate_every": 1000, "precision": "no"},
+               "schedule": "constant", "warmup": 0, "validate_every": 1000},
     )  # fmt: skip
 
 # The survey's two branches on synthetic chests: registration needs no labels, segmentation needs
@@ -427,12 +431,12 @@ _add(
 _add(
     replace(_FCN_2D, name="fcn_3d", ndim=3, shape=(64, 80, 64), subjects=40, validation=3,
             chest={"field": "right lung"}, warmup=100, batch=1, steps=400, validate_every=200,
-            precision="bf16"),
-    smoke=_SMOKE_3D | {"precision": "no"},
+            precision="auto"),
+    smoke=_SMOKE_3D,
     gpu=_GPU_3D,
     paper={"shape": (128, 160, 128), "options": {"segment": 2, "save_memory": True},
            "subjects": 200, "steps": 150_000, "lr": 1e-4, "schedule": "constant",
-           "validate_every": 1000, "precision": "no"},
+           "validate_every": 1000},
 )  # fmt: skip
 
 # The survey's fundus run, as it says: photographs as they are, never aligned first. Its NCC is
@@ -445,11 +449,11 @@ _add(
         name="tan2023_fundus", model="vxm", ndim=2, shape=(208, 208), source=_TAN, data="fire",
         contrast="moving", subjects=107, validation=27, window=9,
         weights={"similarity": 1.0, "diffusion": 1.0}, lr=1e-4, schedule="constant", batch=1,
-        steps=1070, validate_every=107, precision="bf16",
+        steps=1070, validate_every=107, precision="auto",
     ),
-    smoke={"shape": (64, 64), "steps": 4, "validate_every": 2, "precision": "no"},
-    gpu={"shape": (416, 416), "precision": "no"},
-    paper={"shape": (416, 416), "precision": "no"},
+    smoke={"shape": (64, 64), "steps": 4, "validate_every": 2},
+    gpu={"shape": (416, 416)},
+    paper={"shape": (416, 416)},
 )  # fmt: skip
 
 # Learned from labels, on images each of which has a random contrast.
@@ -468,7 +472,7 @@ _ANY_2D = Recipe(
 _ANY_3D = replace(
     _ANY_2D, name="any_contrast_3d", ndim=3, shape=(80, 96, 80), subjects=24, validation=6,
     painted={"labels": 8, "slabs": 0.5}, weights={**_ANY_2D.weights, "folding": 300.0}, batch=1,
-    precision="bf16",
+    precision="auto",
 )  # fmt: skip
 _add(
     _ANY_2D,
@@ -479,11 +483,10 @@ _add(
 _add(
     _ANY_3D,
     smoke={**_SMOKE_3D, "painted": {"labels": 8, "slabs": 0.5, "brains": False}},
-    gpu={"subjects": 96, "steps": 2000, "validate_every": 500, "precision": "no"},
+    gpu={"subjects": 96, "steps": 2000, "validate_every": 500},
     paper={"shape": (160, 192, 160), "options": {"shared": True, "save_memory": True},
            "subjects": 192,
-           "steps": 100_000, "lr": 1e-4, "schedule": "constant", "validate_every": 1000,
-           "precision": "no"},
+           "steps": 100_000, "lr": 1e-4, "schedule": "constant", "validate_every": 1000},
 )  # fmt: skip
 
 _HU = "Hu 2024; optimiser, rate and steps are not in the paper: ours"
@@ -586,6 +589,13 @@ def get(name: str, at: str | None = None, **changes: Any) -> Recipe:
         raise ValueError(f"budget is {at!r}, expected one of {', '.join(BUDGETS)}.")
     recipe, budgets = _RECIPES[name]
     return replace(recipe, **{**budgets.get(at, {}), **changes})
+
+
+def settled(recipe: Recipe, device: torch.device) -> Recipe:
+    """The recipe with what precision "auto" means on a device, see `regkit.device`."""
+    if recipe.precision != "auto":
+        return recipe
+    return replace(recipe, precision=half_precision(device))
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:
