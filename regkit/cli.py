@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from regkit.registration import Result
     from regkit.training.held_out import Measured
 
+NOT_FINISHED = 75  # exit code; sysexits.h: a temporary failure, the same command may be tried again
 NOTICE = "For research and teaching. Not a medical device."
 
 
@@ -150,6 +152,21 @@ Data = Annotated[
     Path | None,
     typer.Option(readable=False, help="Folder of a public set that data_scripts has prepared."),
 ]
+
+
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Processes that make pairs; by default a core each, four at most, on a GPU."),
+]
+Minutes = Annotated[
+    float | None, typer.Option(help="End after so many, with what is done saved; see exit code 75.")
+]
+
+
+def _not_finished(state: str, how: str = "") -> NoReturn:
+    """Say that the minutes have passed, and end."""
+    typer.echo(f"regkit: not finished: {state}; the same command{how} goes on.", err=True)
+    raise typer.Exit(NOT_FINISHED)
 
 
 def _version(asked: bool) -> None:
@@ -385,11 +402,13 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
     data: Data = None,
     device: Device = "auto",
+    workers: Workers = None,
+    minutes: Minutes = None,
 ) -> None:
     """Train a model as RECIPE says, on the embedded population or on a prepared set.
 
     Any prepared set will do whose images fit the model. best.safetensors goes to
-    `register --method`.
+    `register --method`. Exit code 75: --minutes have passed, --resume goes on.
     """
     from regkit.files import check_writable
     from regkit.training import recipes
@@ -401,7 +420,10 @@ def train(
     check_writable(out)
     changes = {k: v for k, v in (("steps", steps), ("seed", seed)) if v is not None}
     plan = recipes.get(name or recipe or "", budget, **changes)
-    trained = run(plan, out, resume, device=device, start=start, data=data)
+    how: dict[str, Any] = {"device": device, "workers": workers, "minutes": minutes}
+    trained = run(plan, out, resume, start=start, data=data, **how)
+    if (done := len(trained.history)) < trained.recipe.steps:
+        _not_finished(f"{done} of {trained.recipe.steps} updates are made", " with --resume")
     plan, last = trained.recipe, trained.history[-1]
     typer.echo(f"recipe {plan.name}, data {plan.data}, images of {plan.shape} voxels")
     rigid = ("rotation_error", "translation_error", "success")
@@ -550,17 +572,22 @@ def benchmark(
         typer.Option("--out", "-o", readable=False, help="The JSON file; else in results/."),
     ] = None,
     device: Device = "auto",
+    workers: Workers = None,
+    minutes: Minutes = None,
 ) -> None:
     """Run a published table again, row by row, and say which of its orders hold.
 
-    What is there already is not run again, and a training that was stopped goes on.
+    What is there already is not run again, and a training that was stopped goes on. Exit code 75:
+    --minutes have passed.
     """
     if table == "list":
         _list_tables()
         return
-    from regkit.papers.running import Settings, tables_for
+    from regkit.papers.running import NotFinished, Settings, tables_for
     from regkit.record import typed_command
 
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes is {minutes}, expected more than 0.")
     if table == "all" and (out is not None or row):
         raise ValueError("table is 'all', expected one table with the options --out and --row.")
     settings = Settings(
@@ -580,10 +607,15 @@ def benchmark(
         runs=runs,
         out=out,
         device=device,
+        workers=workers,
+        until=None if minutes is None else time.monotonic() + 60 * minutes,
         command=typed_command("regkit"),
     )
     names = tables_for(budget, ndim, protocol, data) if table == "all" else [table]
-    failed = [label for name in names for label in _run_table(replace(settings, table=name))]
+    try:
+        failed = [label for name in names for label in _run_table(replace(settings, table=name))]
+    except NotFinished as state:
+        _not_finished(str(state))
     if failed:
         listed = ", ".join(map(repr, failed))
         raise ValueError(f"table has rows that were left out because of an error: {listed}.")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import regkit.device
 from regkit import classical, cli, io, models
 from regkit.data import LABELS, population, true_displacement
 from regkit.models import Registration
@@ -20,7 +21,7 @@ from regkit.papers.running import Settings, judge, recipe_of
 from regkit.papers.tables import TABLES
 from regkit.spatial import warp
 from regkit.training import data as training_data
-from regkit.training import loop, objective, recipes
+from regkit.training import loop, objective, recipes, tasks
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "data_scripts"))
@@ -266,6 +267,7 @@ def test_the_command_of_a_results_file_asks_for_the_rows_that_it_holds(file, mon
 
     monkeypatch.setattr(running, "run", stop)
     call(*words_of(file), "--device", "cpu", code=2)
+    monkeypatch.setattr(regkit.device, "_bfloat16_is_faster", lambda: True)  # where it was made
     comparison = running.Comparison.planned(settings[0])
     stored = {line["label"]: line["key"] for line in json.loads(file.read_text())["rows"]
               if "key" in line}  # fmt: skip
@@ -479,6 +481,76 @@ def test_a_training_that_was_killed_goes_on(tmp_path, monkeypatch):
     file = running.run(Settings("sun2025-table1", **settings, out=tmp_path / "1.json"))
     assert len(calls) == 6  # smoke has four steps and saves after the second
     assert rows_of(file)["VoxelMorph"]["state"] == "done"
+
+
+def test_a_table_is_made_in_pieces_that_end_in_the_same_file(tmp_path, monkeypatch):
+    """A clock that advances by a minute at each validation: 1.5 minutes have room for one."""
+    changed = {**QUICK, "rows": ["VoxelMorph", "VoxelMorph, half resolution"], "pairs": 2}
+    settings = Settings("sun2025-table1", **changed)
+    whole = running.run(replace(settings, runs=tmp_path / "w", out=tmp_path / "whole.json"))
+    now, real = [0.0], tasks.SubjectsTask.validate
+
+    def a_minute(*arguments):
+        now[0] += 60.0
+        return real(*arguments)
+
+    monkeypatch.setattr(tasks.SubjectsTask, "validate", a_minute)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    pieces = replace(settings, runs=tmp_path / "p", out=tmp_path / "pieces.json")
+    said = []
+    for _ in range(8):
+        try:
+            made = running.run(replace(pieces, until=now[0] + 90.0))
+            break
+        except running.NotFinished as state:
+            said.append(str(state))
+    assert said[0] == "vxm has made 2 of 4 updates" and len(said) >= 2
+    ours, expected = rows_of(made), rows_of(whole)
+    assert ours.keys() == expected.keys()
+    for label, row in ours.items():
+        for field in ("state", "key", "dice", "dice_pairs", "updates", "recipe"):
+            assert row.get(field) == expected[label].get(field)
+        if row["state"] == "done":
+            assert row["training_seconds"] == 120.0  # two sittings, two validations
+
+
+@pytest.mark.parametrize(
+    ("capability", "taken"), [((7, 5), "fp16"), ((8, 0), "bf16"), (None, "bf16"), (None, "no")]
+)
+def test_a_table_learns_in_the_precision_of_its_device(capability, taken, monkeypatch):
+    """On a GPU the training takes it, so that another GPU may go on with it."""
+    recipe = recipes.get("sun2025_2d", "cpu")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(regkit.device, "_bfloat16_is_faster", lambda: taken == "bf16")
+    device = torch.device("cpu" if capability is None else "cuda")
+    planned = running._at_precision(recipe, device)
+    assert planned.precision == (taken if capability is None else "auto")
+    assert recipes.settled(planned, device).precision == taken
+
+
+def test_the_command_says_that_it_is_not_finished(tmp_path):
+    typed = ["benchmark", "sun2025-table1", "--budget", "smoke", "--ndim", "2", "--pairs", "2"]
+    typed += ["--row", "VoxelMorph", "--out", str(tmp_path / "r.json"), "--device", "cpu"]
+    typed += ["--runs", str(tmp_path / "runs")]
+    stopped = CliRunner().invoke(cli.app, [*typed, "--minutes", "1e-7"])
+    assert stopped.exit_code == cli.NOT_FINISHED == 75
+    assert "regkit: not finished: " in stopped.stderr and "goes on." in stopped.stderr
+    refused = CliRunner().invoke(cli.app, [*typed, "--minutes", "0"])
+    assert refused.exit_code == 2 and "minutes is 0.0, expected more than 0" in refused.stderr
+    ended = CliRunner().invoke(cli.app, [*typed, "--minutes", "60", "--workers", "1"])
+    assert ended.exit_code == 0 and "wrote" in ended.stdout
+
+
+def test_the_command_trains_in_pieces(tmp_path):
+    typed = ["train", "vxm_2d", "--budget", "smoke", "--out", str(tmp_path / "run")]
+    typed += ["--device", "cpu", "--workers", "1"]
+    stopped = CliRunner().invoke(cli.app, [*typed, "--minutes", "1e-7"])
+    assert stopped.exit_code == cli.NOT_FINISHED
+    assert "not finished: 2 of 4 updates are made; the same command with --resume goes on" in (
+        stopped.stderr
+    )
+    ended = CliRunner().invoke(cli.app, [*typed, "--resume", "--minutes", "60"])
+    assert ended.exit_code == 0 and "validation dice" in ended.stdout
 
 
 def test_several_seeds_are_a_mean(again, made):

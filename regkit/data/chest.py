@@ -302,6 +302,7 @@ class ChestPairs(Dataset[dict[str, Tensor | str]]):
             raise unknown("field", field, FIELDS)
         self.patients, self.volumes, self.noise = patients, volumes, noise
         self.motion = {"depth": depth, "other": other, "width": width}
+        self._still: dict[int, tuple[Tensor, Tensor]] = {}  # chests before any breath, once drawn
         ranges = FIELDS[field] if len(self.shape) == 3 else (FIELDS[field][0], FIELDS[field][2])
         self.start = np.array([low for low, _ in ranges])
         self.spacing = tuple((b - a) / n for (a, b), n in zip(ranges, self.shape, strict=True))
@@ -326,7 +327,8 @@ class ChestPairs(Dataset[dict[str, Tensor | str]]):
         random = np.random.default_rng([self.seed, index])
         real = bool(self.volumes) and (index % 2 == 0 or not self.patients)
         among = self.volumes if real else self.patients
-        who = among[int(random.integers(len(among)))]
+        number = int(random.integers(len(among)))
+        who = among[number]
         spacing = who.spacing if isinstance(who, Subject) else self.spacing
         disp = breath(random, self.shape, spacing, **self.motion)
         item: dict[str, Tensor | str] = {"disp": disp[0], "name": f"{who.name}, breath {index}"}
@@ -334,17 +336,24 @@ class ChestPairs(Dataset[dict[str, Tensor | str]]):
             if isinstance(who, Subject):
                 image = warp(who.image[None], field, padding="border")[0]
                 labels = warp(who.labels[None], field, mode="nearest", padding="border")[0]
+            elif side == "fixed":
+                image, labels = self._drawn(who, field[0])
             else:
-                column = np.array(spacing).reshape(-1, *[1] * len(self.shape))
-                voxels = (identity_grid(self.shape) + field[0]).numpy().astype(np.float64)
-                places = (voxels + 0.5) * column + self.start.reshape(column.shape)
-                drawn, regions = who.draw(places, float(np.mean(spacing)))
-                image = scaled(torch.from_numpy(drawn))[None]
-                labels = torch.from_numpy(regions)[None]
+                if number not in self._still:
+                    self._still[number] = self._drawn(who, field[0])
+                image, labels = self._still[number]
             grain = self.noise / (BONE - AIR) * random.standard_normal(self.shape)
             item[side] = (image + torch.from_numpy(grain).float()).clamp(0, 1)
-            item[f"{side}_labels"] = labels
+            item[f"{side}_labels"] = labels.clone()
         return item
+
+    def _drawn(self, who: Chest, disp: Tensor) -> tuple[Tensor, Tensor]:
+        """A chest drawn where disp (d, *S) leads: image without noise, and labels, both (1, *S)."""
+        column = np.array(self.spacing).reshape(-1, *[1] * len(self.shape))
+        voxels = (identity_grid(self.shape) + disp).numpy().astype(np.float64)
+        places = (voxels + 0.5) * column + self.start.reshape(column.shape)
+        image, labels = who.draw(places, float(np.mean(self.spacing)))
+        return scaled(torch.from_numpy(image))[None], torch.from_numpy(labels)[None]
 
     def subjects(self, index: int) -> tuple[Subject, Subject]:
         """The pair of this index as `regkit.training.evaluation` takes it, (moving, fixed)."""

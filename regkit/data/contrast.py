@@ -114,7 +114,9 @@ class PaintedPairs(Dataset[dict[str, Tensor | str]]):
             item[f"{side}_clean"] = clean[None]
             every = (slice(None), *[slice(None, None, factor)] * len(self.shape))
             item[f"{side}_labels"] = warp(labels[every][None], place, mode="nearest")[0]
-            spread = max(float(clean[clean > 0.01].std()), 0.2)  # in the end of the fixed one
+            # by NumPy: PyTorch adds up in another order where it has more threads, or fewer
+            inside = clean[clean > 0.01].numpy()
+            spread = max(float(inside.std(ddof=1)), 0.2)  # in the end of the fixed one
         for side in pair:
             item[f"{side}_clean"] = item[f"{side}_clean"] / spread
         if slab:

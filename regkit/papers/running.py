@@ -97,7 +97,9 @@ class Settings:
     runs: folder of the trainings.
     out: the JSON file; by default results/<table>_<data>_<budget>.json, with _on_<test> or
         _at_<amplitude> behind the data.
-    device, progress: as in `regkit.training.train`. command: what to say of how it was made.
+    device, progress, workers: as in `regkit.training.train`.
+    until: None, or when to end on the clock `time.monotonic`, see `NotFinished`.
+    command: what to say of how it was made.
     """
 
     table: str
@@ -117,7 +119,17 @@ class Settings:
     out: Folder | None = None
     device: str = "auto"
     progress: bool = True
+    workers: int | None = None
+    until: float | None = None
     command: str = ""
+
+
+class NotFinished(Exception):
+    """The time that was given has passed: the same command goes on with what is left.
+
+    A training ends with its state saved, before the next validation would come too late; a row that
+    is being measured is finished.
+    """
 
 
 # ------------------------------------------------------------------------------------ methods
@@ -201,7 +213,10 @@ def _weights(row: Row, protocol: Recipe, lambda2: float | None, alike: bool) -> 
 
 
 class Training(NamedTuple):
-    """A trained model, and what its training cost. None: it was killed after its last update."""
+    """A trained model, and what its training cost, see `regkit.training.Trained`.
+
+    memory_gb: the largest peak of its sittings; None where each was killed.
+    """
 
     model: models.RegistrationModel
     seconds: float | None
@@ -215,28 +230,32 @@ def trained(
     data: Folder | None = None,
     progress: bool = True,
     at_test: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    minutes: float | None = None,
 ) -> Training:
     """The model of a recipe: trained now, or gone on with, or read from its folder below `runs`.
 
-    `at_test` holds options that its training did not know. The seconds are those of the updates
-    made in one go, scaled to all of them: a run that was killed does not know how long its other
-    part took.
+    `at_test` holds options that its training did not know.
+
+    Raises:
+        NotFinished: the minutes have passed.
     """
     folder = runs / f"{recipe.model}_{recipe.ndim}d_{recipes.identity(recipe)}"
     cost_file = folder / "cost.json"
     with _locked(folder):
-        done = len(saved(folder))
-        if done < recipe.steps:
-            start = time.perf_counter()
-            with peak_inside(device) as memory:
-                train(recipe, folder, True, progress, str(device), data=data)
-            seconds = (time.perf_counter() - start) * recipe.steps / (recipe.steps - done)
-            write_json(
-                cost_file, {"seconds": round(seconds, 3), "memory_gb": round(memory.gigabytes, 3)}
-            )
         cost = _read_json(cost_file) if cost_file.is_file() else {}
         if not isinstance(cost, dict):
             raise ValueError("runs holds a cost.json of something else, expected that of a run.")
+        if (done := len(saved(folder))) < recipe.steps:
+            with peak_inside(device) as memory:
+                how: Json = {"data": data, "workers": workers, "minutes": minutes}
+                run = train(recipe, folder, True, progress, str(device), **how)
+            done = len(run.history)
+            peak = max(memory.gigabytes, cost.get("memory_gb", 0.0))
+            cost = {"seconds": round(run.seconds, 3), "memory_gb": round(peak, 3)}
+            write_json(cost_file, cost)
+        if done < recipe.steps:
+            raise NotFinished(f"{recipe.model} has made {done} of {recipe.steps} updates")
         model = models.load(folder / "last.safetensors", **at_test or {})
         return Training(model, cost.get("seconds"), cost.get("memory_gb"))
 
@@ -435,6 +454,7 @@ def _row_of_model(
         "learning_rate": plans[0].lr,
         "smoothness": plans[0].weights.get("diffusion_u", plans[0].weights.get("diffusion")),
         "recipe": recipes.plan(plans[0]),
+        "precision": model.info["recipe"]["precision"],  # what "auto" in the recipe has meant
         "seeds": [plan.seed for plan in plans],
     }
 
@@ -459,6 +479,7 @@ def run(settings: Settings) -> Path:
 
     Raises:
         ValueError: an unknown table, row, protocol or set, or settings that do not fit.
+        NotFinished: the time of the settings has passed.
     """
     comparison = Comparison.planned(settings)
     # ANTs gets as many cores as PyTorch
@@ -472,6 +493,7 @@ def run(settings: Settings) -> Path:
         key = comparison.key(row, plans)
         if comparison.is_done(row, key):
             continue
+        comparison.minutes_left(row)
         numbers = rounded(comparison.measured(row, plans), 5)
         result = {"label": row.label, "key": key, **made_now(comparison.device), **numbers}
         if row.note:
@@ -533,6 +555,19 @@ class Comparison:
             settings, table, rows, budget, protocol, tested_on, folder, pairs, device, file
         )  # fmt: skip
 
+    def minutes_left(self, row: Row) -> float | None:
+        """Until the time that the settings give; None where they give none.
+
+        Raises:
+            NotFinished: it has passed, and this row is not done.
+        """
+        if self.settings.until is None:
+            return None
+        left = (self.settings.until - time.monotonic()) / 60
+        if left <= 0:
+            raise NotFinished(f"of {self.settings.table} the row {row.label!r} comes next")
+        return left
+
     @cached_property
     def tests(self) -> _TestPairs:
         """Made when the first row needs them."""
@@ -590,7 +625,8 @@ class Comparison:
 
         def training_of(plan: Recipe) -> Training:
             runs, data = Path(settings.runs), settings.data
-            return trained(plan, runs, self.device, data, settings.progress, row.at_test)
+            how = (settings.progress, row.at_test, settings.workers, self.minutes_left(row))
+            return trained(plan, runs, self.device, data, *how)
 
         try:
             if plans:
