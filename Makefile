@@ -11,8 +11,8 @@
 #                  (DATA=folder: the tables of a prepared set)
 # make wheel       wheel and source distribution, into dist/
 # make wheel-test  install the wheel alone into a clean environment and register with it (minutes)
-# make colab-test  each notebook alone in an empty folder, with the versions of tests/colab.txt and
-#                  the wheel (NAMES="08" for some; about 6 GB and ten minutes, most of it PyTorch)
+# make colab-test  each notebook alone in an empty folder, with Colab's versions and the wheel
+#                  (NAMES="08" for some; 6 GB, most of it PyTorch, and about ten minutes)
 # make lint        what CI says about style and types; make format repairs the style
 # make clean       remove what was built; .venv stays
 #
@@ -25,6 +25,9 @@ READY := .venv/.ready
 PYTHON ?= python3.11 python3.12 python3.13 python3
 EXTRAS := train,notebook,book,baselines,compare,data,dev
 NBVAL := --nbval-lax --nbval-current-env --nbval-sanitize-with=tests/nbval.ini
+
+# Notebooks train in a folder of their own, so that none goes on from a run of older code.
+FRESH := home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && REGKIT_HOME=$$home
 
 BENCH := -m pytest benchmarks/bench.py --disable-warnings --quiet -p no:cacheprovider \
     --benchmark-columns=min,median,rounds --benchmark-sort=fullname
@@ -72,7 +75,7 @@ test: lint unit
 
 # One thread and two workers; the cells of one notebook stay on one worker.
 unit: $(READY)
-	REGKIT_BUDGET=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	$(FRESH) REGKIT_BUDGET=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 	    -n 2 --dist loadfile $(NBVAL) --nbval-cell-timeout=300 -m 'not slow' \
 	    $(COV) --ignore=tests/site tests notebooks
 
@@ -90,7 +93,7 @@ attack: $(READY)
 	REGKIT_BUDGET=smoke OMP_NUM_THREADS=1 $(BIN)/python tests/attack.py --count $(COUNT) --seed $(SEED)
 
 test-cpu: $(READY)
-	REGKIT_BUDGET=cpu $(BIN)/python -m pytest \
+	$(FRESH) REGKIT_BUDGET=cpu $(BIN)/python -m pytest \
 	    $(NBVAL) --nbval-cell-timeout=1200 --timeout=1800 notebooks
 
 test-site: book

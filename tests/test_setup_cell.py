@@ -75,15 +75,21 @@ def runtime(tmp_path) -> Runtime:
     return Runtime(tmp_path)
 
 
-def package(folder: Path, version: str, book: str) -> Path:
-    """The source of a distribution of that version; its `regkit.book` is this code."""
+def package(folder: Path, version: str, book: str = "", needs: str = "") -> Path:
+    """The source of a regkit of that version, whose `regkit.book` is this code."""
     (folder / "regkit").mkdir(parents=True)
     (folder / "regkit" / "__init__.py").write_text(f"__version__ = {version!r}\n")
     (folder / "regkit" / "book.py").write_text(book)
+    return described(folder, "regkit-course", version, needs, ["regkit"])
+
+
+def described(folder: Path, name: str, version: str, needs: str = "", packages=()) -> Path:
+    """The source of a distribution that needs another."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "pyproject.toml").write_text(
-        f'[project]\nname = "regkit-course"\nversion = "{version}"\n'
-        "[project.optional-dependencies]\nnotebook = []\n"
-        '[tool.setuptools]\npackages = ["regkit"]\n'
+        f'[project]\nname = "{name}"\nversion = "{version}"\n'
+        f"dependencies = {[needs] if needs else []}\noptional-dependencies.notebook = []\n"
+        f"[tool.setuptools]\npackages = {list(packages)}\n"
     )
     return folder
 
@@ -159,6 +165,35 @@ def test_it_is_installed_from_a_wheel_that_replaces_nothing(runtime, tmp_path):
     assert runtime.run(cell) == (["('08',) {}"], "")
     reset = Runtime(tmp_path / "reset")
     assert reset.run(cell, REGKIT_REPOSITORY=str(file))[0] == said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("needs", "installed"),
+    [
+        ("lens", {"lens": "1", "glass": "1"}),  # lens 2 would need a newer glass than is here
+        ("glass>=2", {"glass": "2"}),  # nothing else would do
+    ],
+)
+def test_what_is_here_stays_as_long_as_anything_fits_it(needs, installed, runtime, tmp_path):
+    links = tmp_path / "links"
+    links.mkdir()
+    offered = (("glass", "1", ""), ("glass", "2", ""), ("lens", "1", "glass"))
+    for name, version, need in (*offered, ("lens", "2", "glass>=2")):
+        file = wheel(described(tmp_path / f"{name}-{version}", name, version, need))
+        shutil.copy(file, links)
+    (glass,) = links.glob("glass-1-*")
+    shutil.unpack_archive(glass, runtime.site, "zip")
+    file = wheel(package(tmp_path / "source", setup_cell.WANTED, SAYS, needs))
+    said, error = runtime.run(
+        setup_cell.source("08"), REGKIT_REPOSITORY=str(file), PIP_FIND_LINKS=str(links)
+    )
+    assert error == "" and said[-1] == "('08',) {}"
+    found = {path.name.split("-")[0]: path.name for path in runtime.site.glob("*.dist-info")}
+    for name in ("lens", "glass"):
+        version = installed.get(name)
+        assert found.get(name) == (version and f"{name}-{version}.dist-info")
+    assert (runtime.site / "numpy").is_symlink() and (runtime.site / "torch").is_symlink()
 
 
 # ----------------------------------------------------------------------------- where it cannot

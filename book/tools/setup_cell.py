@@ -10,12 +10,12 @@ from string import Template
 
 WANTED = "0.3.0"  # the oldest version that has all that the chapters call
 
-TEMPLATE = Template('''\
-# @title Setup: find regkit or install it, and say where this chapter runs
+TEMPLATE = Template(r'''# @title Setup: find regkit or install it, and say where this chapter runs
 import importlib
 import os
 import subprocess
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from packaging.version import Version
 
 WANTED = "$wanted"  # this version of regkit, or a newer one
 SOURCE = os.environ.get("REGKIT_REPOSITORY") or "$address"
-KEEP = ("numpy", "torch")  # those that are here stay as they are
 
 
 class SetupError(Exception):
@@ -45,15 +44,21 @@ def install(source):
     elif source.startswith("https://") and not source.endswith(".whl"):
         source = f"git+{source}"
     print(f"Installing regkit from {source}, which may take some minutes.")
-    stay = [f"{d.name}=={d.version}" for d in metadata.distributions() if d.name in KEEP]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", *stay]
-    pip.append(f"regkit-course[notebook] @ {source}")
-    done = subprocess.run(pip, capture_output=True, text=True)
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "fatal: " in line or "ERROR: " in line]
-        reason = said[0].strip() if said else "without a reason"
-        raise SetupError(f"pip could not install regkit from {source} ({reason}).")
-    importlib.invalidate_caches()
+    here = {d.name: d.version for d in metadata.distributions()}
+    few = {name: here[name] for name in ("numpy", "torch") if name in here}
+    for stay in (here, few):  # all that is here stays, or, where that cannot be, at least these two
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "stay.txt")
+            file.write_text("\n".join(f"{name}=={version}" for name, version in stay.items()))
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(file)]
+            pip.append(f"regkit-course[notebook] @ {source}")
+            done = subprocess.run(pip, capture_output=True, text=True)
+        if done.returncode == 0:
+            importlib.invalidate_caches()
+            return
+    said = [line for line in done.stderr.splitlines() if "fatal: " in line or "ERROR: " in line]
+    reason = said[0].strip() if said else "without a reason"
+    raise SetupError(f"pip could not install regkit from {source} ({reason}).")
 
 
 above = [Path.cwd(), *Path.cwd().parents]
