@@ -1,16 +1,19 @@
-"""What pyproject.toml cannot say: the package's links, which depend on `[tool.regkit]` there."""
+"""What pyproject.toml cannot say: the package's links, which depend on where it is public."""
 
-import tomllib
+import sys
 from pathlib import Path
 
 from setuptools import setup
 
-project = tomllib.loads((Path(__file__).parent / "pyproject.toml").read_text(encoding="utf-8"))
-repository = project["tool"]["regkit"]["repository"].rstrip("/").removesuffix(".git")
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "book" / "tools"))
+from address import found  # noqa: E402 (the source distribution holds it, the wheel does not)
 
-links = {
-    "Source": repository,
-    "Issues": f"{repository}/issues",
-    "Changes": f"{repository}/blob/{project['tool']['regkit']['ref']}/CHANGELOG.md",
-}
-setup(project_urls=links if repository else {})
+links = {}
+if address := found(ROOT):
+    links = {
+        "Source": address.repository,
+        "Issues": f"{address.repository}/issues",
+        "Changes": f"{address.repository}/blob/{address.ref}/CHANGELOG.md",
+    }
+setup(project_urls=links)

@@ -12,6 +12,7 @@ from importlib import metadata
 from importlib.metadata import entry_points, packages_distributions, version
 from pathlib import Path
 
+import publish
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -257,21 +258,26 @@ def test_the_tests_run_in_an_unpacked_source_distribution(unpacked):
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 50
 
 
-@pytest.mark.parametrize("repository", ["", "https://example.org/regkit.git"])
-def test_the_package_has_links_where_the_repository_is_named(unpacked, tmp_path, repository):
-    """And they are made of that one setting."""
+@pytest.mark.parametrize("repository", ["", "https://example.org/ada/regkit.git"])
+def test_the_package_has_links_where_its_address_is_known(unpacked, tmp_path, repository):
+    """Built in a folder without git, outside of any workflow: pyproject.toml has the word."""
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(unpacked / name, tmp_path / name)
+    (tmp_path / "book").mkdir()
+    shutil.copytree(unpacked / "book" / "tools", tmp_path / "book" / "tools")
     text = (tmp_path / "pyproject.toml").read_text()
     assert text.count('\nrepository = "') == 1
     text = re.sub(r'(?m)^repository = ".*"$', f'repository = "{repository}"', text)
     (tmp_path / "pyproject.toml").write_text(text)
     (tmp_path / "regkit").mkdir()
     code = "from setuptools import build_meta as b; b.prepare_metadata_for_build_wheel('.')"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    unset = ("REGKIT_REPOSITORY", "GITHUB_REPOSITORY")
+    env = {name: value for name, value in os.environ.items() if name not in unset}
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True)
     metadata = next(tmp_path.glob("*.dist-info/METADATA")).read_text()
     links = dict(re.findall(r"(?m)^Project-URL: (\w+), (\S+)$", metadata))
-    address = "https://example.org/regkit"
+    address = "https://example.org/ada/regkit"
     ref = tomllib.loads(text)["tool"]["regkit"]["ref"]
     changes = f"{address}/blob/{ref}/CHANGELOG.md"
     named = {"Source": address, "Issues": f"{address}/issues", "Changes": changes}
@@ -327,13 +333,29 @@ def test_the_wheel_alone_registers_two_scans(distribution, tmp_path):
 
 # ------------------------------------------------------------------------------- the workflows
 
-MAY_WRITE = {("pages", "deploy"): {"pages", "id-token"}, ("release", "publish"): {"contents"}}
+MAY_WRITE = {
+    ("pages", "deploy"): {"pages", "id-token"},
+    ("pages", "notebooks"): {"contents"},
+    ("release", "publish"): {"contents"},
+}
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.y*ml"))
+
+
+def test_the_branch_for_colab_holds_what_the_build_made_and_no_settings_of_git():
+    """An archive could bring hooks, which git would run with the right to write."""
+    jobs = yaml.safe_load((ROOT / ".github/workflows/pages.yml").read_text())["jobs"]
+    steps = [step.get("run", "") for step in jobs["notebooks"]["steps"]]
+    (unpacks,) = (n for n, step in enumerate(steps) if step.startswith("tar "))
+    assert "--exclude=.git" in steps[unpacks].split()
+    assert all("git -C branch" not in step for step in steps[:unpacks])
+    assert steps[-1].endswith(f" {publish.BRANCH}") and "notebooks" in jobs["deploy"]["needs"]
+    (build,) = (step for step in jobs["build"]["steps"] if step.get("run") == "make book")
+    assert build["env"] == {"REGKIT_NOTEBOOKS_BRANCH": publish.BRANCH}
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_a_workflow_runs_pinned_actions_with_rights_to_read(path):
-    """A tag can be moved to other code, a commit cannot. Only the job that publishes may write."""
+    """A tag can be moved to other code, a commit cannot. Only jobs that publish may write."""
     workflow = yaml.safe_load(path.read_text())
     assert workflow["permissions"] == {"contents": "read"}
     for name, job in workflow["jobs"].items():
@@ -347,8 +369,9 @@ def test_a_workflow_runs_pinned_actions_with_rights_to_read(path):
         assert writes == MAY_WRITE.get((path.stem, name), set())
         if writes:  # nothing that the project or its dependencies say is run there
             assert not any("checkout" in action for action in uses)
-            commands = [step["run"].split()[0] for step in job["steps"] if "run" in step]
-            assert set(commands) <= {"gh", "tar"}
+            commands = [step["run"].strip() for step in job["steps"] if "run" in step]
+            assert {command.split()[0] for command in commands} <= {"gh", "git", "tar"}
+            assert not any(re.search(r"[\n;&|`]|\$\(", command) for command in commands)
         else:
             assert "github.token" not in str(job) and "secrets." not in str(job)
     lines = [line for line in path.read_text().splitlines() if "uses:" in line]
@@ -395,7 +418,8 @@ def test_contributing_has_at_most_a_thousand_words():
     assert len((ROOT / "CONTRIBUTING.md").read_text().split()) <= 1000
 
 
-def test_pages_link_to_no_colab_while_the_repository_is_not_named():
+def test_no_address_is_typed_into_a_page():
+    """A fork would inherit it; `address.found` says where a build is public."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["regkit"]
     assert set(settings) == {"repository", "ref"}
     if not settings["repository"]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 import yaml
+from address import Address
 
 ROOT = Path(__file__).parents[1]
 STATIC = ROOT / "book" / "_static"
@@ -95,29 +96,26 @@ def test_remote_style_sheets_are_taken_out_of_stored_output():
     assert load("_ext/regkit_book.py").without_remote_styles(page) == clean
 
 
-@pytest.mark.parametrize(
-    ("text", "settings"),
-    [
-        ("", {}),
-        ("[tool.regkit]\nrepository = ''", {"repository": ""}),
-        ("[tool.regkit]\nref = 'v1'\n[tool.x]\ny = 1", {"ref": "v1"}),
-    ],
-)
-def test_the_settings_are_read_from_pyproject(tmp_path, text, settings):
-    (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
-    assert load("_ext/regkit_book.py").project_settings(tmp_path) == settings
-
-
-def test_buttons_appear_only_with_a_repository():
-    hidden = load("_ext/regkit_book.py").theme_options(repository="", ref="main")
+def test_buttons_appear_only_with_a_repository_and_colab_only_with_one_on_github():
+    options = load("_ext/regkit_book.py").theme_options
+    hidden = options(None)
     assert not hidden["launch_buttons"] and not hidden["use_repository_button"]
     assert hidden["repository_url"] == ""
-    shown = load("_ext/regkit_book.py").theme_options(
-        repository="https://example.org/a/b/", ref="v1"
-    )
+    shown = options(Address("https://github.com/a/b", "v1"))
     assert shown["launch_buttons"]["colab_url"] and shown["use_repository_button"]
-    assert shown["repository_url"] == "https://example.org/a/b"
+    assert shown["repository_url"] == "https://github.com/a/b"
     assert shown["repository_branch"] == "v1"
+    elsewhere = options(Address("https://example.org/a/b", "v1"))
+    assert elsewhere["use_repository_button"] and not elsewhere["launch_buttons"]
+
+
+def test_launch_buttons_open_the_branch_that_the_publishing_workflow_writes():
+    """Only there: the variable is set in that workflow, whose next job pushes the branch."""
+    options = load("_ext/regkit_book.py").theme_options
+    address = Address("https://github.com/a/b", "main")
+    assert options(address, "colab")["repository_branch"] == "colab"
+    workflows = {p.stem: p.read_text() for p in (ROOT / ".github/workflows").glob("*.yml")}
+    assert {n for n, text in workflows.items() if "REGKIT_NOTEBOOKS_BRANCH" in text} == {"pages"}
 
 
 def test_the_figure_of_the_index_shows_what_its_caption_says():

@@ -4,8 +4,8 @@ It does five things:
 
 * it keeps the built pages free of requests to other hosts, so that the book opens from a disk with
   the network off;
-* it reads where the project is public, `repository` and `ref` of `[tool.regkit]` in
-  pyproject.toml, and shows the repository and Colab buttons only where that is set;
+* it asks `book/tools/address.py` where the project is public, and shows the repository and Colab
+  buttons only where that is known;
 * it writes numbers of results/*.json into a page, so that nobody types them: the role `result` one
   number, the directive `result-table` a table of rows.
 
@@ -18,19 +18,16 @@ It does five things:
       largest difference = {largest:power}
       :::
 
+  The formats are those of book/tools/measured.py. A directive, and no cell with pandas: prose pages
+  run no code, and a page shows beside each column's name what it holds;
 * it reads a chapter from its text, notebooks/NN_title.md, and the outputs of its notebook
   (book/tools/notebooks.py makes both one), so that nothing is executed for a page;
 * it counts figures, equations and exercises anew in each chapter: Figure 8.1, (8.1), Exercise 8.1.
-
-The formats are those of book/tools/measured.py.
-
-A directive, and no cell with pandas: prose pages run no code, and a page shows beside each column's
-name what it holds.
 """
 
+import os
 import re
 import sys
-import tomllib
 from pathlib import Path
 
 import nbformat
@@ -39,6 +36,7 @@ from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+from address import Address, found  # noqa: E402
 from measured import Words, lookup, numeric, table  # noqa: E402
 
 from notebooks import joined  # noqa: E402
@@ -52,23 +50,23 @@ def without_remote_styles(html: str) -> str:
     return FONT_AWESOME_CDN.sub("", html)
 
 
-def project_settings(root: Path) -> dict[str, str]:
-    """The table `[tool.regkit]` of pyproject.toml in folder `root`; empty where there is none."""
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
-    return project.get("tool", {}).get("regkit", {})
+def theme_options(address: Address | None, notebooks: str = "") -> dict:
+    """Theme options that show the repository; without an address they hide it.
 
-
-def theme_options(repository: str = "", ref: str = "main", **_) -> dict:
-    """Theme options that show the repository at branch or tag `ref`; "" hides it."""
-    if not repository:
+    Args:
+        address: where the project is public.
+        notebooks: the branch with the notebooks that Colab opens, by default that of the address.
+    """
+    if address is None:
         return {"repository_url": "", "use_repository_button": False, "launch_buttons": {}}
+    colab = {"colab_url": "https://colab.research.google.com"} if address.on_github else {}
     return {
-        "repository_url": repository.rstrip("/"),
-        "repository_branch": ref,
+        "repository_url": address.repository,
+        "repository_branch": notebooks or address.ref,  # only the launch buttons ask for it
         "path_to_docs": "",
         "use_repository_button": True,
         "use_issues_button": True,
-        "launch_buttons": {"colab_url": "https://colab.research.google.com"},
+        "launch_buttons": colab,
     }
 
 
@@ -122,10 +120,12 @@ class ResultTable(SphinxDirective):
 
 
 def _configure(app, config):
-    settings = project_settings(Path(app.srcdir))
-    config.html_theme_options.update(theme_options(**settings))
-    if settings.get("repository"):
-        app.tags.add("public")  # {only} public: text that needs the public repository
+    address = found(Path(app.srcdir))
+    # the workflow that publishes the book also writes this branch
+    notebooks = os.environ.get("REGKIT_NOTEBOOKS_BRANCH", "")
+    config.html_theme_options.update(theme_options(address, notebooks))
+    if address and address.on_github:
+        app.tags.add("public")  # {only} public: text that needs Colab
     # Jupyter Book always loads sphinx-thebe, which names a CDN in a script of every page.
     for listeners in app.events.listeners.values():
         for listener in list(listeners):
