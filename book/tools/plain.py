@@ -411,13 +411,13 @@ class Chapter:
             return f"{folder}{name}.ipynb{heading}"
         if not (ROOT / "notebooks" / path).is_file():
             raise ValueError(f"{self.name} links to {target}, which does not exist.")
-        return f"{self.pages}/{path.removeprefix('../')}" if self.pages else target
+        return f"{self.pages}/{target.removeprefix('../')}" if self.pages else target
 
     def heading(self, chapter: str, anchor: str) -> str:
         """The anchor that Jupyter and GitHub give to a heading to which MyST gives `anchor`."""
         for cell in self.texts[chapter].cells:
             for block in blocks(cell.source) if cell.cell_type == "markdown" else ():
-                title = block.source.lstrip("# ")
+                title = block.source.lstrip("# ").replace("`", "")
                 if block.kind == "heading_open" and default_slugify(title) == anchor:
                     return title.replace(" ", "-")
         raise ValueError(f"{self.name} links to {chapter}#{anchor}, which does not exist.")
