@@ -302,6 +302,14 @@ def test_code_is_folded_where_the_book_hides_it_and_outputs_stay():
     assert notebook.cells[1].outputs == [] and notebook.cells[0].outputs[0].metadata == {}
 
 
+def test_a_slider_says_what_it_is_where_no_widget_is_drawn():
+    data = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "VBox(..."}
+    code = new_code_cell("slide()", outputs=[new_output("display_data", data=data)])
+    made, notebook = chapter(code=(code,))
+    shown = made.cells(notebook)[0].outputs[0].data
+    assert shown == data | {"text/plain": "A slider: run this cell to move it."}
+
+
 def test_values_that_the_code_hands_to_the_prose_are_found():
     prefix = "application/papermill.record/"
     output = new_output(

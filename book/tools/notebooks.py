@@ -43,10 +43,7 @@ FOLDER = ROOT / "notebooks"
 SETUP = 'import regkit.book\n\nregkit.book.setup("{}")'  # in the .md; setup_cell makes the reader's
 KEPT = ("language_info", "regkit", "widgets")  # metadata that an execution makes
 MAX_BYTES, MAX_BYTES_ALL = 1_000_000, 10_000_000
-WIDGET, WIDGETS = (
-    "application/vnd.jupyter.widget-view+json",
-    "application/vnd.jupyter.widget-state+json",
-)
+WIDGET, WIDGETS = plain.WIDGET, "application/vnd.jupyter.widget-state+json"
 PROGRESS_BAR = re.compile(r"\d+%\||\dit \[")  # what tqdm writes as the text of its widget
 COLAB = "https://colab.research.google.com/github"
 COLAB_BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"

@@ -35,6 +35,8 @@ from pybtex.plugin import find_plugin
 from pybtex.richtext import Text
 
 ROOT = Path(__file__).resolve().parents[2]
+WIDGET = "application/vnd.jupyter.widget-view+json"
+SLIDER = "A slider: run this cell to move it."
 CHECKS = "Numbers and checks of this section (for the book; you may skip it)"
 
 # What may stand inside a line. Code and formulas come first, so that nothing in them is replaced.
@@ -200,6 +202,16 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|$])", r"\\\1", text)
 
 
+def _describe(output: NotebookNode, alt: str | None) -> None:
+    """Say in words what an output shows, for viewers that do not show it."""
+    data = output.get("data", {})
+    for kind in data:
+        if kind.startswith("image/") and alt:
+            output.metadata[kind] = {"alt": alt}
+    if WIDGET in data:  # Jupyter draws no widget of a notebook that it does not trust yet
+        data["text/plain"] = SLIDER
+
+
 def quoted(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() for line in text.splitlines())
 
@@ -274,11 +286,8 @@ class Chapter:
             title = CHECKS if "remove-cell" in tags else f"Code of {number.lower() or 'this cell'}"
             if "setup" not in tags:  # it has a title of its own
                 code.source = f"# @title {title}\n{cell.source}"
-        if alt := settings.get("image", {}).get("alt"):
-            for output in code.outputs:
-                for kind in output.get("data", {}):
-                    if kind.startswith("image/"):
-                        output.metadata[kind] = {"alt": alt}
+        for output in code.outputs:
+            _describe(output, settings.get("image", {}).get("alt"))
         if not number:
             return [code]
         caption = f"**{number}.** {self.inline(figure['caption'])}"
