@@ -1,4 +1,4 @@
-"""A chapter opened in JupyterLab, as a reader does: without a kernel, without an extension of ours."""
+"""A chapter opened in JupyterLab, as a reader does: no kernel, no extension of ours."""
 
 import json
 import os
