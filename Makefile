@@ -11,6 +11,8 @@
 #                  (DATA=folder: the tables of a prepared set)
 # make wheel       wheel and source distribution, into dist/
 # make wheel-test  install the wheel alone into a clean environment and register with it (minutes)
+# make colab-test  each notebook alone in an empty folder, with Colab's versions and the wheel
+#                  (NAMES="08" for some; 6 GB, most of it PyTorch, and about ten minutes)
 # make lint        what CI says about style and types; make format repairs the style
 # make clean       remove what was built; .venv stays
 #
@@ -32,7 +34,7 @@ COVERAGE := 95.5
 
 .DEFAULT_GOAL := help
 .PHONY: help book test unit coverage test-slow test-site test-cpu attack notebooks bench gpu-results lint format wheel \
-    wheel-test clean
+    wheel-test colab-test clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -133,6 +135,14 @@ wheel-test: wheel
 	build/clean/bin/pip check
 	cd build/clean && env -u PYTHONPATH bin/regkit demo --size small --device cpu --out demo
 	cd build/clean && test -s demo/synthetic_2d/disp.nii.gz && du -sh .
+
+# Colab's Python, without regkit: the setup cell of each notebook installs it from the wheel.
+COLAB_PYTHON ?= python3.13
+colab-test: wheel
+	@rm -rf build/colab
+	$(COLAB_PYTHON) -m venv build/colab
+	build/colab/bin/pip install --quiet --disable-pip-version-check --requirement tests/colab.txt
+	OMP_NUM_THREADS=1 build/colab/bin/python tests/alone.py dist/*.whl $(NAMES)
 
 clean:
 	rm -rf _build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

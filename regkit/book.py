@@ -40,7 +40,8 @@ def setup(
     """Start a notebook: fixed seeds, the figures of the book, no distracting warnings, the clock.
 
     It prints one line: the device and its free memory, the budget, and how long the chapter takes.
-    Without a GPU the budget "gpu" becomes "cpu" for this process, and a sentence says so.
+    Without a GPU the budget "gpu" becomes "cpu" for this process, and a sentence says so; another
+    one says in Colab that what is trained is lost with the session while no Drive is mounted.
 
     Args:
         chapter: its number, such as "08".
@@ -51,6 +52,11 @@ def setup(
         ValueError: the environment names a budget that does not exist.
     """
     print(_conditions(chapter, {} if seconds is None else seconds))
+    if "google.colab" in sys.modules and not DRIVE.is_dir():
+        print(
+            "What is trained here ends with the session: to keep it, mount your Google Drive "
+            '(from google.colab import drive; drive.mount("/content/drive")) before you train.'
+        )
     global _started
     _started = time.perf_counter()
     random.seed(seed)

@@ -1,17 +1,9 @@
-"""The project's public address: which place says it first, what is none, and who uses it."""
+"""The project's public address: which place says it first, and what is none."""
 
 import subprocess
-from pathlib import Path
 
-import nbformat
-import publish
 import pytest
-import typer
 from address import Address, found
-
-import notebooks
-
-ROOT = Path(__file__).parents[1]
 
 SETTINGS = "[tool.regkit]\nrepository = '{}'\nref = 'main'\n"
 OURS = {"REGKIT_REPOSITORY": "https://github.com/ada/mine"}
@@ -134,36 +126,3 @@ def test_pip_and_colab_can_use_it():
     assert Address("https://github.com/a/b", "v1").pip == "git+https://github.com/a/b@v1"
     assert Address("https://github.com/a/b", "v1").on_github
     assert not Address("https://git.example.org/a/b", "v1").on_github
-
-
-# ---------------------------------------------------------------------------- the branch for Colab
-
-
-def test_the_branch_for_colab_holds_every_notebook_with_the_address(tmp_path, monkeypatch):
-    asked = []
-
-    def version(md, address, branch):
-        asked.append((md.stem, address, branch))
-        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(address.pip)])
-
-    monkeypatch.setattr(notebooks, "reader_version", version, raising=False)
-    address = Address("https://github.com/a/b", "main")
-    written = publish.publish(tmp_path / "out", address)
-    chapters = sorted((ROOT / "notebooks").glob("*.md"))
-    assert [path.name for path in written] == [f"{md.stem}.ipynb" for md in chapters]
-    assert asked == [(md.stem, address, "colab") for md in chapters]
-    assert all("git+https://github.com/a/b@main" in path.read_text() for path in written)
-    readme = (tmp_path / "out" / "README.md").read_text()
-    for path in written:
-        place = f"github/a/b/blob/colab/notebooks/{path.name}"
-        assert f"(https://colab.research.google.com/{place})" in readme
-
-
-def test_without_an_address_on_github_there_is_no_branch_for_colab(tmp_path, monkeypatch):
-    monkeypatch.setattr(notebooks, "ROOT", project(tmp_path))
-    for address in ("", "https://git.example.org/a/b"):
-        monkeypatch.setenv("REGKIT_REPOSITORY", address)
-        monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
-        with pytest.raises(typer.BadParameter, match="no address on GitHub"):
-            publish.main(tmp_path / "out")
-    assert not (tmp_path / "out").exists()

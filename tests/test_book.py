@@ -79,6 +79,20 @@ def test_the_budget_gpu_stays_where_there_is_a_gpu(monkeypatch, capsys, no_gpu):
     assert capsys.readouterr().out.endswith("budget gpu; chapter 08 takes about 14 min.\n")
 
 
+def test_colab_without_a_drive_says_that_nothing_is_kept(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(book, "DRIVE", tmp_path / "MyDrive")
+    for colab, mounted, lines in ((True, False, 2), (True, True, 1), (False, True, 1)):
+        if colab:
+            monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+        else:
+            monkeypatch.delitem(sys.modules, "google.colab")
+        if mounted:
+            book.DRIVE.mkdir(exist_ok=True)
+        book.setup()
+        said = capsys.readouterr().out.splitlines()
+        assert len(said) == lines and ("drive.mount" in said[-1]) == (lines == 2)
+
+
 # -------------------------------------------------------------------------- the folder of a run
 
 

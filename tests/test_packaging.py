@@ -12,9 +12,9 @@ from importlib import metadata
 from importlib.metadata import entry_points, packages_distributions, version
 from pathlib import Path
 
-import publish
 import pytest
 import yaml
+from address import COLAB_BRANCH
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -348,9 +348,9 @@ def test_the_branch_for_colab_holds_what_the_build_made_and_no_settings_of_git()
     (unpacks,) = (n for n, step in enumerate(steps) if step.startswith("tar "))
     assert "--exclude=.git" in steps[unpacks].split()
     assert all("git -C branch" not in step for step in steps[:unpacks])
-    assert steps[-1].endswith(f" {publish.BRANCH}") and "notebooks" in jobs["deploy"]["needs"]
+    assert steps[-1].endswith(f" {COLAB_BRANCH}") and "notebooks" in jobs["deploy"]["needs"]
     (build,) = (step for step in jobs["build"]["steps"] if step.get("run") == "make book")
-    assert build["env"] == {"REGKIT_NOTEBOOKS_BRANCH": publish.BRANCH}
+    assert build["env"] == {"REGKIT_NOTEBOOKS_BRANCH": COLAB_BRANCH}
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

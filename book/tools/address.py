@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+COLAB_BRANCH = "colab"  # that the workflow which publishes the book fills with notebooks
 EXPECTED = "expected such as https://github.com/NAME/REPOSITORY"
 
 

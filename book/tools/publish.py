@@ -10,16 +10,15 @@ from pathlib import Path
 
 import nbformat
 import typer
-from address import Address, found
+from address import COLAB_BRANCH, Address, found
 
 import notebooks
 
-BRANCH = "colab"
 README = """\
 # Notebooks for Google Colab
 
-Written by the workflow that publishes the book, from [{ref}]({repository}/tree/{ref}). Whatever is
-changed here is lost with the next one.
+Written by the workflow that publishes the book, from [{ref}]({repository}/tree/{ref}).
+Whatever is changed here is lost with the next one.
 
 {chapters}
 """
@@ -42,15 +41,15 @@ def publish(folder: Path, address: Address) -> list[Path]:
     chapters, written = [], []
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     for md in notebooks.select(None):
-        notebook = notebooks.reader_version(md, address, BRANCH)
+        notebook = notebooks.reader_version(md, address, COLAB_BRANCH)
         path = folder / "notebooks" / f"{md.stem}.ipynb"
         nbformat.write(notebook, path)
         written.append(path)
         chapters.append(
             CHAPTER.format(
-                title=md.stem.replace("_", " "),
+                title=md.read_text(encoding="utf-8").partition("\n# ")[2].partition("\n")[0],
                 name=address.repository.removeprefix("https://github.com/"),
-                branch=BRANCH,
+                branch=COLAB_BRANCH,
                 file=path.name,
             )
         )
