@@ -4,6 +4,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from address import Address
 
 import notebooks as tool
 
@@ -39,6 +40,10 @@ print(x + 1)
 """
 
 
+STALE = "01_small.ipynb is stale: its outputs come from other code; execute it."
+DIFFERS = "01_small.ipynb is not what 01_small.md and its outputs make: execute it."
+
+
 # -------------------------------------------------------------------- the committed notebooks
 
 
@@ -53,8 +58,9 @@ def test_every_notebook_has_its_text_and_all_are_small():
 
 
 def test_setup_cell_is_the_same_everywhere():
-    setups = {tool.code_cells(tool.read_text(md))[0].source for md in tool.select(None)}
-    assert setups <= {tool.setup_cell()}
+    for md in tool.select(None):
+        first = tool.code_cells(tool.read_text(md))[0]
+        assert first.source == f'import regkit.book\n\nregkit.book.setup("{md.stem[:2]}")'
 
 
 # ------------------------------------------------------------------------------- the checker
@@ -62,13 +68,12 @@ def test_setup_cell_is_the_same_everywhere():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An own notebook folder, with the setup cell `x = 20` as its template."""
-    template = tmp_path / "template.txt"
-    template.write_text("%pip install {repository}@{ref}\n# ---- below\nx = 20\n")
+    """An own notebook folder, with the setup cell `x = 20`."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
     monkeypatch.setattr(tool, "FOLDER", folder)
-    monkeypatch.setattr(tool, "TEMPLATE", template)
+    monkeypatch.setattr(tool, "SETUP", "x = 20")
+    monkeypatch.setattr(tool.setup_cell, "source", lambda *given: "x = 20")
     monkeypatch.setenv("REGKIT_BUDGET", "cpu")  # so that what an execution sets is undone
     return folder
 
@@ -82,11 +87,11 @@ def write(folder: Path, body: str = TWO_CELLS, name: str = "01_small") -> Path:
 def executed(folder: Path, body: str = TWO_CELLS) -> Path:
     """A pair in order, its outputs written by hand instead of by a kernel."""
     md = write(folder, body)
-    notebook = tool.read_text(md)
-    for count, cell in enumerate(tool.code_cells(notebook), 1):
+    text = tool.read_text(md)
+    for count, cell in enumerate(tool.code_cells(text), 1):
         cell.execution_count = count
-    notebook.metadata.regkit = {"budget": "cpu", "source_hash": tool.source_hash(notebook)}
-    nbformat.write(notebook, md.with_suffix(".ipynb"))
+    text.metadata.regkit = {"budget": "cpu", "seconds": 7, "source_hash": tool.source_hash(text)}
+    nbformat.write(tool.made_plain(md, text), md.with_suffix(".ipynb"))
     return md
 
 
@@ -123,13 +128,30 @@ def test_notebook_without_text(folder):
 def test_changed_text_is_seen(folder):
     md = executed(folder)
     md.write_text(md.read_text().replace("Some text.", "Other text."))
-    assert tool.check_pair(md) == ["01_small.md and 01_small.ipynb differ: execute it."]
+    assert tool.check_pair(md) == [DIFFERS]
 
 
-def test_changed_code_is_seen(folder):
+@pytest.mark.parametrize("cell", [0, 1, 2, 3], ids=["title", "setup", "text", "code"])
+def test_a_change_of_the_notebook_alone_is_seen(folder, cell):
+    def change(notebook):
+        notebook.cells[cell].source += " "
+
+    assert spoil(executed(folder), change) == [DIFFERS]
+
+
+def test_a_change_of_the_metadata_alone_is_seen(folder):
+    def change(notebook):
+        notebook.cells[-1].metadata.jupyter = {"source_hidden": True}
+
+    assert spoil(executed(folder), change) == [DIFFERS]
+
+
+def test_changed_code_is_seen_and_makes_no_page(folder):
     md = executed(folder)
     md.write_text(md.read_text().replace("x + 1", "x + 2"))
-    assert tool.check_pair(md) == ["01_small.md and 01_small.ipynb differ: execute it."]
+    assert tool.check_pair(md) == [STALE]
+    with pytest.raises(ValueError, match="is stale"):
+        tool.joined(md)
 
 
 def test_stale_outputs_are_seen_when_both_halves_agree(folder):
@@ -139,7 +161,27 @@ def test_stale_outputs_are_seen_when_both_halves_agree(folder):
     def same_code(notebook):
         notebook.cells[-1].source = "print(x + 2)"
 
-    assert spoil(md, same_code) == ["01_small.ipynb is stale: its outputs come from other code."]
+    assert spoil(md, same_code) == [STALE]
+
+
+def test_a_lost_cell_is_seen(folder):
+    assert spoil(executed(folder), lambda notebook: notebook.cells.pop()) == [STALE]
+
+
+def test_another_setup_cell_leaves_the_outputs_fresh(folder, monkeypatch):
+    md = executed(folder)
+    monkeypatch.setattr(tool, "SETUP", "x = 21")
+    monkeypatch.setattr(tool.setup_cell, "source", lambda *given: "x = 21")
+    tool.sync_command()
+    assert tool.check_pair(md) == [DIFFERS]
+    assert tool.update(md, "cpu") is False  # nothing ran
+    assert tool.check_pair(md) == []
+
+
+def test_text_that_cannot_be_made_plain_is_one_sentence(folder):
+    md = executed(folder)
+    md.write_text(md.read_text().replace("Some text.", "{eq}`nowhere`"))
+    assert tool.check_pair(md) == ["01_small refers to 'nowhere', which does not exist."]
 
 
 def test_wrong_budget_is_seen(folder):
@@ -171,8 +213,12 @@ def test_picture_needs_alt_text(folder):
     assert problems == [
         "01_small.ipynb, code cell 2: shows a picture without alt text (mystnb: image: alt)."
     ]
-    alt = "---\nmystnb:\n  image:\n    alt: Two brains side by side.\n---\nprint"
-    assert spoil(executed(folder, TWO_CELLS.replace("print", alt)), picture) == []
+    header = "---\nmystnb:\n  image:\n    alt: Two brains side by side.\n---\nprint"
+    md = executed(folder, TWO_CELLS.replace("print", header))
+    assert spoil(md, picture) == [DIFFERS]  # viewers read it beside the picture
+    alt = {"image/png": {"alt": "Two brains side by side."}}
+    picture = add_output("display_data", data={"image/png": "AAAA"}, metadata=alt)
+    assert spoil(md, picture) == []
 
 
 @pytest.mark.parametrize("top", ["home", "root", "Users"])
@@ -232,15 +278,38 @@ def test_sync_keeps_what_it_need_not_change(folder):
     assert tool.canonical(md) == md.read_text()
 
 
-def test_setup_cell_installs_only_from_a_named_repository(tmp_path, monkeypatch):
-    project = tmp_path / "pyproject.toml"
-    monkeypatch.setattr(tool, "ROOT", tmp_path)
-    project.write_text('[tool.regkit]\nrepository = ""\nref = "main"\n')
-    assert "install" not in tool.setup_cell()
-    assert "google.colab" not in tool.setup_cell()
-    project.write_text('[tool.regkit]\nrepository = "https://example.org/r.git"\nref = "v1"\n')
-    assert '"regkit-course[notebook] @ git+https://example.org/r.git@v1"' in tool.setup_cell()
-    assert tool.setup_cell().endswith("import regkit.book\n\nregkit.book.setup()")
+def test_the_book_joins_the_text_with_the_outputs(folder):
+    md = executed(folder, TWO_CELLS.replace("Some text.", "It is {eq}`eq-a`.\n\n$$ a $$ (eq-a)"))
+    spoil(md, add_output("stream", name="stdout", text="21\n"))
+    text, book = tool.read_text(md), tool.joined(md)
+    assert [cell.source for cell in book.cells] == [cell.source for cell in text.cells]
+    assert tool.code_cells(book)[1].outputs[0].text == "21\n"
+    assert book.metadata.regkit.seconds == 7
+    reader = nbformat.read(md.with_suffix(".ipynb"), as_version=4)
+    assert reader.cells[2].source == "It is (1.1).\n\n$$\na \\tag{1.1}\n$$"
+
+
+def test_a_notebook_with_an_address_says_it_in_the_button_the_links_and_the_setup_cell(
+    folder, monkeypatch
+):
+    monkeypatch.setattr(tool.setup_cell, "source", lambda *given: f"x = 20  # {given}")
+    links = "[it](01_small.md), [here](../book/notation.md)"
+    md = executed(folder, TWO_CELLS.replace("Some text.", links))
+    assert tool.reader_version(md).cells[1].source == f"x = 20  # {('01', '', {'cpu': 7})}"
+
+    place = "https://github.com/ada/regkit"
+    notebook = tool.reader_version(md, Address(place, "v1"), branch="colab")
+    top, setup, text, _ = (cell.source for cell in notebook.cells)
+    colab = f"{tool.COLAB}/ada/regkit/blob/colab/notebooks/01_small.ipynb"
+    assert top.startswith("[![Open in Colab](") and top.endswith(f"]({colab})\n\n# A title")
+    assert setup == f"x = 20  # {('01', f'git+{place}@v1', {'cpu': 7})}"
+    file, page = f"{place}/blob/colab/notebooks/01_small.ipynb", f"{place}/blob/v1/book/notation.md"
+    assert text == f"[it]({file}), [here]({page})"
+
+    elsewhere = tool.reader_version(md, Address("https://git.example.org/ada/regkit", "main"))
+    assert elsewhere.cells[0].source == "# A title"  # Colab opens nothing from there
+    assert elsewhere.cells[2].source == "[it](01_small.ipynb), [here](../book/notation.md)"
+    assert "git.example.org" in elsewhere.cells[1].source
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Keeps the notebooks: `NN_title.md` is what we write, `NN_title.ipynb` is the same, executed.
+"""Keeps the notebooks: `NN_title.md` is what we write, `NN_title.ipynb` is what a reader opens.
 
     python book/tools/notebooks.py sync         write the setup cell, format the code cells
     python book/tools/notebooks.py try 01       run at REGKIT_BUDGET (default cpu), write nothing
@@ -6,6 +6,9 @@
     python book/tools/notebooks.py check        say what is wrong with the committed pairs
 
 A NAME is a chapter number (`01`) or a path; no NAME means all notebooks.
+
+The .ipynb is made of the text of the .md, in plain Markdown (plain.py), and the outputs of its
+code. The book is made of both as well: of the text as it is, and the outputs (`joined`).
 """
 
 import hashlib
@@ -16,16 +19,20 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import jupytext
 import nbformat
+import plain
+import setup_cell
 import typer
+from address import Address
 from jupytext.config import load_jupytext_config
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -33,14 +40,13 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
-TEMPLATE = Path(__file__).with_name("setup_cell.py.txt")
-SHARED_METADATA = ("tags", "mystnb", "slideshow")  # cell metadata that the .md keeps
+SETUP = 'import regkit.book\n\nregkit.book.setup("{}")'  # in the .md; setup_cell makes the reader's
+KEPT = ("language_info", "regkit", "widgets")  # metadata that an execution makes
 MAX_BYTES, MAX_BYTES_ALL = 1_000_000, 10_000_000
-WIDGET, WIDGETS = (
-    "application/vnd.jupyter.widget-view+json",
-    "application/vnd.jupyter.widget-state+json",
-)
+WIDGET, WIDGETS = plain.WIDGET, "application/vnd.jupyter.widget-state+json"
 PROGRESS_BAR = re.compile(r"\d+%\||\dit \[")  # what tqdm writes as the text of its widget
+COLAB = "https://colab.research.google.com/github"
+COLAB_BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|work|Users)/|ipykernel_\d+")
 
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
@@ -68,28 +74,23 @@ def select(names: list[str] | None) -> list[Path]:
 
 def read_text(md: Path) -> NotebookNode:
     """The notebook that the `.md` describes, without outputs, with cell ids that stay."""
-    notebook = jupytext.read(md, fmt="md:myst")
+    notebook = deepcopy(_parsed(md.read_text(encoding="utf-8")))
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
     return notebook
 
 
-def setup_cell() -> str:
-    """The source of the setup cell: the template, filled in from `[tool.regkit]`."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["regkit"]
-    install, _, rest = TEMPLATE.read_text().partition("# ----")
-    body = rest.split("\n", 1)[1]
-    if settings["repository"]:
-        body = install.format(**settings) + body
-    return body.strip()
+@cache
+def _parsed(content: str) -> NotebookNode:
+    return jupytext.reads(content, fmt="md:myst")
 
 
 def canonical(md: Path) -> str:
     """What the `.md` should be: the setup cell filled in, code cells formatted by ruff."""
     notebook = read_text(md)
     for cell in code_cells(notebook):
-        if "setup" in cell.metadata.get("tags", []):
-            cell.source = setup_cell()
+        if is_setup(cell):
+            cell.source = SETUP.format(md.stem[:2])
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "draft.ipynb"
         nbformat.write(notebook, draft)
@@ -102,23 +103,77 @@ def canonical(md: Path) -> str:
     return jupytext.writes(notebook, fmt="md:myst", config=load_jupytext_config(str(ROOT)))
 
 
-def cells(notebook: NotebookNode) -> list[tuple[str, str, dict]]:
-    """What the two halves of a pair share."""
-    keep = SHARED_METADATA
-    return [
-        (c.cell_type, c.source, {k: v for k, v in c.metadata.items() if k in keep})
-        for c in notebook.cells
-    ]
-
-
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     return [c for c in notebook.cells if c.cell_type == "code"]
 
 
-def source_hash(notebook: NotebookNode) -> str:
-    """Names the code that the outputs belong to."""
-    code = [c.source for c in code_cells(notebook)]
+def is_setup(cell: NotebookNode) -> bool:
+    return "setup" in cell.metadata.get("tags", [])
+
+
+def source_hash(text: NotebookNode) -> str:
+    """Names the code that the outputs belong to: the code of the .md without its setup cell."""
+    code = [c.source for c in code_cells(text) if not is_setup(c)]
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()
+
+
+def joined(md: Path) -> NotebookNode:
+    """The text of the .md with the outputs of the .ipynb: what the book shows.
+
+    Raises:
+        ValueError: if the outputs come from other code.
+    """
+    text, notebook = read_text(md), nbformat.read(md.with_suffix(".ipynb"), as_version=4)
+    same = notebook.metadata.get("regkit", {}).get("source_hash") == source_hash(text)
+    if not same or len(code_cells(text)) != len(code_cells(notebook)):
+        raise ValueError(f"{md.stem}.ipynb is stale: its outputs come from other code; execute it.")
+    for key in KEPT:
+        if key in notebook.metadata:
+            text.metadata[key] = notebook.metadata[key]
+    for cell, known in zip(code_cells(text), code_cells(notebook)):
+        cell.update(outputs=known.outputs, execution_count=known.execution_count)
+    return text
+
+
+def reader_version(md: Path, address: Address | None = None, branch: str = "") -> NotebookNode:
+    """The notebook that a reader opens, in plain Markdown, with the outputs of the .ipynb.
+
+    Args:
+        md: of the chapter.
+        address: where the project is public: the setup cell then installs from there, a button
+            opens the notebook in Colab, and links say the whole address. Without one, links lead
+            from file to file.
+        branch: on which the notebooks lie, if not on the address's own.
+
+    Raises:
+        ValueError: if the outputs come from other code, or the text has something of which
+            plain.py knows nothing.
+    """
+    return made_plain(md, joined(md), address, branch)
+
+
+def made_plain(
+    md: Path, text: NotebookNode, address: Address | None = None, branch: str = ""
+) -> NotebookNode:
+    """The reader's version of a chapter and its outputs."""
+    on_github = address is not None and address.on_github
+    chapters = f"{address.repository}/blob/{branch or address.ref}/notebooks" if on_github else ""
+    pages = f"{address.repository}/blob/{address.ref}" if on_github else ""
+    texts = {path.stem: read_text(path) for path in sorted(FOLDER.glob("*.md"))}
+    chapter = plain.Chapter(md.stem, texts, plain.glued(text), pages, chapters)
+    notebook = nbformat.v4.new_notebook(cells=chapter.cells(text))
+    for key in ("kernelspec", "accelerator", "colab", *KEPT):
+        if key in text.metadata:
+            notebook.metadata[key] = text.metadata[key]
+    made = text.metadata.regkit
+    for cell in filter(is_setup, code_cells(notebook)):
+        origin = address.pip if address else ""
+        cell.source = setup_cell.source(md.stem[:2], origin, {made.budget: made.seconds})
+    if on_github:
+        path = f"{chapters}/{md.stem}.ipynb".removeprefix("https://github.com")
+        first = notebook.cells[0]
+        first.source = f"{COLAB_BADGE}({COLAB}{path})\n\n{first.source}"
+    return notebook
 
 
 # ------------------------------------------------------------------------------- executing
@@ -181,30 +236,19 @@ def drop_progress_bars(notebook: NotebookNode) -> None:
 
 def update(md: Path, budget: str, force: bool = False) -> bool:
     """Bring the `.ipynb` beside `md` up to date; True if that took an execution."""
-    path, notebook = md.with_suffix(".ipynb"), read_text(md)
-    if force or not (path.exists() and keep_outputs(path, notebook, budget)):
-        run(notebook, budget)
-        executed = True
-    else:
-        executed = False
-    nbformat.write(notebook, path)
-    return executed
+    path, text = md.with_suffix(".ipynb"), None
+    if force or not is_fresh(md, budget):
+        text = read_text(md)
+        run(text, budget)
+    nbformat.write(made_plain(md, text or joined(md)), path)
+    return text is not None
 
 
-def keep_outputs(path: Path, notebook: NotebookNode, budget: str) -> bool:
-    """Take the outputs over from `path`, if they come from the same code at the same budget."""
-    old = nbformat.read(path, as_version=4)
-    made = old.metadata.get("regkit", {})
-    if made.get("budget") != budget:
-        return False
-    if not made.get("source_hash") == source_hash(old) == source_hash(notebook):
-        return False
-    for key in ("regkit", "widgets", "language_info"):
-        if key in old.metadata:
-            notebook.metadata[key] = old.metadata[key]
-    for cell, known in zip(code_cells(notebook), code_cells(old), strict=True):
-        cell.update(outputs=known.outputs, execution_count=known.execution_count)
-    return True
+def is_fresh(md: Path, budget: str) -> bool:
+    """Do the outputs of the `.ipynb` come from the code of the `.md`, at this budget?"""
+    path = md.with_suffix(".ipynb")
+    made = nbformat.read(path, as_version=4).metadata.get("regkit", {}) if path.exists() else {}
+    return made.get("budget") == budget and made.get("source_hash") == source_hash(read_text(md))
 
 
 # -------------------------------------------------------------------------------- checking
@@ -215,21 +259,20 @@ def check_pair(md: Path, budget: str = "cpu") -> list[str]:
     path, problems = md.with_suffix(".ipynb"), []
     if not path.exists():
         return [f"{path.name} is missing: execute it."]
-    text, notebook = read_text(md), nbformat.read(path, as_version=4)
-    made = notebook.metadata.get("regkit", {})
-    code = code_cells(notebook)
-
     if canonical(md) != md.read_text():
         problems.append(f"{md.name} is not as `sync` writes it (setup cell, formatting): run sync.")
-    if cells(text) != cells(notebook):
-        problems.append(f"{md.name} and {path.name} differ: execute it.")
-    if made.get("source_hash") != source_hash(notebook):
-        problems.append(f"{path.name} is stale: its outputs come from other code.")
+    try:
+        text, notebook = joined(md), nbformat.read(path, as_version=4)
+        if reader_version(md) != notebook:
+            problems.append(f"{path.name} is not what {md.name} and its outputs make: execute it.")
+    except ValueError as error:
+        return [*problems, str(error)]
+    made, code = notebook.metadata.get("regkit", {}), code_cells(text)
     if made.get("budget") != budget:
         problems.append(f"{path.name} was executed at budget {made.get('budget')}, not {budget}.")
     if [c.execution_count for c in code] != list(range(1, len(code) + 1)):
         problems.append(f"{path.name} was not executed in order, once, from its first cell.")
-    setup = [n for n, c in enumerate(code) if "setup" in c.metadata.get("tags", [])]
+    setup = [n for n, c in enumerate(code) if is_setup(c)]
     if setup != [0]:
         problems.append(f"{path.name}: the first code cell, and no other, is tagged `setup`.")
     if path.stat().st_size > MAX_BYTES:
