@@ -210,6 +210,17 @@ def test_a_full_disk_keeps_what_was_saved(owner, name, error, tmp_path, monkeypa
         assert torch.equal(value, whole[key])
 
 
+def test_a_disk_that_is_full_from_the_start_is_one_sentence_and_leaves_nothing(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "write_json", full)
+    with pytest.raises(
+        ValueError, match="out cannot be written .No space left on device."
+    ) as caught:
+        run(tmp_path / "run")
+    assert str(caught.value).endswith(".") and list(tmp_path.iterdir()) == []
+
+
 def test_what_is_refused_for_its_data_leaves_nothing_and_the_corrected_run_works(
     tmp_path, monkeypatch
 ):

@@ -877,6 +877,13 @@ def test_a_run_whose_recipe_was_stored_before_there_were_protocols_goes_on(tmp_p
         loop.train(recipe, tmp_path, resume=True, progress=False)
 
 
+def test_a_run_goes_on_when_the_text_of_its_source_was_worded_anew(tmp_path):
+    recipe = small()
+    loop.train(recipe, tmp_path, progress=False)
+    reworded = replace(recipe, source="the same settings, in other words")
+    assert len(loop.train(reworded, tmp_path, resume=True, progress=False).history) == 4
+
+
 def test_a_set_that_is_not_there_leaves_no_folder(tmp_path):
     recipe = recipes.get("sun2025_lpba40", "smoke")
     for data, error in ((None, ValueError), (tmp_path, FileNotFoundError)):

@@ -181,16 +181,18 @@ def made_plain(
 
 def run(notebook: NotebookNode, budget: str) -> None:
     """Execute in place, drop the progress bars, and note in the metadata how it was made."""
-    os.environ["REGKIT_BUDGET"] = budget
     start = time.perf_counter()
-    NotebookClient(
-        notebook,
-        timeout=3600,
-        kernel_name="python3",
-        record_timing=False,
-        coalesce_streams=True,
-        resources={"metadata": {"path": str(FOLDER)}},
-    ).execute()
+    with tempfile.TemporaryDirectory() as home:
+        # a home of its own: no training goes on from a run of earlier code
+        env = os.environ | {"REGKIT_BUDGET": budget, "REGKIT_HOME": home}
+        NotebookClient(
+            notebook,
+            timeout=3600,
+            kernel_name="python3",
+            record_timing=False,
+            coalesce_streams=True,
+            resources={"metadata": {"path": str(FOLDER)}},
+        ).execute(env=env)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "error":  # the call stack names files of this machine

@@ -25,6 +25,7 @@ made.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -220,10 +221,17 @@ def alone_in(folder: Path | None) -> Iterator[None]:
         return
     check_writable(folder)
     new = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with alone(folder, "out", 0, "run"):
             yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(
+            f"out cannot be written ({error.strerror}), expected room on the disk: what was saved "
+            "before is there, and resume=True goes on from it."
+        ) from None
     finally:
         with suppress(OSError):  # as soon as something is in it
             for place in new:
@@ -253,6 +261,11 @@ def check_run(folder: Path, plan: dict[str, Any], resume: bool) -> None:
     if not file.is_file():
         raise ValueError(f"out is {folder.name!r}, which holds a run without its recipe.json.")
     recipe = read_json(file)
-    if not isinstance(recipe, dict) or recipes.complete(recipe) != plan:
+    if not isinstance(recipe, dict) or _settings(recipes.complete(recipe)) != _settings(plan):
         raise ValueError(f"out is {folder.name!r}, which holds a run of another recipe.")
     saved(folder)
+
+
+def _settings(plan: dict[str, Any]) -> dict[str, Any]:
+    """What a plan asks for; its `source` is a text, which a newer version may word differently."""
+    return {name: value for name, value in plan.items() if name != "source"}
