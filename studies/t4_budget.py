@@ -1,7 +1,7 @@
 """Whether budget "gpu" fits 15 minutes on a Colab T4 with two cores: writes results/t4_budget.json.
 
-    python studies/t4_budget.py                      # five minutes; goes on where it was stopped
-    python studies/t4_budget.py --part pairs --fresh # alone on the machine
+    python studies/t4_budget.py               # goes on where it was stopped
+    python studies/t4_budget.py --part pairs  # four minutes, alone on the machine
 
 No T4 is needed, and none was at hand. What a step takes there is *counted*, with tensors that have
 a shape and no content (fake tensors of PyTorch): the arithmetic of convolutions and matrix products

@@ -176,3 +176,11 @@ def test_the_contest_runs_in_the_time_that_is_left(tmp_path):
         runs=tmp_path / "runs",
     )  # fmt: skip
     assert [*tmp_path.glob("*_smoke.json"), *tmp_path.glob("runs/*")]
+
+
+def test_the_table_of_chapters_is_that_of_the_file():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for row in (row for row in HELD if row["part"] == "chapter"):
+        numbers = [row[key] for key in ("minutes_computing", "minutes_making_pairs", "minutes")]
+        cells = [row["name"], f"{row['teraflop']:.0f}", *(f"{number:.1f}" for number in numbers)]
+        assert f"\n|{'|'.join(cells)}|\n" in text
