@@ -82,7 +82,14 @@ def test_a_fault_stops_its_chapter(fault, tmp_path, monkeypatch):
     monkeypatch.setenv("REGKIT_HOME", str(tmp_path / "runs"))
     monkeypatch.setenv("REGKIT_BUDGET", "smoke")
     place = {"metadata": {"path": str(tool.FOLDER)}}
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place)
+    client = NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources=place,
+        # a long traceback parses the sources of all that was called, and may itself fail
+        extra_arguments=["--InteractiveShell.xmode=Minimal"],
+    )
     with pytest.raises(CellExecutionError) as stopped:
         client.execute()
     (cell,) = [
