@@ -49,11 +49,15 @@ def test_the_readme_quotes_the_results(name):
 @pytest.mark.parametrize("name", models.pretrained())
 def test_the_weights_say_how_they_were_trained(name):
     """The recipe in the file is what `regkit train` takes today at some budget, but for length,
-    seed, and how often it was watched, which changes no weight. What recipes have learnt to say
-    since then stands at its default."""
+    seed, and how often it was watched, which changes no weight; where it leaves the precision to
+    the device, the file says which one was taken. What recipes have learnt to say since then stands
+    at its default."""
     held = models.load(name).info["recipe"]
     changes = {key: held[key] for key in ("steps", "seed", "validate_every")}
     today = [recipes.get(held["name"], budget, **changes) for budget in ("cpu", "gpu")]
+    taken = {"precision": held["precision"]}
+    today = [recipes.replace(r, **taken) if r.precision == "auto" else r for r in today]
+    assert held["precision"] in ("no", "bf16", "fp16")
     defaults = {f.name: f.default for f in fields(recipes.Recipe) if f.default is not MISSING}
     assert {**defaults, **held} in [json.loads(json.dumps(vars(r), default=dict)) for r in today]
 

@@ -1,6 +1,7 @@
 """Pairs made by worker processes: the same for any number of them, and no process stays behind."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -214,8 +215,30 @@ def test_a_worker_that_is_killed_is_one_sentence():
             return self.pairs[index]
 
     _, task = small("RandomPairs")
-    with pytest.raises(ValueError, match="A process that makes pairs has died, expected it to"):
+    with (
+        pytest.raises(ValueError, match="A process that makes pairs has died, expected it to"),
+        batches.living_workers(),
+    ):
         made(Kills(task.pairs, None), 1)
+    assert children() == []
+
+
+def test_a_worker_may_die_while_the_network_computes(monkeypatch):
+    """The error then comes at a line of the training, not where the next batch is asked for."""
+    real = loop.objective
+
+    def slow(*arguments):
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        for _ in range(1000):
+            pass  # the signal arrives between two lines of Python
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "objective", slow)
+    recipe, _ = small("RandomPairs")
+    with pytest.raises(ValueError, match="A process that makes pairs has died, expected it to"):
+        loop.train(recipe, progress=False, device="cpu", workers=1)
     assert children() == []
 
 

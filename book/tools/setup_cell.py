@@ -15,9 +15,9 @@ import importlib
 import os
 import subprocess
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from packaging.version import Version
 
@@ -47,7 +47,7 @@ def install(source):
     here = {d.name: d.version for d in metadata.distributions()}
     few = {name: here[name] for name in ("numpy", "torch") if name in here}
     for stay in (here, few):  # all that is here stays, or, where that cannot be, at least these two
-        with tempfile.TemporaryDirectory() as folder:
+        with TemporaryDirectory() as folder:
             file = Path(folder, "stay.txt")
             file.write_text("\n".join(f"{name}=={version}" for name, version in stay.items()))
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(file)]

@@ -10,7 +10,8 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,7 +60,8 @@ def batches(
         workers: how many processes make them; 0: this one.
 
     Raises:
-        ValueError, OSError: as `pairs` raises them, also in a worker; or a worker has died.
+        ValueError, OSError: as `pairs` raises them, also in a worker. For one that dies see
+            `living_workers`.
     """
     loader = accelerator.prepare(
         DataLoader(
@@ -72,17 +74,29 @@ def batches(
             generator=torch.Generator(),  # else workers would draw from the run's random numbers
         )
     )
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+@contextmanager
+def living_workers() -> Iterator[None]:
+    """Where a worker dies, one sentence says what helps.
+
+    PyTorch tells it by a signal, at any line of the training: so this stands around all of it.
+
+    Raises:
+        ValueError: with that sentence.
+    """
     try:
-        for batch in loader:
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise ValueError(
             "A process that makes pairs has died, expected it to live: there may be too little "
-            f"memory for {workers}, and workers=0 needs none."
+            "memory for so many, and workers=0 needs none."
         ) from None
 
 

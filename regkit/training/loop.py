@@ -25,7 +25,7 @@ from regkit.device import choose_device, enough_memory
 from regkit.messages import install
 from regkit.models import RegistrationModel
 from regkit.training import recipes
-from regkit.training.batches import batches, worker_count
+from regkit.training.batches import batches, living_workers, worker_count
 from regkit.training.checkpoints import (
     alone_in,
     best_score,
@@ -162,7 +162,7 @@ def _loop(run: _Run, workers: int | None, limit: float) -> Trained:
     run.model.train()
     start = saved = time.monotonic()
     run.began = start - run.seconds
-    with closing(_batches(run, workers)) as left:
+    with living_workers(), closing(_batches(run, workers)) as left:
         bar = tqdm(left, recipe.name, recipe.steps, initial=done, disable=not run.progress)
         for step, batch in enumerate(bar, start=done + 1):
             terms = _update(run, step, batch)
