@@ -503,17 +503,23 @@ def test_every_recipe_trains_in_half_precision_on_a_gpu(monkeypatch):
 # --- time -------------------------------------------------------------------------------------
 
 
-def test_the_seconds_of_a_run_are_those_of_all_sittings(tmp_path, monkeypatch):
-    """A clock that advances by a second with each update: 2 + 2 steps, and 100 s between them."""
-    recipe, now = small(steps=4, validate_every=2), [0.0]
-    real = objective.objective
+@pytest.fixture
+def now(monkeypatch):
+    """The time on a clock, in a list of one number: it advances by a second with each update."""
+    seconds, real = [0.0], objective.objective
 
     def a_second(*arguments):
-        now[0] += 1.0
+        seconds[0] += 1.0
         return real(*arguments)
 
     monkeypatch.setattr(loop, "objective", a_second)
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(loop.time, "monotonic", lambda: seconds[0])
+    return seconds
+
+
+def test_the_seconds_of_a_run_are_those_of_all_sittings(tmp_path, now):
+    """2 + 2 steps, and 100 s between them."""
+    recipe = small(steps=4, validate_every=2)
     assert loop.train(recipe, progress=False).seconds == 4.0
     now[0] += 100.0
     first = loop.train(recipe, tmp_path, progress=False, minutes=3 / 60)
@@ -527,22 +533,14 @@ def test_the_seconds_of_a_run_are_those_of_all_sittings(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("minutes", "steps"), [(1.9 / 60, 1), (2 / 60, 2), (3.5 / 60, 3), (1, 4)])
-def test_a_run_ends_before_its_minutes_have_passed(minutes, steps, tmp_path, monkeypatch):
+def test_a_run_ends_before_its_minutes_have_passed(minutes, steps, now, tmp_path, monkeypatch):
     """Each update takes a second and is validated: a step that would end too late is not begun."""
-    recipe, now = small(steps=4, validate_every=1), [0.0]
-    real = objective.objective
-
-    def a_second(*arguments):
-        now[0] += 1.0
-        return real(*arguments)
-
-    monkeypatch.setattr(loop, "objective", a_second)
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    recipe = small(steps=4, validate_every=1)
     monkeypatch.setattr(loop, "_rehearse", lambda *arguments: None)
     trained = loop.train(recipe, tmp_path, progress=False, minutes=minutes)
     assert len(trained.history) == steps
     now[0] += 1000.0
-    monkeypatch.setattr(loop, "objective", real)
+    monkeypatch.setattr(loop, "objective", objective.objective)
     whole = loop.train(recipe, tmp_path, resume=True, progress=False)
     assert same_weights(whole.model, loop.train(recipe, progress=False).model)
 
