@@ -196,12 +196,17 @@ for _model, _source in (("dual_prnet", _PYRAMID), ("dilformer", _DILFORMER)):
         _DENSE_2D, name=f"{_model}_2d", model=_model, source=_source,
         levels=(1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
     )  # fmt: skip
-    _add(_recipe, smoke=_SMOKE_2D, gpu=_GPU_2D | {"steps": 1200}, paper=_PAPER_2D)
+    _add(
+        _recipe,
+        smoke=_SMOKE_2D,
+        gpu=_GPU_2D | {"steps": 1200, "validate_every": 200},
+        paper=_PAPER_2D,
+    )
     _add(
         replace(_recipe, name=f"{_model}_3d", ndim=3, shape=(80, 96, 80), subjects=40,
                 validation=3, gamma=0.3, lr=1e-3, warmup=100, batch=1, steps=400),
         smoke=_SMOKE_3D,
-        gpu=_GPU_3D | {"steps": 800},
+        gpu=_GPU_3D | {"steps": 800, "validate_every": 200},
         paper=_PAPER_3D | {"options": {"save_memory": True}},
     )  # fmt: skip
 
@@ -209,7 +214,7 @@ for _model, _source in (("dual_prnet", _PYRAMID), ("dilformer", _DILFORMER)):
 _add(
     replace(_recipe, name="pyramids_2d", amplitude=2.0, steps=400),
     smoke=_SMOKE_2D,
-    gpu=_GPU_2D | {"steps": 1200},
+    gpu=_GPU_2D | {"steps": 1200, "validate_every": 200},
     paper=_PAPER_2D,
 )
 
@@ -224,7 +229,7 @@ for _data, _at_4_mm, _learn, _validate in (_IXI, _LPBA40):
                 shape=tuple(2 * n for n in _at_4_mm), subjects=_learn, validation=3, lr=1e-3,
                 warmup=100, batch=1, validate_every=200),
         smoke=_SMOKE_3D | {"shape": _at_4_mm},
-        gpu=_GPU_3D | {"subjects": _learn, "steps": 800},
+        gpu=_GPU_3D | {"subjects": _learn, "steps": 800, "validate_every": 200},
         paper=_PAPER_3D | {"options": {"save_memory": True}, "subjects": _learn,
                            "validation": _validate, "shape": tuple(4 * n for n in _at_4_mm)},
     )  # fmt: skip
@@ -433,7 +438,7 @@ _add(
             chest={"field": "right lung"}, warmup=100, batch=1, steps=400, validate_every=200,
             precision="auto"),
     smoke=_SMOKE_3D,
-    gpu=_GPU_3D | {"steps": 1200},
+    gpu=_GPU_3D | {"steps": 1200, "validate_every": 200},
     paper={"shape": (128, 160, 128), "options": {"segment": 2, "save_memory": True},
            "subjects": 200, "steps": 150_000, "lr": 1e-4, "schedule": "constant",
            "validate_every": 1000},
