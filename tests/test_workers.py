@@ -193,6 +193,7 @@ def test_an_error_of_a_worker_is_the_same_sentence(error, workers, tmp_path):
     assert str(caught.value) == str(error) and type(caught.value) is type(error)
     assert children() == []
     # the first validation is there, and the run goes on once the file is back
+    assert (tmp_path / "history.json").is_file()
     assert len(json.loads((tmp_path / "history.json").read_text())) == 2
     task = Custom(error)
     task.pairs = task.pairs.pairs
