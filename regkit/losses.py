@@ -400,7 +400,9 @@ def mutual_information(moved: Tensor, fixed: Tensor, bins: int = 32) -> Tensor:
 
 def _crop(x: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
     """The part of (B, C, *S) that begins at voxel `start` and holds `size` voxels."""
-    return x[(..., *(slice(a, a + n) for a, n in zip(start, size, strict=True)))]
+    for axis, (a, n) in enumerate(zip(start, size, strict=True), start=2):
+        x = x.narrow(axis, a, n)
+    return x
 
 
 class _BoxMean(Function):
@@ -421,7 +423,7 @@ class _BoxMean(Function):
             for start in range(2, width):
                 total += x.narrow(axis, start, n)
             x = total
-        return x / width ** (x.ndim - 2)
+        return x / int(width ** (x.ndim - 2))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
@@ -511,7 +513,7 @@ def mind_features(image: Tensor, dilation: int = 2, radius: int = 1) -> Tensor:
     variance = variance.clamp(1e-3 * typical, 1e3 * typical)
     variance = variance.clamp_min(torch.finfo(image.dtype).tiny)
     features = ((least - distances) / variance).exp()
-    return features.unflatten(0, image.shape[:2]).flatten(1, 2)
+    return features.reshape(len(image), -1, *image.shape[2:])
 
 
 @full_precision
