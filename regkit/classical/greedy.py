@@ -25,6 +25,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,11 +68,14 @@ EFFORTS = {
     "best": Effort(1, 100, 40),
 }
 COARSEST = 12  # voxels along the shortest long axis of the coarsest level, at least
-WINDOW = 7  # voxels, of lncc
+WINDOW = 9  # voxels, of lncc
 RATE = 1.0  # voxels of the level, of a step where the images are as clear as on average
 MEAN, SCALE = 0.9, 0.99  # Adam's beta 1 and 2
 FLOOR = 1.0  # of the scale of a voxel, in root mean squares over the image
-FLUID, ELASTIC = 1.4, 0.6  # voxels of the level, standard deviations of K and of G
+# Standard deviations of K and of G, in voxels of the level. Coarse levels choose which fold of the
+# brain goes to which: there a stiff map errs less. The image's own voxels may follow what they see.
+FLUID, ELASTIC = 2.0, 0.7
+FINEFLUID, FINEELASTIC = 1.0, 0.5
 LONGEST = 0.5  # voxels of the level, of the longest step
 PATIENCE, GAIN = 10, 0.01  # a level ends when so many steps bring less than this part of its gain
 MARGIN = 6  # voxels around what the images show
@@ -159,7 +163,7 @@ def greedy(
     disp = fixed.new_zeros(1, d, *shape) if start is None else start
     masks = _masks(moving_mask, mask, disp)
     box = _box(moving, fixed)
-    cut = (..., *box)
+    cut: Any = (..., *box)
     images = moving[cut].float(), fixed[cut].float()
     masks = [None if x is None else x[cut].float() for x in masks]
     maps = [disp[cut].float() + NEARLY_ZERO]
@@ -176,6 +180,7 @@ def greedy(
             [_shrink(x, grid) for x in images],
             [None if x is None else _shrink(x, grid) for x in masks],
             [float(h) for h in voxel / (factor * float(size.min()))],
+            (FLUID, ELASTIC) if factor > 1 else (FINEFLUID, FINEELASTIC),
             DISSIMILARITIES[similarity],
         )
         maps = [resize_disp(u, grid) for u in maps]
@@ -224,7 +229,7 @@ def _check(
         if start.shape != (1, fixed.ndim - 2, *fixed.shape[2:]):
             raise ValueError(
                 f"start has shape {tuple(start.shape)}, expected "
-                f"{(1, fixed.ndim - 2, *fixed.shape[2:])}: a displacement on the grid of the images."
+                f"{(1, fixed.ndim - 2, *fixed.shape[2:])}, a displacement on the grid of the images."
             )
     return check_spacing(spacing, fixed.ndim - 2)
 
@@ -337,13 +342,14 @@ class _Level:
     images: list[Tensor]
     masks: list[Tensor | None]
     voxel: list[float]
+    smoothing: tuple[float, float]
     dissimilarity: Dissimilarity
 
     def climb(self, maps: list[Tensor], steps: int) -> Iterator[float]:
         """Improve the maps in place, of the moving image or of both; the value before each step."""
         smoothers = [
             [_gaussian(n, n, sigma / h, maps[0]) for n, h in zip(maps[0].shape[2:], self.voxel)]
-            for sigma in (FLUID, ELASTIC)
+            for sigma in self.smoothing
         ]
         adams = [_Adam(u) for u in maps]
         values: list[float] = []
