@@ -8,9 +8,23 @@ is deformable.
 
 from regkit.classical import ants, sitk
 from regkit.classical.deformation import Deformation
-from regkit.classical.greedy import greedy
+from regkit.classical.greedy import DISSIMILARITIES, EFFORTS, disagreement, expected, greedy
 from regkit.classical.linear import affine, align, fit
 from regkit.classical.refine import refine
 from regkit.classical.shift import shift
 
-__all__ = ["Deformation", "affine", "align", "ants", "fit", "greedy", "refine", "shift", "sitk"]
+__all__ = [
+    "DISSIMILARITIES",
+    "EFFORTS",
+    "Deformation",
+    "affine",
+    "align",
+    "ants",
+    "disagreement",
+    "expected",
+    "fit",
+    "greedy",
+    "refine",
+    "shift",
+    "sitk",
+]

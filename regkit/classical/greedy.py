@@ -22,6 +22,7 @@ through them. And the gradient dE/dm is that of any loss, worked out by `regkit.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -68,16 +69,17 @@ EFFORTS = {
     "best": Effort(1, 100, 40),
 }
 COARSEST = 12  # voxels along the shortest long axis of the coarsest level, at least
-WINDOW = 9  # voxels, of lncc
+WINDOW = 7  # voxels, of lncc
 RATE = 1.0  # voxels of the level, of a step where the images are as clear as on average
 MEAN, SCALE = 0.9, 0.99  # Adam's beta 1 and 2
 FLOOR = 1.0  # of the scale of a voxel, in root mean squares over the image
 # Standard deviations of K and of G, in voxels of the level. Coarse levels choose which fold of the
 # brain goes to which: there a stiff map errs less. The image's own voxels may follow what they see.
-FLUID, ELASTIC = 2.0, 0.7
+FLUID, ELASTIC = 3.0, 0.5
 FINEFLUID, FINEELASTIC = 1.0, 0.5
 LONGEST = 0.5  # voxels of the level, of the longest step
 PATIENCE, GAIN = 10, 0.01  # a level ends when so many steps bring less than this part of its gain
+VOLUMES = 25  # of the size of an image, in memory at once, at most
 MARGIN = 6  # voxels around what the images show
 # Where nothing pulls, the map would fade to numbers so small that processors slow down a
 # hundredfold; this many voxels keep it above them.
@@ -147,7 +149,8 @@ def greedy(
             them is 0 does not count.
         symmetric: let both images move, half-way each, as SyN does: the answer does not prefer one
             of them, and its inverse comes with it. Twice the time.
-        steps: instead of the effort's, of each level at most.
+        steps: of each level at most, instead of the effort's; on the image's own voxels no more
+            than the effort's.
         progress: called with the fraction done and the value of the dissimilarity.
 
     Returns:
@@ -200,6 +203,51 @@ def greedy(
     return Deformation(whole(disp), None if inverse is None else whole(inverse), tuple(values))
 
 
+@with_gradients
+def disagreement(
+    moving: Tensor,
+    fixed: Tensor,
+    disp: Tensor,
+    similarity: str = "lncc",
+    mask: Tensor | None = None,
+    moving_mask: Tensor | None = None,
+) -> float:
+    """What `greedy` minimises, of the images moved by a map (1, d, *S), voxels; less is better."""
+    masks = _masks(moving_mask, mask, disp)
+    level = _Level([moving.float(), fixed.float()], masks, [], (), DISSIMILARITIES[similarity])
+    with torch.no_grad():
+        moved = warp(level.images[0], disp, padding="border")
+        return float(level.dissimilarity(moved, level.images[1], level.mask([disp])))
+
+
+def expected(
+    fixed: Tensor,
+    *,
+    spacing: float | Sequence[float] = 1.0,
+    effort: str = "default",
+    symmetric: bool = False,
+) -> tuple[float, int]:
+    """Seconds that `greedy` takes at most, about, and bytes of memory.
+
+    It measures how long a few steps take on a small image, here and now.
+    """
+    d, small = fixed.ndim - 2, 32
+    image = torch.rand(1, 1, *[small] * d, device=fixed.device)
+    clock = []
+    for _ in range(2):  # the first one pays for what is loaded once
+        start = time.perf_counter()
+        greedy(image, image.flip(2), effort="best", steps=2)
+        clock.append(time.perf_counter() - start)
+    plan = _plan(fixed.shape[2:], check_spacing(spacing, d), EFFORTS[effort], None)
+    steps = sum(math.prod(grid) * most for grid, _, most in plan)
+    tried = sum(
+        math.prod(grid) * 2
+        for grid, _, _ in _plan(image.shape[2:], torch.ones(d), EFFORTS["best"], 2)
+    )
+    factor = 2 if symmetric else 1
+    return factor * clock[-1] / tried * steps, 4 * VOLUMES * factor * fixed.numel()
+
+
 def _check(
     moving: Tensor,
     fixed: Tensor,
@@ -229,7 +277,7 @@ def _check(
         if start.shape != (1, fixed.ndim - 2, *fixed.shape[2:]):
             raise ValueError(
                 f"start has shape {tuple(start.shape)}, expected "
-                f"{(1, fixed.ndim - 2, *fixed.shape[2:])}, a displacement on the grid of the images."
+                f"{(1, fixed.ndim - 2, *fixed.shape[2:])}: a displacement on that grid."
             )
     return check_spacing(spacing, fixed.ndim - 2)
 
@@ -297,8 +345,9 @@ def _plan(shape: Sequence[int], size: Tensor, effort: Effort, steps: int | None)
     factors = [effort.finest]
     while sorted(grid(2 * factors[0]))[1 - len(shape)] >= COARSEST:
         factors.insert(0, 2 * factors[0])
-    most = {factor: effort.last if factor == 1 else effort.steps for factor in factors}
-    return [(grid(f), f, most[f] if steps is None else steps) for f in factors]
+    coarse = effort.steps if steps is None else steps
+    last = effort.last if steps is None else min(steps, effort.last)
+    return [(grid(f), f, last if f == 1 else coarse) for f in factors]
 
 
 def _gaussian(old: int, new: int, sigma: float, like: Tensor) -> Tensor:
@@ -342,7 +391,7 @@ class _Level:
     images: list[Tensor]
     masks: list[Tensor | None]
     voxel: list[float]
-    smoothing: tuple[float, float]
+    smoothing: tuple[float, ...]
     dissimilarity: Dissimilarity
 
     def climb(self, maps: list[Tensor], steps: int) -> Iterator[float]:
