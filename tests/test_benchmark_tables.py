@@ -571,7 +571,8 @@ def test_a_method_runs_as_soon_as_it_exists(tmp_path, monkeypatch):
         assert row["state"] == ("not yet" if row["method"] in missing else row["state"])
 
     def stay(moving, fixed, *, spacing, **options):
-        assert moving.shape == fixed.shape == (1, 1, 80, 96) and spacing == (2.2, 2.2)
+        assert moving.shape == fixed.shape == (1, 1, 48, 64)
+        assert spacing == pytest.approx((176 / 48, 211.2 / 64)) and options == {}
         return classical.Deformation(torch.zeros(1, 2, *fixed.shape[2:]))
 
     monkeypatch.setattr(classical, "lddmm", stay, raising=False)

@@ -2,14 +2,16 @@
 
 `fit` finds a rigid or affine map by descent, and `align` does so in physical space; `affine` gives
 its answer as displacement. `shift` looks at all shifts, also large ones; `refine` improves a
-displacement. `sitk` and `ants` are thin wrappers of SimpleITK and ANTs, to compare with; `ants.syn`
-is deformable.
+displacement. `lddmm` finds the shortest flow of diffeomorphisms. `sitk` and `ants` are thin
+wrappers of SimpleITK and ANTs, to compare with; `ants.syn`, `sitk.demons` and `sitk.bspline` are
+deformable.
 """
 
 from regkit.classical import ants, sitk
 from regkit.classical.deformation import Deformation
+from regkit.classical.lddmm import lddmm
 from regkit.classical.linear import affine, align, fit
 from regkit.classical.refine import refine
 from regkit.classical.shift import shift
 
-__all__ = ["Deformation", "affine", "align", "ants", "fit", "refine", "shift", "sitk"]
+__all__ = ["Deformation", "affine", "align", "ants", "fit", "lddmm", "refine", "shift", "sitk"]
