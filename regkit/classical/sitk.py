@@ -317,6 +317,7 @@ def bspline(
         numberOfIterations=iterations,
         convergenceMinimumValue=1e-5,
         convergenceWindowSize=5,
+        lineSearchMaximumIterations=6,
     )
     search.SetOptimizerScalesFromPhysicalShift()
     finest = 2 ** (len(levels) - 1)
@@ -328,7 +329,7 @@ def bspline(
     )
     factors = [min(block(target.GetSize(), size, level)) for level in levels]  # one for all axes
     search.SetShrinkFactorsPerLevel(factors)
-    search.SetSmoothingSigmasPerLevel([(level - 1) / 2 for level in levels])
+    search.SetSmoothingSigmasPerLevel([(factor - 1) / 2 for factor in factors])
     search.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     values: list[tuple[tuple[int, ...], float]] = []
 
@@ -337,7 +338,7 @@ def bspline(
         shape = tuple(n // factors[number] for n in target.GetSize())
         values.append((shape, search.GetMetricValue()))
         if progress is not None:
-            done = search.GetOptimizerIteration() / iterations
+            done = (search.GetOptimizerIteration() + 1) / iterations
             progress((number + min(1.0, done)) / len(levels))
 
     search.AddCommand(sitk.sitkIterationEvent, step)
