@@ -19,6 +19,7 @@ def blob(shape, centre, width=4.0):
     return torch.exp(-away / (2 * width**2))[None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("shape", [(40, 48), (20, 24, 22)])
 def test_a_spot_that_lies_elsewhere_is_looked_up_there(name, shape):
@@ -42,6 +43,7 @@ def test_a_spot_that_lies_elsewhere_is_looked_up_there(name, shape):
     assert shapes[-1] == shape and shapes == sorted(shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options"),
     [(demons, {"kind": kind}) for kind in ("diffeomorphic", "additive", "thirion")]
@@ -67,6 +69,7 @@ def test_an_affine_map_of_intensities_means_nothing_to_the_correlation():
     assert plain.values[0][1] < 0 and bspline(moving, fixed, metric="mse").values[0][1] > 0
 
 
+@pytest.mark.slow
 def test_a_coarser_mesh_bends_less():
     moving, fixed = (x.image[None] for x in population(2, (80, 96), seed=2))
     fine, coarse = (
