@@ -1,14 +1,16 @@
 """Methods that optimise one pair of images, without a network.
 
 `fit` finds a rigid or affine map by descent, and `align` does so in physical space; `affine` gives
-its answer as displacement. `shift` looks at all shifts, also large ones; `refine` improves a
-displacement. `sitk` and `ants` are thin wrappers of SimpleITK and ANTs, to compare with; `ants.syn`
-is deformable.
+its answer as displacement. `shift` looks at all shifts, also large ones. `greedy`, the engine, finds
+a smooth displacement, from nothing or from the answer of a network; `lddmm` the shortest flow of
+diffeomorphisms; `refine` follows the gradient of one energy. `sitk` and `ants` are thin wrappers of
+SimpleITK and ANTs, to compare with; `ants.syn`, `sitk.demons` and `sitk.bspline` are deformable.
 """
 
 from regkit.classical import ants, sitk
 from regkit.classical.deformation import Deformation
 from regkit.classical.greedy import DISSIMILARITIES, EFFORTS, disagreement, expected, greedy
+from regkit.classical.lddmm import lddmm
 from regkit.classical.linear import affine, align, fit
 from regkit.classical.refine import refine
 from regkit.classical.shift import shift
@@ -24,6 +26,7 @@ __all__ = [
     "expected",
     "fit",
     "greedy",
+    "lddmm",
     "refine",
     "shift",
     "sitk",
