@@ -3,11 +3,12 @@
 `fit` finds a rigid or affine map by descent, and `align` does so in physical space; `affine` gives
 its answer as displacement. `shift` looks at all shifts, also large ones. `greedy`, the engine, finds
 a smooth displacement, from nothing or from the answer of a network; `lddmm` the shortest flow of
-diffeomorphisms; `refine` follows the gradient of one energy. `sitk` and `ants` are thin wrappers of
-SimpleITK and ANTs, to compare with; `ants.syn`, `sitk.demons` and `sitk.bspline` are deformable.
+diffeomorphisms; `refine` follows the gradient of one energy. `sitk`, `ants`, `picsl` and `elastix`
+are thin wrappers of SimpleITK, ANTs, greedy and elastix, to compare with; `ants.syn`,
+`picsl.greedy`, `elastix.bspline`, `sitk.demons` and `sitk.bspline` are deformable.
 """
 
-from regkit.classical import ants, sitk
+from regkit.classical import ants, elastix, picsl, sitk
 from regkit.classical.deformation import Deformation
 from regkit.classical.greedy import DISSIMILARITIES, EFFORTS, disagreement, expected, greedy
 from regkit.classical.lddmm import lddmm
@@ -23,10 +24,12 @@ __all__ = [
     "align",
     "ants",
     "disagreement",
+    "elastix",
     "expected",
     "fit",
     "greedy",
     "lddmm",
+    "picsl",
     "refine",
     "shift",
     "sitk",
