@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from regkit.classical.linear import KINDS, to_isotropic
+from regkit.classical.linear import KINDS
+from regkit.classical.space import to_isotropic
 from regkit.io import Image
 from regkit.transform import Floats, check_one_plane, inverted
 

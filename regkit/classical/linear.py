@@ -19,7 +19,6 @@ from torch import Tensor
 
 from regkit.classical.refine import with_gradients
 from regkit.classical.similarity import ENERGIES, Energy
-from regkit.io import Image
 from regkit.spatial import (
     affine_to_disp,
     check_spacing,
@@ -29,13 +28,11 @@ from regkit.spatial import (
     rigid_theta,
     warp,
 )
-from regkit.transform import Floats, Grid, blur, check_one_plane, resample
+from regkit.transform import blur
 
 KINDS = ("rigid", "affine")
 Progress = Callable[[float], None]  # takes the fraction done, 0 to 1
 
-# Finer than this many voxels costs time and moves an affine map by less than a tenth of a voxel.
-LARGEST = 400_000
 COARSEST = 24  # voxels along the longest axis of the coarsest level, about
 # Turns that are tried first, at the coarsest level, in degrees; in 3D about each axis in turn. The
 # far ones are a class of their own: heads that lie on their side, or upside down.
@@ -286,9 +283,7 @@ def _smaller_mask(mask: Tensor | None, shape: Sequence[int]) -> Tensor | None:
     return None if mask is None else (resize((mask > 0).float(), shape) > 0).float()
 
 
-def _descend(
-    level: _Level, numbers: Tensor, iterations: int, tolerance: float = EXACT
-) -> Tensor:
+def _descend(level: _Level, numbers: Tensor, iterations: int, tolerance: float = EXACT) -> Tensor:
     numbers = numbers.clone().requires_grad_(True)
     optimiser = torch.optim.LBFGS(
         [numbers], max_iter=iterations, tolerance_change=tolerance, line_search_fn="strong_wolfe"
@@ -366,56 +361,3 @@ def _smaller(image: Tensor, shape: Sequence[int]) -> Tensor:
     if tuple(image.shape[2:]) == tuple(shape):
         return image
     return resize(blur(image, [n / m for n, m in zip(image.shape[2:], shape)]), shape)
-
-
-def align(
-    moving: Image,
-    fixed: Image,
-    kind: str = "affine",
-    progress: Progress | None = None,
-    largest: int = LARGEST,
-    similarity: str = "mutual_information",
-) -> Floats:
-    """The rigid or affine map that lays the moving image over the fixed one, in physical space.
-
-    Args:
-        moving, fixed: images of 2 or 3 axes, see `regkit.io.as_image`. Their grids may differ.
-        kind, similarity, progress: as in `fit`.
-        largest: each image is brought to cubic voxels, about this many of them, if it has more.
-
-    Returns:
-        (4, 4) float64: a point of the fixed image in mm (RAS) -> its counterpart in the moving
-        image in mm (RAS). This is the pull-back direction, as for displacements. In 2D the map
-        stays in the plane of the slices.
-
-    Raises:
-        ValueError: unknown kind, 2D with 3D, slices of different planes, a constant image.
-    """
-    if moving.ndim != fixed.ndim:
-        raise ValueError(f"moving is {moving.ndim}D and fixed {fixed.ndim}D, expected the same.")
-    for name, image in (("moving", moving), ("fixed", fixed)):
-        if min(image.shape) < 2:
-            raise ValueError(
-                f"{name} has shape {tuple(image.shape)}, expected 2 voxels or more along each axis."
-            )
-    check_one_plane(moving.grid, fixed.grid)
-    small_moving, moving_grid = to_isotropic(moving, largest)
-    small_fixed, grid = to_isotropic(fixed, largest)
-    start = grid.theta_to(moving_grid)
-    theta = fit(small_moving, small_fixed, kind, similarity, start, grid.spacing, progress=progress)
-    return grid.matrix_of(theta, moving_grid)
-
-
-def affine(moving: Image, fixed: Image) -> Tensor:
-    """The map of `align` as displacement on the fixed grid, voxels: (1, d, *S)."""
-    return fixed.grid.disp_to(moving.grid, align(moving, fixed))
-
-
-def to_isotropic(image: Image, largest: int = LARGEST) -> tuple[Tensor, Grid]:
-    """An image on cubic voxels, at most about `largest` of them, in [0, 1]; and their grid."""
-    volume = math.prod(n * s for n, s in zip(image.shape, image.spacing, strict=True))
-    size = max(min(image.spacing), (volume / largest) ** (1 / image.ndim))
-    grid = image.grid.covering([size] * image.ndim)
-    values = resample(image.data, image.grid, grid)
-    low, high = values.min(), values.max()
-    return (values - low) / (high - low).clamp_min(1e-12), grid

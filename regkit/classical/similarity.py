@@ -21,9 +21,9 @@ from regkit.losses import _box_sum_, ncc
 
 Energy = Callable[[Tensor], Tensor]  # moved (1, 1, *S) -> 0-d
 BINS = 32  # of the joint histogram, per image
-# What the variances of a window are raised by, in those of the whole image: a window of a tenth of
-# the image's contrast counts half.
-FLOOR = 0.01
+# What the variances of a window are raised by, in those of the whole image: a window of a hundredth
+# of the image's contrast counts half as much as one of more.
+FLOOR = 1e-4
 
 
 class _WithGradient(Function):
