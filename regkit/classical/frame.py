@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regkit.classical.linear import KINDS, to_isotropic
+from regkit.classical.linear import KINDS
+from regkit.classical.space import to_isotropic
 from regkit.io import Image
 from regkit.spatial import check_spacing
 from regkit.transform import Floats, check_one_plane, inverted
