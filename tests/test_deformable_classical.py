@@ -134,10 +134,17 @@ def test_wrong_settings_of_each_are_one_sentence():
         bspline(IMAGE, IMAGE, mesh=0)
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("shape", [(5, 30), (2, 20, 20)])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("demons", (2, 20, 20)), ("demons", (5, 30)), ("bspline", (5, 30))]
+)
 def test_thin_images_are_registered(name, shape):
     fixed = blob(shape, [(n - 1) / 2 for n in shape])
     moving = blob(shape, [(n - 1) / 2 + (i > 0) for i, n in enumerate(shape)])
     disp = METHODS[name](moving, fixed, iterations=10).disp
     assert disp.shape == (1, len(shape), *shape) and torch.isfinite(disp).all()
+
+
+def test_too_few_slices_for_a_blur_are_one_sentence():
+    image = torch.rand(1, 1, 3, 20, 20)
+    with pytest.raises(ValueError, match="fixed has shape .*expected 4 voxels or more along each"):
+        bspline(image, image)

@@ -41,6 +41,7 @@ DEMONS = {  # the filters of ITK, by kind
     "additive": "FastSymmetricForcesDemonsRegistrationFilter",
     "thirion": "DemonsRegistrationFilter",
 }
+SMALLEST = 4  # voxels along an axis; what blurs the levels of `bspline` takes no fewer
 BSPLINE_METRICS = ("mse", *METRICS)
 
 
@@ -82,6 +83,7 @@ def align(
 
     images = _to_sitk(b), _to_sitk(a)
     search = _search(metric, sampling)
+    search.SetNumberOfThreads(threads)  # it was made with the default of before
     with _run(threads, "aligned"):
         transform = sitk.CenteredTransformInitializer(
             *images,
@@ -228,6 +230,7 @@ def demons(
     import SimpleITK as sitk
 
     search = getattr(sitk, DEMONS[kind])()
+    search.SetNumberOfThreads(threads)  # it was made with the default of before
     search.SetNumberOfIterations(iterations)
     search.SetMaximumRMSError(0.0)  # it stops at the last iteration, and not before
     search.SetSmoothDisplacementField(smoothing > 0)
@@ -293,18 +296,24 @@ def bspline(
         `disp` (voxels, fixed -> moving) and `values`: the metric per step, lower is better.
 
     Raises:
-        ValueError: as `demons`, or an unknown metric.
+        ValueError: as `demons`, or an unknown metric, or fewer than 4 voxels along an axis.
     """
     size = check_pair(moving, fixed, spacing, levels)
     _check_iterations(iterations)
     if metric not in BSPLINE_METRICS:
         raise ValueError(f"metric is {metric!r}, expected one of {', '.join(BSPLINE_METRICS)}.")
+    if min(fixed.shape[2:]) < SMALLEST:
+        raise ValueError(
+            f"fixed has shape {tuple(fixed.shape)}, expected {SMALLEST} voxels or more along each "
+            "axis."
+        )
     if not 0 < mesh < float("inf"):
         raise ValueError(f"mesh is {mesh}, expected a positive number of mm.")
     import SimpleITK as sitk
 
     source, target = (_tensor_to_sitk(x, size) for x in (moving, fixed))
     search = sitk.ImageRegistrationMethod()
+    search.SetNumberOfThreads(threads)
     if metric == "mse":
         search.SetMetricAsMeanSquares()
     elif metric == "correlation":
