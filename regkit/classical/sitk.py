@@ -230,14 +230,8 @@ def demons(
             raise ValueError(f"{name} is {value}, expected 0 voxels or more.")
     import SimpleITK as sitk
 
-    search = getattr(sitk, DEMONS[kind])()
+    search = _demons(kind, iterations, smoothing, update_smoothing)
     search.SetNumberOfThreads(threads)  # it was made with the default of before
-    search.SetNumberOfIterations(iterations)
-    search.SetMaximumRMSError(0.0)  # it stops at the last iteration, and not before
-    search.SetSmoothDisplacementField(smoothing > 0)
-    search.SetStandardDeviations(smoothing)
-    search.SetSmoothUpdateField(update_smoothing > 0)
-    search.SetUpdateFieldStandardDeviations(update_smoothing)
     values: list[tuple[tuple[int, ...], float]] = []
     images = [_tensor_to_sitk(x, size) for x in (moving, fixed)]
     field: Any = None
@@ -264,6 +258,20 @@ def demons(
             field = search.Execute(target, small, field)
         field = sitk.Resample(field, images[1], useNearestNeighborExtrapolator=True)
     return Deformation(_field_to_disp(field, size, moving), None, tuple(values))
+
+
+def _demons(kind: str, iterations: int, smoothing: float, update_smoothing: float) -> Any:
+    """SimpleITK's filter with these settings."""
+    import SimpleITK as sitk
+
+    search = getattr(sitk, DEMONS[kind])()
+    search.SetNumberOfIterations(iterations)
+    search.SetMaximumRMSError(0.0)  # it stops at the last iteration, and not before
+    search.SetSmoothDisplacementField(smoothing > 0)
+    search.SetStandardDeviations(smoothing)
+    search.SetSmoothUpdateField(update_smoothing > 0)
+    search.SetUpdateFieldStandardDeviations(update_smoothing)
+    return search
 
 
 def bspline(
@@ -313,23 +321,8 @@ def bspline(
     import SimpleITK as sitk
 
     source, target = (_tensor_to_sitk(x, size) for x in (moving, fixed))
-    search = sitk.ImageRegistrationMethod()
+    search = _bspline(metric, iterations)
     search.SetNumberOfThreads(threads)
-    if metric == "mse":
-        search.SetMetricAsMeanSquares()
-    elif metric == "correlation":
-        search.SetMetricAsCorrelation()
-    else:
-        search.SetMetricAsMattesMutualInformation(BINS)
-    search.SetInterpolator(sitk.sitkLinear)
-    search.SetOptimizerAsGradientDescentLineSearch(
-        learningRate=1.0,
-        numberOfIterations=iterations,
-        convergenceMinimumValue=1e-5,
-        convergenceWindowSize=5,
-        lineSearchMaximumIterations=6,
-    )
-    search.SetOptimizerScalesFromPhysicalShift()
     finest = 2 ** (len(levels) - 1)
     extent = [n * h for n, h in zip(target.GetSize(), size, strict=True)]
     cells = [max(1, round(length / mesh / finest)) for length in extent]
@@ -359,6 +352,29 @@ def bspline(
             target.GetSpacing(), target.GetDirection(),
         )  # fmt: skip
     return Deformation(_field_to_disp(field, size, moving), None, tuple(values))
+
+
+def _bspline(metric: str, iterations: int) -> Any:
+    """SimpleITK's method with metric and optimiser, for the mesh and the levels."""
+    import SimpleITK as sitk
+
+    search = sitk.ImageRegistrationMethod()
+    if metric == "mse":
+        search.SetMetricAsMeanSquares()
+    elif metric == "correlation":
+        search.SetMetricAsCorrelation()
+    else:
+        search.SetMetricAsMattesMutualInformation(BINS)
+    search.SetInterpolator(sitk.sitkLinear)
+    search.SetOptimizerAsGradientDescentLineSearch(
+        learningRate=1.0,
+        numberOfIterations=iterations,
+        convergenceMinimumValue=1e-5,
+        convergenceWindowSize=5,
+        lineSearchMaximumIterations=6,
+    )
+    search.SetOptimizerScalesFromPhysicalShift()
+    return search
 
 
 def _check_iterations(iterations: int) -> None:
