@@ -3,20 +3,21 @@
 It climbs the similarity in small steps, from coarse copies of the images to fine ones. A step, with
 u the map so far (as displacement), m the moved image, f the fixed one and E the dissimilarity:
 
-    w = -dE/dm  grad m           where the moved image should look to become more like the fixed one
-    v = K (rate w' / (s' + ..))  Adam's mean of w over its scale s, smoothed by a Gaussian K
-    u <- v + u(x + v)            the step comes before the map: composed, not added
-    u <- G u                     the map itself is smoothed, a little
+    w = -dE/dm  grad m    where the moved image should look to become more like the fixed one
+    v = K w'              the running mean w' of w, of a typical length, smoothed by a Gaussian K
+    u <- v + u(x + v)     the step comes before the map: composed, not added
+    u <- G u              the map itself is smoothed, a little
 
 Composing small smooth steps keeps the map free of folds, where adding them would not (Christensen
 et al. 1996; Vercauteren et al. 2009 call it compositive). Smoothing the step is the regularisation
 of a fluid, smoothing the map that of an elastic body. The program greedy (Yushkevich et al. 2016)
-works in this way with plain steps; Adam's (Kingma and Ba 2015) as in FireANTs (Jena et al. 2024).
+works in this way.
 
-What is ours: one scale s for all components of a voxel, and a share of its root mean square over
-the image in the denominator (`FLOOR`), since a scale for each voxel alone makes as much of noise in
-a flat region as of a border. Everything is in millimetres: of slices 5 mm apart no step leads 5 mm
-through them. And the gradient dE/dm is that of any loss, worked out by `regkit.losses`.
+What is ours: a running mean of the directions instead of the last one, over one scale for the whole
+image. Adam (Kingma and Ba 2015), which FireANTs (Jena et al. 2024) moves by, has a scale for each
+voxel, and so makes as much of noise in a flat region as of a border. Coarse levels are held stiffer than
+the last one. Everything is in millimetres: of slices 5 mm apart no step leads 5 mm through them.
+The gradient dE/dm is that of any loss, worked out by `regkit.losses`.
 """
 
 from __future__ import annotations
@@ -70,9 +71,8 @@ EFFORTS = {
 }
 COARSEST = 12  # voxels along the shortest long axis of the coarsest level, at least
 WINDOW = {2: 9, 3: 5}  # voxels, of lncc: about a hundred voxels in a window
-RATE = 1.0  # voxels of the level, of a step where the images are as clear as on average
-MEAN, SCALE = 0.9, 0.99  # Adam's beta 1 and 2
-FLOOR = 1.0  # of the scale of a voxel, in root mean squares over the image
+RATE = 1.0  # voxels of the level: a step, root mean square over the image, before it is smoothed
+MEAN, SCALE = 0.9, 0.99  # of the running means of the directions and of their squares
 # Standard deviations of K and of G, in voxels of the level. Coarse levels choose which fold of the
 # brain goes to which: there a stiff map errs less. The image's own voxels may follow what they see.
 FLUID, ELASTIC = 2.0, 0.7
@@ -266,7 +266,7 @@ def expected(
     It measures how long a few steps take on a small image, here and now.
     """
     d, small = fixed.ndim - 2, 32
-    image = torch.rand(1, 1, *[small] * d, device=fixed.device)
+    image = torch.arange(small**d, device=fixed.device).sin().reshape(1, 1, *[small] * d)
     clock = []
     for _ in range(2):  # the first one pays for what is loaded once
         start = time.perf_counter()
@@ -430,7 +430,7 @@ class _Level:
             [_gaussian(n, n, sigma / h, maps[0]) for n, h in zip(maps[0].shape[2:], self.voxel)]
             for sigma in self.smoothing
         ]
-        adams = [_Adam(u) for u in maps]
+        momenta = [_Momentum(u) for u in maps]
         before = [u.clone() for u in maps]
         values: list[float] = []
         for _ in range(steps):
@@ -441,8 +441,8 @@ class _Level:
                 gain = min(values[:-PATIENCE]) - min(values[-PATIENCE:])
                 if gain < GAIN * (values[0] - min(values)):
                     break
-            for u, way, adam in zip(maps, ways, adams, strict=True):
-                v = _along_axes(adam.step(way), smoothers[0])
+            for u, way, momentum in zip(maps, ways, momenta, strict=True):
+                v = _along_axes(momentum.step(way), smoothers[0])
                 longest = float(v.square().sum(1).max()) ** 0.5
                 v *= min(1.0, LONGEST / max(longest, 1e-12))
                 for axis, h in enumerate(self.voxel):
@@ -483,21 +483,19 @@ class _Level:
         return torch.stack(given).amin(0) if given else None
 
 
-class _Adam:
-    """Adam's mean of the directions, over one scale for all components of a voxel."""
+class _Momentum:
+    """The running mean of the directions, so scaled that its typical length is `RATE`."""
 
     def __init__(self, disp: Tensor):
         self.mean = torch.zeros_like(disp)
-        self.square = torch.zeros_like(disp[:, :1])
-        self.steps = 0
+        self.square = self.steps = 0.0
 
     def step(self, way: Tensor) -> Tensor:
-        """(1, d, *S), voxels of the level. `way` is overwritten."""
+        """(1, d, *S), voxels of the level."""
         self.steps += 1
         self.mean.lerp_(way, 1 - MEAN)
-        self.square.lerp_(way.square_().mean(1, keepdim=True), 1 - SCALE)
-        unbiased = 1 - SCALE**self.steps
-        scale = (self.square / unbiased).sqrt_()
-        typical = float(scale.square().mean()) ** 0.5
-        scale.add_(FLOOR * typical + 1e-30).reciprocal_().mul_(RATE / (1 - MEAN**self.steps))
-        return self.mean * scale
+        square = float(way.square().sum(1).mean())
+        self.square += (1 - SCALE) * (square - self.square)
+        typical = (self.square / (1 - SCALE**self.steps)) ** 0.5
+        step: Tensor = self.mean * (RATE / (1 - MEAN**self.steps) / max(typical, 1e-30))
+        return step
