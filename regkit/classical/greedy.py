@@ -15,9 +15,9 @@ works in this way.
 
 What is ours: a running mean of the directions instead of the last one, over one scale for the whole
 image. Adam (Kingma and Ba 2015), which FireANTs (Jena et al. 2024) moves by, has a scale for each
-voxel, and so makes as much of noise in a flat region as of a border. Coarse levels are held stiffer than
-the last one. Everything is in millimetres: of slices 5 mm apart no step leads 5 mm through them.
-The gradient dE/dm is that of any loss, worked out by `regkit.losses`.
+voxel, and so makes as much of noise in a flat region as of a border. Coarse levels are held stiffer
+than the last one. Everything is in millimetres: of slices 5 mm apart no step leads 5 mm through
+them. The gradient dE/dm is that of any loss, worked out by `regkit.losses`.
 """
 
 from __future__ import annotations
