@@ -7,8 +7,10 @@ is deformable.
 """
 
 from regkit.classical import ants, sitk
+from regkit.classical.deformation import Deformation
+from regkit.classical.greedy import greedy
 from regkit.classical.linear import affine, align, fit
 from regkit.classical.refine import refine
 from regkit.classical.shift import shift
 
-__all__ = ["affine", "align", "ants", "fit", "refine", "shift", "sitk"]
+__all__ = ["Deformation", "affine", "align", "ants", "fit", "greedy", "refine", "shift", "sitk"]
