@@ -75,7 +75,7 @@ MEAN, SCALE = 0.9, 0.99  # Adam's beta 1 and 2
 FLOOR = 1.0  # of the scale of a voxel, in root mean squares over the image
 # Standard deviations of K and of G, in voxels of the level. Coarse levels choose which fold of the
 # brain goes to which: there a stiff map errs less. The image's own voxels may follow what they see.
-FLUID, ELASTIC = 2.0, 0.6
+FLUID, ELASTIC = 2.0, 0.7
 FINE_FLUID, FINE_ELASTIC = 1.0, 0.5
 LONGEST = 0.5  # voxels of the level, of the longest step
 PATIENCE, GAIN = 10, 0.01  # a level ends when so many steps bring less than this part of its gain

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from regkit.classical.deformation import Deformation
 from regkit.classical.frame import InFrame, common_frame
-from regkit.classical.linear import LARGEST, Progress
+from regkit.classical.linear import Progress
 from regkit.classical.pairs import block, check_pair
+from regkit.classical.space import LARGEST
 from regkit.io import Image
 from regkit.transform import Floats
 
