@@ -69,14 +69,14 @@ EFFORTS = {
     "best": Effort(1, 100, 40),
 }
 COARSEST = 12  # voxels along the shortest long axis of the coarsest level, at least
-WINDOW = 7  # voxels, of lncc
+WINDOW = {2: 9, 3: 5}  # voxels, of lncc: about a hundred voxels in a window
 RATE = 1.0  # voxels of the level, of a step where the images are as clear as on average
 MEAN, SCALE = 0.9, 0.99  # Adam's beta 1 and 2
 FLOOR = 1.0  # of the scale of a voxel, in root mean squares over the image
 # Standard deviations of K and of G, in voxels of the level. Coarse levels choose which fold of the
 # brain goes to which: there a stiff map errs less. The image's own voxels may follow what they see.
-FLUID, ELASTIC = 3.0, 0.5
-FINEFLUID, FINEELASTIC = 1.0, 0.5
+FLUID, ELASTIC = 2.0, 0.7
+FINE_FLUID, FINE_ELASTIC = 1.0, 0.5
 LONGEST = 0.5  # voxels of the level, of the longest step
 PATIENCE, GAIN = 10, 0.01  # a level ends when so many steps bring less than this part of its gain
 VOLUMES = 25  # of the size of an image, in memory at once, at most
@@ -99,7 +99,7 @@ def _compared(loss: Callable[[Tensor, Tensor], Tensor]) -> Dissimilarity:
 
 
 def _local(moved: Tensor, fixed: Tensor, mask: Tensor | None) -> Tensor:
-    return lncc(moved, fixed, WINDOW, None if mask is None else mask > 0.5)
+    return lncc(moved, fixed, WINDOW[fixed.ndim - 2], None if mask is None else mask > 0.5)
 
 
 def _self_similarity(moved: Tensor, fixed: Tensor, mask: Tensor | None) -> Tensor:
@@ -163,29 +163,18 @@ def greedy(
     """
     size = _check(moving, fixed, start, spacing, similarity, effort, steps)
     d, shape = fixed.ndim - 2, fixed.shape[2:]
-    disp = fixed.new_zeros(1, d, *shape) if start is None else start
-    masks = _masks(moving_mask, mask, disp)
-    box = _box(moving, fixed)
-    cut: Any = (..., *box)
-    images = moving[cut].float(), fixed[cut].float()
-    masks = [None if x is None else x[cut].float() for x in masks]
-    maps = [disp[cut].float() + NEARLY_ZERO]
+    masks = _masks(moving_mask, mask, fixed.new_zeros(1, d, *shape) if start is None else start)
+    pair = _Pair(moving.float(), fixed.float(), masks, start)
+    maps = [fixed.new_full((1, d, *pair.shape), NEARLY_ZERO, dtype=torch.float32)]
     if symmetric:
-        maps.append(torch.full_like(maps[0], NEARLY_ZERO))
-    plan = _plan(images[1].shape[2:], size, EFFORTS[effort], steps)
+        maps.append(maps[0].clone())
+    plan = _plan(pair.shape, size, EFFORTS[effort], steps)
     work = sum(math.prod(grid) * most for grid, _, most in plan)
     done, values = 0, []
     for grid, factor, most in plan:
-        voxel = size.to(disp) * disp.new_tensor(
-            [(n - 1) / max(m - 1, 1) for n, m in zip(images[1].shape[2:], grid, strict=True)]
-        )
-        level = _Level(
-            [_shrink(x, grid) for x in images],
-            [None if x is None else _shrink(x, grid) for x in masks],
-            [float(h) for h in voxel / (factor * float(size.min()))],
-            (FLUID, ELASTIC) if factor > 1 else (FINEFLUID, FINEELASTIC),
-            DISSIMILARITIES[similarity],
-        )
+        if factor == 1:
+            maps[0] = pair.with_start(maps[0])
+        level = pair.level(grid, size, factor, DISSIMILARITIES[similarity])
         maps = [resize_disp(u, grid) for u in maps]
         for value in level.climb(maps, most):
             values.append((tuple(grid), value))
@@ -193,14 +182,59 @@ def greedy(
             if progress is not None:
                 progress(min(1.0, done / max(work, 1)), value)
         del level
-    maps = [resize_disp(u, images[1].shape[2:]) for u in maps]
-    disp, inverse = maps[0], None
+        maps = [resize_disp(u, pair.shape) for u in maps]
+    disp, inverse = pair.with_start(maps[0]), None
     if symmetric:
-        # a leads from the middle to the moving image, b to the fixed one
-        back = [invert(u) for u in maps]
-        disp, inverse = compose(maps[0], back[1]), compose(maps[1], back[0])
-    whole = partial(_whole, box=box, shape=shape)
+        # from the middle, one map leads to the moving image, the other to the fixed one
+        back = [invert(u) for u in (disp, maps[1])]
+        disp, inverse = compose(disp, back[1]), compose(maps[1], back[0])
+    whole = partial(_whole, box=pair.box, shape=shape)
     return Deformation(whole(disp), None if inverse is None else whole(inverse), tuple(values))
+
+
+class _Pair:
+    """Both images and their masks, cut to where they show something.
+
+    On coarse levels the moving image is seen through the start, so that nothing of it is lost
+    there: maps begin at zero. On the image's own voxels the start becomes a part of the map.
+    """
+
+    def __init__(
+        self, moving: Tensor, fixed: Tensor, masks: list[Tensor | None], start: Tensor | None
+    ):
+        seen = moving if start is None else warp(moving, start, padding="border")
+        self.box = _box([moving, seen, fixed])
+        cut: Any = (..., *self.box)
+        self.moving, self.seen, self.fixed = moving[cut], seen[cut], fixed[cut]
+        self.shape = tuple(self.fixed.shape[2:])
+        self.moving_mask, self.mask = (None if x is None else x[cut] for x in masks)
+        self.seen_mask = self.moving_mask
+        if start is not None and masks[0] is not None:
+            self.seen_mask = warp(masks[0], start)[cut]
+        self.start = None if start is None else start[cut].float()
+
+    def with_start(self, disp: Tensor) -> Tensor:
+        """The map with the start in it; from now on the moving image is seen as it is."""
+        if self.start is not None:
+            disp = compose(self.start, disp)
+            self.start, self.seen, self.seen_mask = None, self.moving, self.moving_mask
+        return disp
+
+    def level(
+        self, grid: Sequence[int], size: Tensor, factor: int, dissimilarity: Dissimilarity
+    ) -> _Level:
+        """One level, see `_plan`. size: (d,), voxels of the images."""
+        widths = [
+            float(h) * (n - 1) / (m - 1) if m > 1 else float(h)
+            for h, n, m in zip(size, self.shape, grid, strict=True)
+        ]
+        return _Level(
+            [_shrink(x, grid) for x in (self.seen, self.fixed)],
+            [None if x is None else _shrink(x, grid) for x in (self.seen_mask, self.mask)],
+            [width / (factor * float(size.min())) for width in widths],
+            (FLUID, ELASTIC) if factor > 1 else (FINE_FLUID, FINE_ELASTIC),
+            dissimilarity,
+        )
 
 
 @with_gradients
@@ -302,16 +336,12 @@ def _masks(moving: Tensor | None, fixed: Tensor | None, disp: Tensor) -> list[Te
     return masks
 
 
-def _box(moving: Tensor, fixed: Tensor) -> tuple[slice, ...]:
-    """Where one of the images differs from its background, and a margin: the rest moves nothing."""
-    shown = (moving != background(moving)) | (fixed != background(fixed))
+def _box(images: Sequence[Tensor]) -> tuple[slice, ...]:
+    """Where an image differs from its background, and a margin: the rest moves nothing."""
+    shown = torch.stack([image != background(image) for image in images]).any(0)[0, 0]
     box = []
-    for axis, n in enumerate(fixed.shape[2:]):
-        others = [k for k in range(2, fixed.ndim) if k != axis + 2]
-        where = shown.any(0).any(0)
-        for k in sorted(others, reverse=True):
-            where = where.any(k - 2)
-        index = where.nonzero()
+    for axis, n in enumerate(shown.shape):
+        index = shown.movedim(axis, 0).flatten(1).any(1).nonzero()
         low, high = max(0, int(index.min()) - MARGIN), min(n, int(index.max()) + 1 + MARGIN)
         box.append(slice(low, high))
     return tuple(box)
@@ -401,6 +431,7 @@ class _Level:
             for sigma in self.smoothing
         ]
         adams = [_Adam(u) for u in maps]
+        before = [u.clone() for u in maps]
         values: list[float] = []
         for _ in range(steps):
             value, ways = self.directions(maps)
@@ -417,6 +448,9 @@ class _Level:
                 for axis, h in enumerate(self.voxel):
                     v[:, axis] /= h
                 u.copy_(_along_axes(v.add_(warp(u, v, padding="border")), smoothers[1]))
+        if values and values[-1] > values[0]:  # images that were alike already: steps follow noise
+            for u, old in zip(maps, before, strict=True):
+                u.copy_(old)
 
     def directions(self, maps: list[Tensor]) -> tuple[float, list[Tensor]]:
         """The value, and for each map the direction (1, d, *S) in which it falls fastest."""

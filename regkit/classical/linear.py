@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from regkit.classical.refine import with_gradients
-from regkit.io import Image
-from regkit.losses import lncc, mutual_information, ncc
+from regkit.classical.similarity import ENERGIES, Energy
 from regkit.spatial import (
     affine_to_disp,
     check_spacing,
@@ -29,18 +28,11 @@ from regkit.spatial import (
     rigid_theta,
     warp,
 )
-from regkit.transform import Floats, Grid, blur, check_one_plane, resample
+from regkit.transform import blur
 
 KINDS = ("rigid", "affine")
 Progress = Callable[[float], None]  # takes the fraction done, 0 to 1
 
-ENERGIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ncc": ncc,
-    "lncc": partial(lncc, window=5),  # results/affine_window.json: 3, 5 and 7 are alike
-    "mutual_information": mutual_information,
-}
-# Finer than this many voxels costs time and moves an affine map by less than a tenth of a voxel.
-LARGEST = 400_000
 COARSEST = 24  # voxels along the longest axis of the coarsest level, about
 # Turns that are tried first, at the coarsest level, in degrees; in 3D about each axis in turn. The
 # far ones are a class of their own: heads that lie on their side, or upside down.
@@ -48,6 +40,9 @@ NEAR = (20.0, -20.0, 40.0, -40.0, 60.0, -60.0)
 FAR = (80.0, -80.0, 100.0, -100.0, 120.0, -120.0, 140.0, -140.0, 160.0, -160.0, 180.0)
 GUESSES = {"near": 4, "far": 2}  # so many of the best of either class are followed
 ITERATIONS = 40  # of L-BFGS per level, at most
+SEARCHING = 15  # and after each of the first turns
+# Descent stops where a step changes the energy by less than this: at the last level, and before it.
+EXACT, ROUGH = 1e-8, 1e-5
 
 
 @with_gradients
@@ -62,6 +57,7 @@ def fit(
     search: bool = True,
     levels: int | None = None,
     progress: Progress | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """The rigid or affine map that minimises the dissimilarity of one pair.
 
@@ -70,7 +66,8 @@ def fit(
         kind: "rigid" (turn and shift), or "affine" (stretch and shear as well).
         similarity: "ncc" for images of one kind, "mutual_information" for any two. "lncc", the mean
             of the correlations in windows of 5 voxels, follows an "ncc": for two subjects of one
-            contrast it is slower and better, as it looks at borders everywhere alike.
+            contrast it is slower and better, as it looks at borders everywhere alike. See
+            `regkit.classical.similarity`.
         theta: (1, d, d+1), where to start; by default the identity.
         spacing: voxel size of the fixed image: a rigid motion is rigid in millimetres.
         iterations: of L-BFGS per level, at most.
@@ -80,6 +77,7 @@ def fit(
         levels: of the pyramid, the finest ones; by default all, from about 24 voxels up. 1 is plain
             descent at full size, to polish the answer of a network.
         progress: called with the fraction done, 0 to 1.
+        mask: (1, 1, *S), of the fixed image: the similarity counts where it is not 0, alone.
 
     Returns:
         (1, d, d+1) float32, voxels, as in `regkit.spatial.affine_to_disp`: fixed voxel -> moving
@@ -89,9 +87,10 @@ def fit(
 
     Raises:
         ValueError: unknown kind or similarity, shapes that do not fit, an axis of one voxel, a
-            constant image.
+            constant image, an empty mask.
     """
     _check_pair(moving, fixed)
+    _check_mask(mask, fixed)
     d = fixed.ndim - 2
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, expected 'rigid' or 'affine'.")
@@ -101,25 +100,66 @@ def fit(
         raise ValueError(f"levels is {levels}, expected 1 or more.")
     size = check_spacing(spacing, d)
     start = torch.eye(d, d + 1, dtype=torch.float64)[None] if theta is None else theta.detach()
-    if search and similarity == "lncc":  # its hills are narrow
-        start = fit(moving, fixed, kind, "ncc", start, spacing, iterations, True, levels)
-        search, levels = False, 1
-    if search and kind == "affine":  # turn and shift first
-        start = fit(moving, fixed, "rigid", similarity, start, spacing, iterations, True, levels)
-    start = start.double()
-
     shapes = _levels(tuple(fixed.shape[2:]))[-levels if levels else 0 :]
-    numbers = torch.zeros(_Motion(kind, shapes[-1], size).count, dtype=torch.float64)
-    for level, shape in enumerate(shapes):
-        at = _level(moving, fixed, start, shape, size, kind, ENERGIES[similarity])
-        if level == 0 and search and kind == "rigid":
-            turn, numbers = _search(at, iterations)
-            start = compose_theta(start, rigid_theta(turn[None], turn.new_zeros(1, d), size))
-            at = at.turned(turn)
-        numbers = _descend(at, numbers, iterations)
+
+    def descend(
+        start: Tensor, kind: str, similarity: str, shapes: Sequence[Sequence[int]], search: bool
+    ) -> Tensor:
+        energy = ENERGIES[similarity]
+        at = partial(_level, moving, fixed, mask, size=size, kind=kind, energy=energy)
+        return _from_coarse_to_fine(at, start.double(), shapes, iterations, search, progress)
+
+    if not search:
+        return descend(start, kind, similarity, shapes, False).float()
+    wide = "ncc" if similarity == "lncc" else similarity  # the hills of lncc are narrow
+    if kind == "affine":  # turn and shift first; the finest level adds nothing that stays
+        start = descend(start, "rigid", wide, shapes[:-1] or shapes, True)
+    start = descend(start, kind, wide, shapes, kind == "rigid")
+    if similarity == "lncc":
+        start = descend(start, kind, similarity, shapes[-1:], False)
+    return start.float()
+
+
+def _from_coarse_to_fine(
+    level_at: Callable[..., _Level],
+    start: Tensor,
+    shapes: Sequence[Sequence[int]],
+    iterations: int,
+    search: bool,
+    progress: Progress | None,
+) -> Tensor:
+    """`start`, on the grid of the fixed image, after descent on one level after the other."""
+    found = start
+    for number, shape in enumerate(shapes):
+        level = level_at(start, shape)
+        motion = level.whole
+        if number == 0:
+            numbers = torch.zeros(motion.count, dtype=torch.float64)
+            if search:
+                turn, numbers = _search(level, iterations)
+                start = compose_theta(start, motion.turn(turn))
+                level = level.turned(turn)
+        last = number == len(shapes) - 1
+        numbers = _descend(level, numbers, iterations, EXACT if last else ROUGH)
+        found = compose_theta(start, motion.theta(numbers))
         if progress is not None:
-            progress((level + 1) / len(shapes))
-    return compose_theta(start, _Motion(kind, shapes[-1], size).theta(numbers)).float()
+            progress((number + 1) / len(shapes))
+    return found
+
+
+def _check_mask(mask: Tensor | None, fixed: Tensor) -> None:
+    """Raise ValueError for a mask of another grid, or one that leaves nothing."""
+    if mask is None:
+        return
+    if mask.shape != fixed.shape:
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}, expected {tuple(fixed.shape)}, as fixed."
+        )
+    if not (mask > 0).any():
+        raise ValueError("mask is 0 everywhere, expected a region of the fixed image.")
+    inside = fixed[mask > 0]
+    if inside.min() == inside.max():
+        raise ValueError("fixed is constant inside mask, expected a region that shows something.")
 
 
 def _check_pair(moving: Tensor, fixed: Tensor) -> None:
@@ -163,6 +203,10 @@ class _Motion:
         matrix = matrix * self.spacing / self.spacing[:, None]
         return torch.cat([matrix, shift[:, None]], dim=1)[None]
 
+    def turn(self, angles: Tensor) -> Tensor:
+        """(1, d, d+1) of a turn about the centre by these angles, see `rigid_theta`."""
+        return rigid_theta(angles[None], torch.zeros(1, self.d).to(angles), self.spacing)
+
 
 def _at_level(
     theta: Tensor,
@@ -186,24 +230,23 @@ class _Level:
     """One level of the pyramid: two images, where to start, and what is minimised.
 
     start: (1, d, d+1) on this level; the motion comes before it.
+    motion, whole: the same motion, on this level and on the grid of the fixed image.
     """
 
     moving: Tensor
     fixed: Tensor
     start: Tensor
     motion: _Motion
-    dissimilarity: Callable[[Tensor, Tensor], Tensor]
+    whole: _Motion
+    dissimilarity: Energy
 
     def energy(self, numbers: Tensor) -> Tensor:
         theta = compose_theta(self.start, self.motion.theta(numbers))
-        disp = affine_to_disp(theta, self.fixed.shape[2:])
-        return self.dissimilarity(warp(self.moving, disp), self.fixed)
+        return self.dissimilarity(warp(self.moving, affine_to_disp(theta, self.fixed.shape[2:])))
 
     def turned(self, angles: Tensor) -> _Level:
         """With a turn by these angles (see `rigid_theta`) before `start`."""
-        still = torch.zeros(1, self.motion.d, dtype=torch.float64)
-        turn = rigid_theta(angles[None], still, self.motion.spacing)
-        return replace(self, start=compose_theta(self.start, turn))
+        return replace(self, start=compose_theta(self.start, self.motion.turn(angles)))
 
     @torch.no_grad()
     def value(self, numbers: Tensor) -> float:
@@ -213,29 +256,37 @@ class _Level:
 def _level(
     moving: Tensor,
     fixed: Tensor,
+    mask: Tensor | None,
     start: Tensor,
     shape: Sequence[int],
     size: Tensor,
     kind: str,
-    dissimilarity: Callable[[Tensor, Tensor], Tensor],
+    energy: Callable[[Tensor, Tensor, Tensor | None], Energy],
 ) -> _Level:
     """Both images on the grid `shape` of the pyramid; start and size are those of the finest."""
     whole, whole_moving = tuple(fixed.shape[2:]), tuple(moving.shape[2:])
     factor = [(n - 1) / max(m - 1, 1) for n, m in zip(whole, shape)]
     moving_shape = tuple(max(1, round((n - 1) / f) + 1) for n, f in zip(whole_moving, factor))
+    small_moving, small_fixed = _smaller(moving, moving_shape), _smaller(fixed, shape)
     return _Level(
-        _smaller(moving, moving_shape),
-        _smaller(fixed, shape),
+        small_moving,
+        small_fixed,
         _at_level(start, whole, shape, whole_moving, moving_shape),
         _Motion(kind, shape, size * torch.tensor(factor, dtype=torch.float64)),
-        dissimilarity,
+        _Motion(kind, whole, size),
+        energy(small_moving, small_fixed, _smaller_mask(mask, shape)),
     )
 
 
-def _descend(level: _Level, numbers: Tensor, iterations: int) -> Tensor:
+def _smaller_mask(mask: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+    """On another grid, as wide as it was: a voxel that it touches belongs to it."""
+    return None if mask is None else (resize((mask > 0).float(), shape) > 0).float()
+
+
+def _descend(level: _Level, numbers: Tensor, iterations: int, tolerance: float = EXACT) -> Tensor:
     numbers = numbers.clone().requires_grad_(True)
     optimiser = torch.optim.LBFGS(
-        [numbers], max_iter=iterations, tolerance_change=1e-8, line_search_fn="strong_wolfe"
+        [numbers], max_iter=iterations, tolerance_change=tolerance, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
@@ -259,7 +310,7 @@ def _search(level: _Level, iterations: int) -> tuple[Tensor, Tensor]:
         ]
         guesses.sort(key=lambda guess: guess[1].value(guess[2]))
         for turn, turned, numbers in guesses[:count]:
-            numbers = _descend(turned, numbers, iterations)
+            numbers = _descend(turned, numbers, min(iterations, SEARCHING), ROUGH)
             followed.append((turned.value(numbers), turn, numbers))
     _, turn, numbers = min(followed, key=lambda end: end[0])
     return turn, numbers
@@ -310,56 +361,3 @@ def _smaller(image: Tensor, shape: Sequence[int]) -> Tensor:
     if tuple(image.shape[2:]) == tuple(shape):
         return image
     return resize(blur(image, [n / m for n, m in zip(image.shape[2:], shape)]), shape)
-
-
-def align(
-    moving: Image,
-    fixed: Image,
-    kind: str = "affine",
-    progress: Progress | None = None,
-    largest: int = LARGEST,
-    similarity: str = "mutual_information",
-) -> Floats:
-    """The rigid or affine map that lays the moving image over the fixed one, in physical space.
-
-    Args:
-        moving, fixed: images of 2 or 3 axes, see `regkit.io.as_image`. Their grids may differ.
-        kind, similarity, progress: as in `fit`.
-        largest: each image is brought to cubic voxels, about this many of them, if it has more.
-
-    Returns:
-        (4, 4) float64: a point of the fixed image in mm (RAS) -> its counterpart in the moving
-        image in mm (RAS). This is the pull-back direction, as for displacements. In 2D the map
-        stays in the plane of the slices.
-
-    Raises:
-        ValueError: unknown kind, 2D with 3D, slices of different planes, a constant image.
-    """
-    if moving.ndim != fixed.ndim:
-        raise ValueError(f"moving is {moving.ndim}D and fixed {fixed.ndim}D, expected the same.")
-    for name, image in (("moving", moving), ("fixed", fixed)):
-        if min(image.shape) < 2:
-            raise ValueError(
-                f"{name} has shape {tuple(image.shape)}, expected 2 voxels or more along each axis."
-            )
-    check_one_plane(moving.grid, fixed.grid)
-    small_moving, moving_grid = to_isotropic(moving, largest)
-    small_fixed, grid = to_isotropic(fixed, largest)
-    start = grid.theta_to(moving_grid)
-    theta = fit(small_moving, small_fixed, kind, similarity, start, grid.spacing, progress=progress)
-    return grid.matrix_of(theta, moving_grid)
-
-
-def affine(moving: Image, fixed: Image) -> Tensor:
-    """The map of `align` as displacement on the fixed grid, voxels: (1, d, *S)."""
-    return fixed.grid.disp_to(moving.grid, align(moving, fixed))
-
-
-def to_isotropic(image: Image, largest: int = LARGEST) -> tuple[Tensor, Grid]:
-    """An image on cubic voxels, at most about `largest` of them, in [0, 1]; and their grid."""
-    volume = math.prod(n * s for n, s in zip(image.shape, image.spacing, strict=True))
-    size = max(min(image.spacing), (volume / largest) ** (1 / image.ndim))
-    grid = image.grid.covering([size] * image.ndim)
-    values = resample(image.data, image.grid, grid)
-    low, high = values.min(), values.max()
-    return (values - low) / (high - low).clamp_min(1e-12), grid
