@@ -7,9 +7,10 @@ registration leaves it: two people of the population in every pair of its contra
 in two of them; the open samples of real images. A row has what the test goes by and what it says;
 the summary counts, for each set, false alarms (pairs of one kind taken for two) and misses.
 
-The two limits of the test were chosen on the same real pairs, and on other people of the population
-(seed 7). Pairs with contrasts drawn at random are left out: two may be much alike. The MR of
-two prostates are not aligned, centre on centre alone; the slabs lie as their source has them.
+The two limits of the test were chosen on the same real pairs, and on other people of the
+population (seed 7). Pairs with contrasts drawn at random are left out: two of them may be much
+alike. The MR of two prostates are not aligned, centre on centre alone; the slabs lie as their
+source has them.
 """
 
 from __future__ import annotations
