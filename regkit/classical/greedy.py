@@ -77,7 +77,7 @@ MEAN, SCALE = 0.9, 0.99  # of the running means of the directions and of their s
 # brain goes to which: there a stiff map errs less. The image's own voxels may follow what they see.
 FLUID, ELASTIC = 2.0, 0.7
 FINE_FLUID, FINE_ELASTIC = 1.0, 0.5
-LONGEST = 0.5  # voxels of the level, of the longest step
+LONGEST = 1.0  # voxels of the level, of the longest step
 PATIENCE, GAIN = 10, 0.01  # a level ends when so many steps bring less than this part of its gain
 VOLUMES = 25  # of the size of an image, in memory at once, at most
 MARGIN = 6  # voxels around what the images show
