@@ -71,7 +71,7 @@ EFFORTS = {
 }
 COARSEST = 12  # voxels along the shortest long axis of the coarsest level, at least
 WINDOW = {2: 9, 3: 5}  # voxels, of lncc: about a hundred voxels in a window
-RATE = 1.0  # voxels of the level: a step, root mean square over the image, before it is smoothed
+RATE = 2.0  # voxels of the level: a step, root mean square over the image, before it is smoothed
 MEAN, SCALE = 0.9, 0.99  # of the running means of the directions and of their squares
 # Standard deviations of K and of G, in voxels of the level. Coarse levels choose which fold of the
 # brain goes to which: there a stiff map errs less. The image's own voxels may follow what they see.
