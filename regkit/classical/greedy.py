@@ -77,6 +77,12 @@ FLOOR = 1.0  # of the scale of a voxel, in root mean squares over the image
 # brain goes to which: there a stiff map errs less. The image's own voxels may follow what they see.
 FLUID, ELASTIC = 2.0, 0.7
 FINE_FLUID, FINE_ELASTIC = 1.0, 0.5
+# Across contrasts each voxel knows less of where it belongs, so neighbours have to agree more:
+# of coarse levels, of the image's own voxels. Chosen on seeds 100, 101 of studies/modalities.py.
+STIFFER = {
+    "mind": ((6.0, 1.0), (3.0, 1.0)),
+    "mutual_information": ((6.0, 2.0), (4.0, 2.0)),
+}
 LONGEST = 0.5  # voxels of the level, of the longest step
 PATIENCE, GAIN = 10, 0.01  # a level ends when so many steps bring less than this part of its gain
 VOLUMES = 25  # of the size of an image, in memory at once, at most
@@ -174,7 +180,7 @@ def greedy(
     for grid, factor, most in plan:
         if factor == 1:
             maps[0] = pair.with_start(maps[0])
-        level = pair.level(grid, size, factor, DISSIMILARITIES[similarity])
+        level = pair.level(grid, size, factor, similarity)
         maps = [resize_disp(u, grid) for u in maps]
         for value in level.climb(maps, most):
             values.append((tuple(grid), value))
@@ -220,10 +226,9 @@ class _Pair:
             self.start, self.seen, self.seen_mask = None, self.moving, self.moving_mask
         return disp
 
-    def level(
-        self, grid: Sequence[int], size: Tensor, factor: int, dissimilarity: Dissimilarity
-    ) -> _Level:
+    def level(self, grid: Sequence[int], size: Tensor, factor: int, similarity: str) -> _Level:
         """One level, see `_plan`. size: (d,), voxels of the images."""
+        coarse, fine = STIFFER.get(similarity, ((FLUID, ELASTIC), (FINE_FLUID, FINE_ELASTIC)))
         widths = [
             float(h) * (n - 1) / (m - 1) if m > 1 else float(h)
             for h, n, m in zip(size, self.shape, grid, strict=True)
@@ -232,8 +237,8 @@ class _Pair:
             [_shrink(x, grid) for x in (self.seen, self.fixed)],
             [None if x is None else _shrink(x, grid) for x in (self.seen_mask, self.mask)],
             [width / (factor * float(size.min())) for width in widths],
-            (FLUID, ELASTIC) if factor > 1 else (FINE_FLUID, FINE_ELASTIC),
-            dissimilarity,
+            coarse if factor > 1 else fine,
+            DISSIMILARITIES[similarity],
         )
 
 
