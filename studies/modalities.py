@@ -127,6 +127,13 @@ def syn(moving: Tensor, fixed: Tensor) -> Tensor:
     return classical.ants.syn(*pair, metric="mutual_information")
 
 
+def engine(similarity: str) -> Method:
+    """Our own engine, at its default effort."""
+    return lambda moving, fixed: (
+        classical.greedy(moving, fixed, spacing=(MM,) * 3, similarity=similarity).disp
+    )
+
+
 def network(weights: str) -> Method:
     """A network in 3D: shipped weights by name, or a file.
 
@@ -488,6 +495,8 @@ def child_entries(weights: str, seeds: Sequence[int]) -> list[Entry]:
         ("ANTs rigid, MI", ("rigid",), lambda: longer(ants_rigid), None),
         ("descent, MI", ("smooth",), lambda: descent, None),
         ("SyN, MI", ("smooth",), lambda: longer(syn), None),
+        ("engine, MIND", ("smooth",), lambda: longer(engine("mind")), None),
+        ("engine, MI", ("smooth",), lambda: longer(engine("mutual_information")), None),
     ]
     entries = []
     for name, kinds, make, learned_from in methods:
@@ -506,6 +515,8 @@ def prostate_entries(recipe: Recipe) -> list[Entry]:
         ("mean shift of the other glands", mean_shift),
         ("affine descent, MI", lambda others: by_images(linear("affine"))),
         ("descent, MI", lambda others: by_images(descent)),
+        ("engine, MIND", lambda others: by_images(engine("mind"))),
+        ("engine, MI", lambda others: by_images(engine("mutual_information"))),
         ("network, weak labels", partial(learned, recipe)),
         ("affine between the outlines", lambda others: by_outlines),
     ]

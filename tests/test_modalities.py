@@ -162,8 +162,8 @@ def test_rows_resume_and_what_is_missing_is_left_out(tmp_path, monkeypatch, caps
     table = modalities.run(out, weights="nowhere.safetensors", seeds=(1, 3))
     assert json.loads(json.dumps(table)) == json.loads(out.read_text())  # tuples are lists there
     assert "any-contrast network is left out. path_or_name is" in capsys.readouterr().err
-    # one network on two maps, two methods on either; three images and two seeds
-    assert len(table["child"]["rows"]) == (2 + 2 + 2) * 3 * 2
+    # one network on two maps, two methods on the one and four on the other; three images, two seeds
+    assert len(table["child"]["rows"]) == (2 + 2 + 4) * 3 * 2
     assert {line["error"] for line in table["child"]["summary"]} == {2.0}
     assert {line["error_sd"] for line in table["child"]["summary"]} == {1.0}
     line = table["prostate"]["summary"][0]

@@ -42,6 +42,7 @@ from regkit.spatial import (
     check_spacing,
     compose,
     invert,
+    jacobian_determinant,
     resize_disp,
     warp,
 )
@@ -77,8 +78,15 @@ MEAN, SCALE = 0.9, 0.99  # of the running means of the directions and of their s
 # brain goes to which: there a stiff map errs less. The image's own voxels may follow what they see.
 FLUID, ELASTIC = 2.0, 0.7
 FINE_FLUID, FINE_ELASTIC = 1.0, 0.5
+# Across contrasts each voxel knows less of where it belongs, so neighbours have to agree more:
+# of coarse levels, of the image's own voxels. Chosen on seeds 100, 101 of studies/modalities.py.
+STIFFER = {
+    "mind": ((6.0, 1.0), (3.0, 1.0)),
+    "mutual_information": ((6.0, 2.0), (4.0, 2.0)),
+}
 LONGEST = 1.0  # voxels of the level, of the longest step
 PATIENCE, GAIN = 10, 0.01  # a level ends when so many steps bring less than this part of its gain
+UNFOLD = 5  # times that a map with folds is smoothed, at most
 VOLUMES = 25  # of the size of an image, in memory at once, at most
 MARGIN = 6  # voxels around what the images show
 # Where nothing pulls, the map would fade to numbers so small that processors slow down a
@@ -174,7 +182,7 @@ def greedy(
     for grid, factor, most in plan:
         if factor == 1:
             maps[0] = pair.with_start(maps[0])
-        level = pair.level(grid, size, factor, DISSIMILARITIES[similarity])
+        level = pair.level(grid, size, factor, similarity)
         maps = [resize_disp(u, grid) for u in maps]
         for value in level.climb(maps, most):
             values.append((tuple(grid), value))
@@ -188,6 +196,8 @@ def greedy(
         # from the middle, one map leads to the moving image, the other to the fixed one
         back = [invert(u) for u in (disp, maps[1])]
         disp, inverse = compose(disp, back[1]), compose(maps[1], back[0])
+        inverse = _unfolded(inverse)
+    disp = _unfolded(disp)
     whole = partial(_whole, box=pair.box, shape=shape)
     return Deformation(whole(disp), None if inverse is None else whole(inverse), tuple(values))
 
@@ -220,10 +230,9 @@ class _Pair:
             self.start, self.seen, self.seen_mask = None, self.moving, self.moving_mask
         return disp
 
-    def level(
-        self, grid: Sequence[int], size: Tensor, factor: int, dissimilarity: Dissimilarity
-    ) -> _Level:
+    def level(self, grid: Sequence[int], size: Tensor, factor: int, similarity: str) -> _Level:
         """One level, see `_plan`. size: (d,), voxels of the images."""
+        coarse, fine = STIFFER.get(similarity, ((FLUID, ELASTIC), (FINE_FLUID, FINE_ELASTIC)))
         widths = [
             float(h) * (n - 1) / (m - 1) if m > 1 else float(h)
             for h, n, m in zip(size, self.shape, grid, strict=True)
@@ -232,8 +241,8 @@ class _Pair:
             [_shrink(x, grid) for x in (self.seen, self.fixed)],
             [None if x is None else _shrink(x, grid) for x in (self.seen_mask, self.mask)],
             [width / (factor * float(size.min())) for width in widths],
-            (FLUID, ELASTIC) if factor > 1 else (FINE_FLUID, FINE_ELASTIC),
-            dissimilarity,
+            coarse if factor > 1 else fine,
+            DISSIMILARITIES[similarity],
         )
 
 
@@ -403,6 +412,15 @@ def _along_axes(field: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     return field
 
 
+def _unfolded(disp: Tensor) -> Tensor:
+    """A map with the few folds smoothed away that sampling on voxels can leave, or a start had."""
+    for _ in range(UNFOLD):
+        if not (jacobian_determinant(disp) <= 0).any():
+            break
+        disp = _along_axes(disp, [_gaussian(n, n, 0.7, disp) for n in disp.shape[2:]])
+    return disp
+
+
 def _shrink(image: Tensor, shape: Sequence[int]) -> Tensor:
     """An image on a coarser grid, blurred by half of what a new voxel is wide."""
     if tuple(image.shape[2:]) == tuple(shape):
@@ -426,8 +444,13 @@ class _Level:
 
     def climb(self, maps: list[Tensor], steps: int) -> Iterator[float]:
         """Improve the maps in place, of the moving image or of both; the value before each step."""
+        # two maps that go half-way each: half the step, and as much variance of smoothing in all
+        share = 1 / len(maps)
         smoothers = [
-            [_gaussian(n, n, sigma / h, maps[0]) for n, h in zip(maps[0].shape[2:], self.voxel)]
+            [
+                _gaussian(n, n, sigma / share**0.5 / h, maps[0])
+                for n, h in zip(maps[0].shape[2:], self.voxel, strict=True)
+            ]
             for sigma in self.smoothing
         ]
         momenta = [_Momentum(u) for u in maps]
@@ -444,7 +467,7 @@ class _Level:
             for u, way, momentum in zip(maps, ways, momenta, strict=True):
                 v = _along_axes(momentum.step(way), smoothers[0])
                 longest = float(v.square().sum(1).max()) ** 0.5
-                v *= min(1.0, LONGEST / max(longest, 1e-12))
+                v *= share * min(1.0, LONGEST / max(longest, 1e-12))
                 for axis, h in enumerate(self.voxel):
                     v[:, axis] /= h
                 u.copy_(_along_axes(v.add_(warp(u, v, padding="border")), smoothers[1]))
