@@ -13,18 +13,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regkit import metrics
-from regkit.blocks import AVERAGE_POOL
 from regkit.io import Image
 from regkit.models import RegistrationModel
 from regkit.transform import Grid, Transform, check_one_plane
 
-# The least `correlation` of two images of one contrast. Seen with T1 against T1, aligned: 0.31 or
-# more on the population, 0.17 at twice its amplitude, 0.36 on real pairs; against T2, PD or FLAIR,
-# on both: 0.09 or less. T1 against fractional anisotropy, both bright in white matter: 0.56.
-ALIKE = 0.15
+# What `one_kind` wants: a correlation of at least ALIKE in what is bright, and distributions of
+# intensity at most APART standard deviations apart. Measured: results/contrasts.json.
+ALIKE, APART = 0.15, 0.2
 # Voxels of a working grid. An image may be shown to a network in so many times its own voxels, or
 # in a few million where it has few; no scanner's field of view needs more than the largest number.
 FINER, FEW, LARGEST = 20, 4_000_000, 40_000_000
@@ -118,16 +116,12 @@ def one_contrast(info: Mapping[str, Any]) -> bool:
     return len(set(contrasts)) == 1 and "random" not in contrasts
 
 
-def correlation(moving: Tensor, fixed: Tensor) -> float:
-    """Of two aligned images, where both are brighter than 0.7 of their head's median, in [-1, 1].
+def _bright_correlation(moving: Tensor, fixed: Tensor) -> float:
+    """Where both are brighter than 0.7 of their head's median, in [-1, 1]; 1 where little is.
 
     CSF is dark in T1 and in FLAIR and would make them look alike. What is left is grey against
-    white matter, whose order differs between T1 and T2, PD or FLAIR. Taken at about 96 voxels along
-    the longest axis, where what a deformation leaves apart still overlaps.
+    white matter, whose order differs between T1 and T2, PD or FLAIR.
     """
-    coarse = max(1, round(max(fixed.shape) / 96))
-    pool = AVERAGE_POOL[fixed.ndim - 2](coarse, ceil_mode=True)
-    moving, fixed = pool(moving), pool(fixed)
     bright = torch.ones_like(fixed, dtype=torch.bool)
     for image in (moving, fixed):
         bright &= image > 0.7 * image[image > 0.05].median()
@@ -136,11 +130,56 @@ def correlation(moving: Tensor, fixed: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([moving[bright], fixed[bright]]))[0, 1])
 
 
+def _histogram_distance(moving: Tensor, fixed: Tensor) -> float:
+    """Mean distance of the quantiles of two (N,), each with mean 0 and deviation 1: 0 or more.
+
+    In two images of one contrast, as much of the head is as bright, whatever the scanner's units.
+    T1 and fractional anisotropy are both brightest in white matter, but most of the anisotropy is
+    dark.
+    """
+    at = torch.linspace(0.02, 0.98, 49)
+    drawn = [x[:: len(x) // 500_000 + 1].float().cpu() for x in (moving, fixed)]
+    first, second = (((x - x.mean()) / x.std()).quantile(at) for x in drawn)
+    return float((first - second).abs().mean())
+
+
+def likeness(moving: Tensor, fixed: Tensor) -> tuple[float, float]:
+    """What `one_kind` goes by, of two aligned images (1, 1, *S) in [0, 1].
+
+    Taken at about 96 voxels along the longest axis, where what a deformation leaves apart still
+    overlaps.
+
+    Returns:
+        The correlation of what is bright in both, in [-1, 1], and the distance of the distributions
+        of intensity where neither is background, in standard deviations, 0 or more. 1 and 0 where
+        there is too little to tell.
+    """
+    coarse = max(1, round(max(fixed.shape) / 96))
+    edges = [min(coarse, n) for n in fixed.shape[2:]]  # of a slab, at most all its slices
+    pool = nn.functional.avg_pool3d if fixed.ndim == 5 else nn.functional.avg_pool2d
+    moving, fixed = (pool(image, edges, ceil_mode=True) for image in (moving, fixed))
+    both = (moving > 0.05) & (fixed > 0.05)
+    if both.sum() < 100 or any(image[both].std() < 1e-3 for image in (moving, fixed)):
+        return 1.0, 0.0
+    return _bright_correlation(moving, fixed), _histogram_distance(moving[both], fixed[both])
+
+
+def one_kind(moving: Tensor, fixed: Tensor) -> bool:
+    """Whether two aligned images (1, 1, *S) in [0, 1] seem to be of one contrast.
+
+    Roughly aligned is enough, as two heads are after an affine registration. Both have to hold: a
+    correlation of at least `ALIKE`, distributions at most `APART`. Where there is too little to
+    tell, they are taken for one kind. How often it errs is in results/contrasts.json.
+    """
+    correlation, distance = likeness(moving, fixed)
+    return correlation >= ALIKE and distance <= APART
+
+
 def against_contrast(
     model: RegistrationModel, aligned: Tensor, fixed: Tensor, physical: bool
 ) -> list[str]:
     """A warning where weights of one contrast meet two; none for arrays, which may lie apart."""
-    if not physical or not one_contrast(model.info) or correlation(aligned, fixed) >= ALIKE:
+    if not physical or not one_contrast(model.info) or one_kind(aligned, fixed):
         return []
     return [
         "The images seem to be of two contrasts and the network was trained on one: try method "

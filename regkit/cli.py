@@ -199,6 +199,10 @@ class _Bar:
         self.bar.set_description_str(f"{self.what}{stage}", refresh=False)
         self.bar.update(100 * fraction - self.bar.n)
 
+    def tell(self, sentence: str) -> None:
+        """Print a sentence above the bar."""
+        self.bar.write(sentence, file=sys.stderr)
+
     def __enter__(self) -> _Bar:
         return self
 
@@ -232,13 +236,31 @@ def register(
     out: Out,
     method: Annotated[
         str,
-        typer.Option(help="A name that `regkit models` lists, a weights file, rigid, affine, syn."),
+        typer.Option(
+            help="auto; greedy, lddmm, demons, bspline, syn; rigid, affine; a name that "
+            "`regkit models` lists, or a weights file."
+        ),
     ] = "auto",
     affine: Annotated[Affine, typer.Option(help="Affine registration before the network.")] = (
         Affine.auto
     ),
-    refine: Annotated[int, typer.Option(help="Steps of gradient descent afterwards.")] = 0,
+    refine: Annotated[
+        int, typer.Option(help="After another method, steps of the engine on each of its levels.")
+    ] = 0,
     device: Device = "auto",
+    effort: Annotated[str, typer.Option(help="Of the engine: fast, default or best.")] = "default",
+    similarity: Annotated[
+        str, typer.Option(help="Of the engine: auto, lncc, mse, mind or mutual_information.")
+    ] = "auto",
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric", help="Let the engine move both images half-way.")
+    ] = False,
+    moving_mask: Annotated[
+        Path | None, typer.Option(readable=False, help="Where moving counts: not 0.")
+    ] = None,
+    fixed_mask: Annotated[
+        Path | None, typer.Option(readable=False, help="Where fixed counts: not 0.")
+    ] = None,
     moving_labels: Annotated[
         Path | None, typer.Option(readable=False, help="Label map of moving.")
     ] = None,
@@ -264,9 +286,15 @@ def register(
             AFFINES[affine],
             refine,
             device,
+            effort=effort,
+            similarity=similarity,
+            symmetric=symmetric,
+            moving_mask=moving_mask,
+            fixed_mask=fixed_mask,
             moving_labels=moving_labels,
             fixed_labels=fixed_labels,
             progress=bar,
+            tell=bar.tell,
         )
         bar("writing", 1.0)
         result.save(out)

@@ -3,9 +3,10 @@
     result = regkit.register("moving.nii.gz", "fixed.nii.gz")
     result.save("out")
 
-In four steps. *Prepare*: read the pair and bring it to a working grid, with voxels as in the
+In five steps. *Prepare*: read the pair and bring it to a working grid, with voxels as in the
 network's training, behind an affine registration where one is needed. *Answer*: the network, or a
-classical method, finds a displacement there. *Bring back*: the affine part and that displacement
+classical method, finds a displacement there. *Improve*: the engine, `regkit.classical.greedy`, goes
+on from it on the voxels of the fixed image. *Bring back*: the affine part and that displacement
 become one `Transform` from the fixed to the moving image. *Judge*: measure before and after, and
 say what looks wrong.
 """
@@ -32,13 +33,22 @@ from regkit.device import choose_device, enough_memory
 from regkit.messages import unknown
 from regkit.models import Registration, RegistrationModel
 from regkit.models.resnet import LinearResNet
-from regkit.spatial import warp
+from regkit.spatial import compose, warp
 from regkit.transform import Floats, Grid, Transform, background, pull, resample
 
 APART = 12.0  # mm; the embedded population has up to 9, brains aligned to a template 2
 CLASSICAL = ("rigid", "affine")  # methods without a network
-SYN = "syn"  # and the deformable one among them
-PREFERRED = "vxm_diff"  # the model whose shipped weights "auto" takes
+SYN = "syn"
+ENGINE = "greedy"
+PAIRWISE: dict[str, Callable[..., classical.Deformation]] = {
+    "lddmm": classical.lddmm,
+    "demons": classical.sitk.demons,
+    "bspline": classical.sitk.bspline,
+}
+DEFORMABLE = (ENGINE, *PAIRWISE, SYN)
+# The weights that "auto" starts from: for any contrast where there are such, as it is not told.
+PREFERRED = {2: "vxm_diff_brain_2d", 3: "any_contrast_brain_3d"}
+CT = -200.0  # an image with lower intensities is no brain MR
 # what `Result.save` may write; when the last one is there, the others are complete
 FILES = ("moved.nii.gz", "disp.nii.gz", "moved_labels.nii.gz", "report.png", "metrics.json")
 Progress = Callable[[str, float], None]
@@ -116,9 +126,15 @@ def register(
     refine: int = 0,
     device: str = "auto",
     *,
+    effort: str = "default",
+    similarity: str = "auto",
+    symmetric: bool = False,
+    moving_mask: Any = None,
+    fixed_mask: Any = None,
     moving_labels: Any = None,
     fixed_labels: Any = None,
     progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Result:
     """Find where each voxel of the fixed image lies in the moving image.
 
@@ -130,20 +146,32 @@ def register(
         moving, fixed: two images of 2 or 3 axes; paths or nibabel images, whose place in space is
             respected, so that shape, voxel size and orientation may differ; or arrays or tensors of
             shape S, both on one grid. Integer images are converted to float32.
-        method: the name of shipped weights (`regkit.models.pretrained()`), the name of a model with
-            shipped weights, a weights file, "rigid" or "affine" (no network), "syn" (ANTs, see
-            `regkit.classical.ants.syn`; minutes in 3D), or "auto": the shipped weights for this
-            number of axes.
+        method: "auto": the answer of shipped weights where they fit the pair and bring it closer,
+            and from there the engine. "greedy": the engine alone, see `regkit.classical.greedy`.
+            The name of shipped weights (`regkit.models.pretrained()`), the name of a model with
+            shipped weights, or a weights file: one pass of the network. "rigid" or "affine". Or
+            another classical method: "lddmm" (`regkit.classical.lddmm`), "demons" and "bspline"
+            (`regkit.classical.sitk`), "syn" (ANTs, see `regkit.classical.ants.syn`).
         affine: an affine registration before that: "rigid", "affine", False, or "auto",
             which does one where the headers put the images on different grids, or where a quick
             look finds the images more than 12 mm apart.
-        refine: steps of gradient descent on the displacement afterwards, see
-            `regkit.classical.refine`. They favour smooth maps more than the training of the shipped
-            weights did: a gain on images unlike those, a small loss on images like those.
+        refine: steps of the engine after another method's answer, on each of its levels at most;
+            on the image's own voxels no more than the effort's. After a rigid or affine network, of
+            descent on each level.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
+        effort: of the engine: "fast", "default" or "best".
+        similarity: of the engine: "lncc", "mse", "mind", "mutual_information"; "auto" is lncc for
+            images that seem to be of one contrast, else mind.
+        symmetric: let the engine move both images half-way; the answer comes with an inverse, whose
+            error is measured.
+        moving_mask, fixed_mask: on the grids of the two images; affine search and engine look at
+            what lies where they are not 0, alone.
         moving_labels, fixed_labels: label maps on the grids of the two images, for the Dice.
-        progress: called with the name of the stage ("reading", "affine", "network", "syn",
-            "refining", "measuring", "done") and the fraction done, 0 to 1.
+        progress: called with the name of the stage ("reading", "affine", "network", the name of a
+            classical method, "refining", "measuring", "done") and the fraction done, 0 to 1; while
+            the engine runs the stage ends in the value of what it minimises.
+        tell: called with sentences, on what was chosen and why, and how long the engine may take;
+            they are in `metrics["choices"]` as well.
 
     Returns:
         A `Result`. A network is run on a grid of the voxel size and orientation it was trained at,
@@ -158,12 +186,18 @@ def register(
     start = time.perf_counter()
     progress = progress or (lambda stage, fraction: None)
     progress("reading", 0.0)
-    work = _prepare(moving, fixed, method, affine, refine, device)
+    engine = _Engine(effort, similarity, symmetric, refine, method in ("auto", ENGINE))
+    work = _prepare(moving, fixed, method, affine, engine, device)
+    work.tell = tell
     work.labels = _labels(moving_labels, fixed_labels, work.moving, work.fixed)
+    work.masks = _masks(moving_mask, fixed_mask, work.moving, work.fixed)
     _align(work, progress)
-    disp = _answer(work, _on_working_grid(work), progress)
+    disp = _on_fixed_grid(work, _answer(work, progress))
+    if engine.wanted and not isinstance(work.model, LinearResNet):
+        disp = _improve(work, disp, progress)
     progress("measuring", 0.85)
-    result = _judge(work, _bring_back(work, disp))
+    matrix = np.eye(4) if work.matrix is None else work.matrix
+    result = _judge(work, Transform(work.fixed.grid, work.moving.grid, matrix, disp))
     result.metrics["seconds"] = round(time.perf_counter() - start, 2)
     progress("done", 1.0)
     return result
@@ -172,14 +206,32 @@ def register(
 # prepare ----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Engine:
+    """What is asked of the engine, see `register`. alone: also without a number of steps."""
+
+    effort: str
+    similarity: str
+    symmetric: bool
+    refine: int
+    alone: bool
+
+    @property
+    def wanted(self) -> bool:
+        return self.alone or self.refine > 0
+
+
 @dataclass
 class _Work:
     """A pair between two steps of `register`.
 
-    name, model: of the method; no model for a classical one. affine, refine, device: as asked for.
-    matrix: (4, 4), fixed mm -> moving mm, once an affine map is found.
+    name, model: of the method; no model for a classical one. affine, engine, device: as asked for.
+    auto: whether the network was chosen for the user, and may be left out.
     grid: the working grid, on which the method answers.
+    matrix: (4, 4), fixed mm -> moving mm, once an affine map is found.
     labels: of both images, and the moving one where the headers put it; None without labels.
+    masks: of the moving and the fixed image, on their grids; None where there is none.
+    numbers: of the engine, for the metrics. choices: what `say` has said.
     """
 
     moving: io.Image
@@ -187,12 +239,23 @@ class _Work:
     name: str
     model: RegistrationModel | None
     affine: str | bool
-    refine: int
+    engine: _Engine
     device: torch.device
     warnings: list[str]
     grid: Grid
+    auto: bool = False
     matrix: Floats | None = None
     labels: tuple[io.Image, io.Image, Tensor] | None = None
+    masks: tuple[Tensor | None, Tensor | None] = (None, None)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    choices: list[str] = field(default_factory=list)
+    tell: Callable[[str], None] | None = None
+
+    def say(self, sentence: str) -> None:
+        """Keep a sentence on what was chosen, and tell it to the user."""
+        self.choices.append(sentence)
+        if self.tell is not None:
+            self.tell(sentence)
 
 
 def _prepare(
@@ -200,20 +263,22 @@ def _prepare(
     fixed: Any,
     method: Any,
     affine: Any,
-    refine: Any,
+    engine: _Engine,
     device: str,
 ) -> _Work:
     """The pair and the method, or the reason why they do not fit; and the working grid."""
     chosen = choose_device(device)
-    _check_settings(method, affine, refine)
+    _check_settings(method, affine, engine)
     a, b = _images(moving, fixed)
     name, model = _method(method, b.ndim)
+    if method == "auto" and min(float(a.data.min()), float(b.data.min())) < CT:
+        name, model = ENGINE, None
     if affine == "auto" and name in CLASSICAL:
         affine = name
     if affine == "auto" and isinstance(model, LinearResNet):
         affine = False  # it would do the network's work
     warnings = checks.against_pair(a, b, model)
-    work = _Work(a, b, name, model, affine, refine, chosen, warnings, b.grid)
+    work = _Work(a, b, name, model, affine, engine, chosen, warnings, b.grid, method == "auto")
     spacing = model.info.get("spacing") if model is not None and b.physical else None
     if spacing:
         # a network that takes in the image as a whole needs the field of view of its training
@@ -227,16 +292,20 @@ def _prepare(
     return work
 
 
-def _check_settings(method: Any, affine: Any, refine: Any) -> None:
+def _check_settings(method: Any, affine: Any, engine: _Engine) -> None:
     if affine not in ("auto", "rigid", "affine", False):
         raise ValueError(f"affine is {affine!r}, expected 'auto', 'rigid', 'affine' or False.")
     if method in CLASSICAL and affine not in ("auto", method):
         raise ValueError(f"affine is {affine!r} and method {method!r}, expected one of them alone.")
-    if not isinstance(refine, int) or refine < 0:
-        raise ValueError(f"refine is {refine!r}, expected a number of steps, 0 or more.")
+    if not isinstance(engine.refine, int) or engine.refine < 0:
+        raise ValueError(f"refine is {engine.refine!r}, expected a number of steps, 0 or more.")
+    if engine.effort not in classical.EFFORTS:
+        raise unknown("effort", engine.effort, classical.EFFORTS)
+    if engine.similarity not in ("auto", *classical.DISSIMILARITIES):
+        raise unknown("similarity", engine.similarity, ["auto", *classical.DISSIMILARITIES])
     if _is_file(method):
         return
-    methods = ["auto", *CLASSICAL, SYN, *models.names(), *models.pretrained()]
+    methods = ["auto", *CLASSICAL, *DEFORMABLE, *models.names(), *models.pretrained()]
     if method not in methods:
         raise unknown("method", str(method), methods)
 
@@ -247,31 +316,28 @@ def _is_file(method: Any) -> bool:
 
 def _method(method: str | os.PathLike[str], d: int) -> tuple[str, RegistrationModel | None]:
     """The name that goes into the metrics, and the network; None for a classical method."""
-    if method in CLASSICAL:
-        return str(method), None
     if method == SYN:
         try:
             classical.ants.load()
         except ImportError as error:
             raise ValueError(str(error)) from None
-        return SYN, None
+    if method in (*CLASSICAL, *DEFORMABLE):
+        return str(method), None
+    if method == "auto":
+        method = PREFERRED[d]
     if _is_file(method) or method in models.pretrained():
         name, model = Path(method).name, models.load(method)
         if model.ndim != d:
             raise ValueError(f"method {name!r} is a {model.ndim}D network and the images are {d}D.")
         return name, model
     shipped = {name: models.about(name) for name in models.pretrained()}
-    fitting = [name for name, about in shipped.items() if about.ndim == d]
-    if method != "auto":
-        fitting = [name for name in fitting if shipped[name].name == method]
-    elif not fitting:
-        raise ValueError(f"method is 'auto', and no weights for {d}D images are shipped.")
+    fitting = [name for name, about in shipped.items() if about.ndim == d and about.name == method]
     if not fitting:
         raise ValueError(
             f"method is {method!r}, for which no {d}D weights are shipped, expected a weights file "
             f"(`regkit train` makes one) or one of {', '.join(shipped) or 'rigid, affine'}."
         )
-    name = min(fitting, key=lambda name: (shipped[name].name != PREFERRED, name))
+    name = min(fitting)
     return name, models.load(name)
 
 
@@ -307,35 +373,72 @@ def _labels(
     return maps[0], maps[1], resample(maps[0].data, moving.grid, fixed.grid, "nearest")
 
 
+def _masks(
+    moving_mask: Any, fixed_mask: Any, moving: io.Image, fixed: io.Image
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both masks, (1, 1, *M) and (1, 1, *S), 0 and 1; None for one that is not given."""
+    masks: list[Tensor | None] = []
+    for name, source, image in (
+        ("moving_mask", moving_mask, moving),
+        ("fixed_mask", fixed_mask, fixed),
+    ):
+        if source is None:
+            masks.append(None)
+            continue
+        mask = io.as_image(source, name, labels=True)
+        if not mask.physical:
+            mask = io.Image(mask.data, image.affine, across=image.across)
+        checks.labels_fit(name, mask, image)
+        inside = (mask.data != 0).float()
+        if not inside.any():
+            raise ValueError(f"{name} is empty, expected voxels that are not 0.")
+        masks.append(inside)
+    return masks[0], masks[1]
+
+
 def _align(work: _Work, progress: Progress) -> None:
     """The affine registration that was asked for, or that the pair needs."""
     if work.affine == "auto":
-        work.affine = "affine" if _need_affine(work.moving, work.fixed) else False
+        apart = _apart(work.moving, work.fixed)
+        work.affine = "affine" if apart else False
+        work.say(
+            f"An affine registration first: {apart}."
+            if apart
+            else "No affine registration: the images lie on one grid, less than "
+            f"{APART:.0f} mm apart."
+        )
     if work.affine:
         progress("affine", 0.05)
-        work.matrix = classical.align(
-            work.moving, work.fixed, str(work.affine), lambda f: progress("affine", 0.05 + 0.4 * f)
+        found = classical.aligned(
+            work.moving,
+            work.fixed,
+            str(work.affine),
+            lambda f: progress("affine", 0.05 + 0.4 * f),
+            mask=work.masks[1],
         )
+        work.matrix = found.matrix
+        work.warnings += found.warnings
 
 
-def _need_affine(moving: io.Image, fixed: io.Image) -> bool:
-    """Whether the images lie on different grids, or lie apart on one grid.
+def _apart(moving: io.Image, fixed: io.Image) -> str:
+    """Why an affine registration is needed: different grids, or images apart on one grid. Or "".
 
     Many scans are resampled to one grid without being aligned (FreeSurfer's 256^3, say), so that
     one grid does not mean that they are. A rigid search on coarse copies finds out.
     """
     if not moving.grid.same_as(fixed.grid):
-        return True
+        return "the images lie on different grids"
     if not fixed.physical:
-        return False
+        return ""
     try:
         matrix = classical.align(moving, fixed, "rigid", largest=30_000)
     except ValueError:  # a constant image
-        return False
+        return ""
     size = torch.tensor(fixed.spacing, dtype=torch.float32)
     mm = fixed.grid.disp_to(fixed.grid, matrix)[0].movedim(0, -1) * size
     bright = fixed.data[0, 0] > fixed.data.mean()
-    return bool(mm[bright].square().sum(-1).mean().sqrt() > APART)
+    distance = float(mm[bright].square().sum(-1).mean().sqrt())
+    return f"a quick look finds the images {distance:.0f} mm apart" if distance > APART else ""
 
 
 def _fine_enough(image: io.Image, spacing: Sequence[float], least: int) -> list[float]:
@@ -355,49 +458,56 @@ def _fine_enough(image: io.Image, spacing: Sequence[float], least: int) -> list[
     return spacing
 
 
-def _on_working_grid(work: _Work) -> tuple[Tensor, Tensor]:
-    """Both images as the method wants them: on the working grid, in its range."""
+def _on_grid(work: _Work, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Both images as the method wants them: on one grid, in the network's range or in [0, 1]."""
     limits = work.model.info.get("range") if work.model is not None else None
     keep = not work.fixed.physical
     a, b = (_scaled(x.data, limits or (0.0, 1.0), keep) for x in (work.moving, work.fixed))
-    a = resample(a, work.moving.grid, work.grid, matrix=work.matrix)
-    b = resample(b, work.fixed.grid, work.grid)
+    a = resample(a, work.moving.grid, grid, matrix=work.matrix)
+    b = resample(b, work.fixed.grid, grid)
     return a.to(work.device), b.to(work.device)
 
 
 # answer -----------------------------------------------------------------------------------------
 
 
-def _answer(work: _Work, images: tuple[Tensor, Tensor], progress: Progress) -> Tensor:
+def _answer(work: _Work, progress: Progress) -> Tensor:
     """The displacement that the method finds between the images on the working grid, in its voxels.
 
     The motion of a rigid or affine network goes into `work.matrix`, and the displacement is zero.
     """
-    progress(SYN if work.name == SYN else "network", 0.45)
-    memory = (
-        f"device is {work.device.type!r}, whose memory is too small for a grid of "
-        f"{work.grid.shape} voxels and refine={work.refine}, expected device='cpu', images cropped "
-        "to the organ, or refine=0."
-    )
-    shape = 1, work.fixed.ndim, *work.grid.shape
-    disp = torch.zeros(shape, dtype=torch.float32, device=work.device)
-    with enough_memory(memory):
+    disp = torch.zeros(1, work.fixed.ndim, *work.grid.shape)
+    if work.name in (*CLASSICAL, ENGINE):
+        return disp
+    progress("network" if work.model is not None else work.name, 0.45)
+    images = _on_grid(work, work.grid)
+    with enough_memory(_too_small(work, work.grid)):
         if work.model is not None:
             disp = _network(work, work.model, images, progress)
         elif work.name == SYN:
             a, b = (io.Image(values.cpu(), work.grid.affine) for values in images)
-            disp = classical.ants.syn(a, b).to(work.device)
-        if work.refine and not isinstance(work.model, LinearResNet):
-            progress("refining", 0.55)
-            disp = classical.refine(
-                *images, disp, work.refine, progress=lambda f: progress("refining", 0.55 + 0.3 * f)
-            )
+            disp = classical.ants.syn(a, b)
+        else:
+            disp = PAIRWISE[work.name](*images, spacing=work.grid.spacing).disp
+    return _finite(work, disp)
+
+
+def _finite(work: _Work, disp: Tensor) -> Tensor:
     disp = disp.cpu()
     if not torch.isfinite(disp).all():
         raise ValueError(
             f"method {work.name!r} gave a displacement that is not finite for this pair."
         )
     return disp
+
+
+def _too_small(work: _Work, grid: Grid) -> str:
+    """What to say where the memory does not suffice."""
+    return (
+        f"device is {work.device.type!r}, whose memory is too small for a grid of "
+        f"{grid.shape} voxels and refine={work.engine.refine}, expected device='cpu', images "
+        "cropped to the organ, effort='fast', or refine=0."
+    )
 
 
 def _network(
@@ -412,9 +522,9 @@ def _network(
     work.warnings += checks.against_contrast(model, aligned, images[1], work.fixed.physical)
     if not isinstance(model, LinearResNet):
         return answer.disp.float()
-    if work.refine:
+    if work.engine.refine:
         progress("refining", 0.55)
-    theta = _linear(model, answer.theta, images, work.grid.spacing, work.refine)
+    theta = _linear(model, answer.theta, images, work.grid.spacing, work.engine.refine)
     work.warnings += checks.beyond_training(model, theta)
     # the motion comes before the matrix of an affine registration
     motion = work.grid.matrix_of(theta, work.grid)
@@ -441,18 +551,102 @@ def _linear(
     )
 
 
-# bring back, judge ------------------------------------------------------------------------------
+# improve ----------------------------------------------------------------------------------------
 
 
-def _bring_back(work: _Work, disp: Tensor) -> Transform:
-    """The displacement on the working grid, and the matrix, as one map from fixed to moving."""
+def _on_fixed_grid(work: _Work, disp: Tensor) -> Tensor:
+    """A displacement on the working grid as one on the fixed grid, in its voxels."""
     fixed = work.fixed.grid
-    if work.grid.shape != fixed.shape or not np.array_equal(work.grid.affine, fixed.affine):
-        disp = warp(disp, fixed.disp_to(work.grid), padding="border")
-        linear = torch.from_numpy(work.grid.map_to(fixed)[:-1, :-1]).float()
-        disp = (linear @ disp.flatten(2)).reshape(disp.shape)
-    matrix = np.eye(4) if work.matrix is None else work.matrix
-    return Transform(fixed, work.moving.grid, matrix, disp)
+    if work.grid.shape == fixed.shape and np.array_equal(work.grid.affine, fixed.affine):
+        return disp
+    disp = warp(disp, fixed.disp_to(work.grid), padding="border")
+    linear = torch.from_numpy(work.grid.map_to(fixed)[:-1, :-1]).float()
+    return (linear @ disp.flatten(2)).reshape(disp.shape)
+
+
+def _improve(work: _Work, disp: Tensor, progress: Progress) -> Tensor:
+    """The engine's displacement on the fixed grid, from the one that another method has found."""
+    engine, grid = work.engine, work.fixed.grid
+    moving, fixed = _on_grid(work, grid)
+    for name, image in (("moving", moving), ("fixed", fixed)):
+        if image.min() == image.max():
+            work.warnings.append(f"{name} shows nothing, so that no deformation was looked for.")
+            return disp
+    similarity = _similarity(work, moving, fixed)
+    moving_mask, mask = work.masks
+    if moving_mask is not None:
+        moving_mask = resample(moving_mask, work.moving.grid, grid, "nearest", work.matrix)
+    moving_mask, mask = (None if x is None else x.to(work.device) for x in (moving_mask, mask))
+
+    def value(disp: Tensor) -> float:
+        return classical.disagreement(moving, fixed, disp, similarity, mask, moving_mask)
+
+    disp = disp.to(work.device)
+    with enough_memory(_too_small(work, grid)):
+        before = value(torch.zeros_like(disp))
+        if work.auto and work.model is not None:
+            disp = _start(work, disp, before, value(disp))
+        seconds, memory = classical.expected(
+            fixed, spacing=grid.spacing, effort=engine.effort, symmetric=engine.symmetric
+        )
+        work.say(
+            f"Engine, effort {engine.effort}: at most about {max(1.0, seconds):.0f} s and "
+            f"{memory / 2**30:.1f} GiB."
+        )
+        found = classical.greedy(
+            moving,
+            fixed,
+            disp,
+            spacing=grid.spacing,
+            similarity=similarity,
+            effort=engine.effort,
+            mask=mask,
+            moving_mask=moving_mask,
+            symmetric=engine.symmetric,
+            steps=engine.refine or None,
+            progress=lambda done, now: progress(f"refining, {now:.4f}", 0.55 + 0.3 * done),
+        )
+        after = value(found.disp)
+    work.numbers = {
+        "similarity": similarity,
+        "effort": engine.effort,
+        "steps": len(found.values),
+        "dissimilarity": {"before": before, "after": after},
+    }
+    if found.inverse is not None:
+        apart = compose(found.disp, found.inverse)[0].movedim(0, -1).cpu()
+        mm = (apart * torch.tensor(grid.spacing, dtype=torch.float32)).square().sum(-1).sqrt()
+        work.numbers["inverse_error_mm"] = {"mean": float(mm.mean()), "largest": float(mm.max())}
+    return _finite(work, found.disp)
+
+
+def _similarity(work: _Work, moving: Tensor, fixed: Tensor) -> str:
+    """The engine's similarity: as asked for, or what the images call for."""
+    if work.engine.similarity != "auto":
+        return work.engine.similarity
+    one = checks.one_kind(moving.cpu(), fixed.cpu())
+    work.say(
+        "Similarity lncc: the images seem to be of one contrast."
+        if one
+        else "Similarity mind: the images seem to be of two contrasts."
+    )
+    return "lncc" if one else "mind"
+
+
+def _start(work: _Work, disp: Tensor, without: float, after: float) -> Tensor:
+    """The network's displacement, where it brings the images closer; else none."""
+    better = after < without
+    work.say(
+        f"{work.name} takes the dissimilarity from {without:.4f} to {after:.4f}: the engine starts "
+        + ("there." if better else "without it.")
+    )
+    if better:
+        return disp
+    work.name = ENGINE
+    return torch.zeros_like(disp)
+
+
+# judge ------------------------------------------------------------------------------------------
 
 
 def _judge(work: _Work, transform: Transform) -> Result:
@@ -480,7 +674,9 @@ def _judge(work: _Work, transform: Transform) -> Result:
     numbers |= {
         "method": work.name,
         "affine": work.affine or "none",
-        "refine": work.refine,
+        "refine": work.engine.refine,
+        "engine": work.numbers,
+        "choices": work.choices,
         "device": work.device.type,
         "seed": 0,  # nothing is drawn at random
         "versions": _versions(),
@@ -488,7 +684,7 @@ def _judge(work: _Work, transform: Transform) -> Result:
     theta = None
     if work.matrix is not None:
         theta = fixed.grid.theta_to(moving.grid, work.matrix).float()
-    title = "Registration: " + _steps(work.name, work.affine, work.refine)
+    title = "Registration: " + _steps(work)
     page = _page(before, fixed, moved, in_fixed_voxels) | {"title": title}
     return Result(moved, disp, theta, numbers, work.warnings, transform, moved_labels, page)
 
@@ -571,11 +767,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _steps(name: str, affine: str | bool, refine: int) -> str:
+def _steps(work: _Work) -> str:
     """What was done, for the report's title."""
-    first = [str(affine)] if affine and affine != name else []
-    last = [f"{refine} steps of refinement"] if refine else []
-    return ", ".join([*first, name, *last])
+    steps = [str(work.affine)] if work.affine and work.affine != work.name else []
+    steps.append(work.name)
+    if work.engine.wanted and work.name != ENGINE:
+        refine = work.engine.refine
+        steps.append(f"{refine} steps of refinement" if refine else ENGINE)
+    return ", ".join(steps)
 
 
 def _page(before: Tensor, fixed: io.Image, moved: Tensor, disp: Tensor) -> dict[str, Any]:

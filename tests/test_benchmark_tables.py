@@ -565,13 +565,16 @@ def test_a_method_runs_as_soon_as_it_exists(tmp_path, monkeypatch):
         **QUICK, "steps": 1, "pairs": 2, "runs": tmp_path / "runs", "out": tmp_path / "1.json"
     }  # fmt: skip
     chosen = {"rows": ["LDDMM", "transmorph"]}
+    monkeypatch.delattr(classical, "lddmm", raising=False)
     missing = [name for name in ("lddmm", "transmorph") if not running.exists(name)]
     rows = rows_of(running.run(Settings("sun2025-table1", **settings, **chosen))) if missing else {}
     for row in rows.values():
         assert row["state"] == ("not yet" if row["method"] in missing else row["state"])
 
-    def stay(moving: io.Image, fixed: io.Image):
-        return torch.zeros(1, 2, *fixed.shape)
+    def stay(moving, fixed, *, spacing, **options):
+        assert moving.shape == fixed.shape == (1, 1, 48, 64)
+        assert spacing == pytest.approx((176 / 48, 211.2 / 64)) and options == {}
+        return classical.Deformation(torch.zeros(1, 2, *fixed.shape[2:]))
 
     monkeypatch.setattr(classical, "lddmm", stay, raising=False)
     monkeypatch.setitem(models._MODELS, "transmorph", models._MODELS["vxm1"])

@@ -16,7 +16,13 @@ DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 DTYPES = [torch.float32, torch.float64]
 SHAPES = [(13, 16), (9, 10, 11)]
 SINGLETONS = [(1, 12), (12, 1), (9, 1, 11)]
-SIMILARITIES = [losses.mse, losses.ncc, losses.lncc, losses.mutual_information]
+SIMILARITIES = [
+    losses.mse,
+    losses.ncc,
+    losses.lncc,
+    losses.mutual_information,
+    losses.mind_ssc,
+]
 REGULARISERS = [losses.diffusion, losses.bending, losses.folding]
 
 
@@ -368,6 +374,134 @@ def test_lncc_gradient_with_windows_that_are_constant():
     assert torch.autograd.gradcheck(loss, a[..., 4:].clone().requires_grad_(), atol=1e-6)
 
 
+# --- MIND-SSC ----------------------------------------------------------------------------------
+
+
+def mind_by_hand(image, dilation, radius):
+    """The formula, one voxel after the other, in NumPy: (*S) -> (K, *S), pairs in no set order."""
+    ndim, margin = image.ndim, dilation + radius
+    padded = np.pad(image, margin, mode="edge")
+    steps = [sign * dilation * row for row in np.eye(ndim, dtype=int) for sign in (1, -1)]
+    pairs = [(p, q) for p, q in itertools.combinations(steps, 2) if (p + q).any()]
+
+    def patch(centre):
+        return padded[tuple(slice(c + dilation, c + dilation + 2 * radius + 1) for c in centre)]
+
+    distances = np.zeros((len(pairs), *image.shape))
+    for voxel in np.ndindex(image.shape):
+        for k, (p, q) in enumerate(pairs):
+            distances[(k, *voxel)] = np.mean((patch(voxel + p) - patch(voxel + q)) ** 2)
+    distances -= distances.min(0)
+    variance = distances.mean(0)
+    variance = variance.clip(variance.mean() / 1000, variance.mean() * 1000)
+    return np.exp(-distances / variance)
+
+
+def in_order(features):
+    """Features (K, *S) with the K numbers of each voxel sorted: pairs may come in any order."""
+    return np.sort(np.asarray(features), 0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dilation", "radius"), [(1, 0), (2, 1), (1, 2)])
+@pytest.mark.parametrize("shape", [(7, 9), (5, 6, 7), (6, 7, 1), (6, 7, 2), (1, 12)])
+def test_mind_is_its_formula(shape, dilation, radius, dtype, device):
+    image, _ = images(shape, batch=1)
+    image.view(-1)[: image.numel() // 3] = 0.5  # a part of one value
+    expected = mind_by_hand(image[0, 0].numpy(), dilation, radius)
+    found = losses.mind_features(image.to(device, dtype), dilation, radius)
+    assert found.shape == (1, 4 if len(shape) == 2 else 12, *shape) and found.dtype == dtype
+    np.testing.assert_allclose(
+        in_order(found[0].cpu()), in_order(expected), atol=1e-9 if dtype == torch.float64 else 5e-4
+    )
+    # and pair by pair: each channel is one of the formula's, at all voxels
+    for channel in found[0].cpu():
+        assert min(np.abs(channel.numpy() - e).max() for e in expected) < 1e-3
+
+
+@pytest.mark.parametrize("radius", [1, 2])
+def test_mind_agrees_with_the_authors_convolutions_inside(radius):
+    """Six neighbours, twelve pairs at a squared distance of 2, as two kernels of -1, 0 and 1."""
+    image, _ = images((16, 17, 18), batch=1)
+    six = torch.tensor([[0, 1, 1], [1, 1, 0], [1, 0, 1], [1, 1, 2], [2, 1, 1], [1, 2, 1]])
+    pairs = [(i, j) for i, j in itertools.combinations(range(6), 2)
+             if (six[i] - six[j]).square().sum() == 2]  # fmt: skip
+    kernel = torch.zeros(12, 1, 3, 3, 3, dtype=image.dtype)
+    for k, (i, j) in enumerate(pairs):
+        kernel[(k, 0, *six[i])] += 1
+        kernel[(k, 0, *six[j])] -= 1
+    difference = torch.nn.functional.conv3d(image, kernel, dilation=2)
+    distance = torch.nn.functional.avg_pool3d(difference.square(), 2 * radius + 1, stride=1)
+    distance = distance - distance.min(1, keepdim=True)[0]
+    expected = torch.exp(-distance / distance.mean(1, keepdim=True))  # no limit is reached
+    inside = (slice(2 + radius, -2 - radius),) * 3
+    found = losses.mind_features(image, 2, radius)[(..., *inside)]
+    np.testing.assert_allclose(in_order(found[0]), in_order(expected[0]), atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mind_does_not_mind_brightness_and_contrast(shape):
+    a, b = images(shape, dtype=torch.float32)
+    expected = losses.mind_features(a)
+    for scale, shift in ((-1, 0), (4000, -1000), (-1e-3, 0.5), (1e-12, 0), (-1e12, 0)):
+        other = scale * a + shift
+        torch.testing.assert_close(losses.mind_features(other), expected, atol=2e-3, rtol=0)
+        assert float(losses.mind_ssc(other, a)) < 1e-5 < float(losses.mind_ssc(other, b))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -1000.0, 1e6 / 3, 1e-12])
+def test_mind_of_a_constant_image_is_1(value):
+    """Also once it has been looked up between the voxels, which leaves rounding."""
+    flat = torch.full((1, 1, 24, 25), value)
+    noisy = spatial.warp(flat, torch.rand(1, 2, 24, 25) - 0.5, padding="border").requires_grad_()
+    assert (losses.mind_features(flat) == 1).all() and (losses.mind_features(noisy) == 1).all()
+    (gradient,) = torch.autograd.grad(losses.mind_ssc(noisy, torch.rand(1, 1, 24, 25)), noisy)
+    assert not gradient.any()
+
+
+def test_mind_lies_between_0_and_1_and_sees_a_shift():
+    a, b = images((13, 16))
+    assert 0 < float(losses.mind_ssc(a, b)) < 1 and float(losses.mind_ssc(a, a)) == 0
+    features = losses.mind_features(a)
+    assert 0 < float(features.min()) and float(features.max()) == 1
+    # the nearest pair of patches of each voxel has 1
+    assert (features.amax(1) == 1).all()
+
+
+def test_mind_of_channels_and_of_a_batch_is_that_of_each_image():
+    a, b = images((9, 10, 11), batch=2, channels=3)
+    a[1, 2] *= 1e-6
+    whole = losses.mind_features(a)
+    assert whole.shape == (2, 36, 9, 10, 11)
+    for n, c in itertools.product(range(2), range(3)):
+        alone = losses.mind_features(a[n : n + 1, c : c + 1])
+        torch.testing.assert_close(whole[n, 12 * c : 12 * c + 12], alone[0])
+    parts = [
+        losses.mind_ssc(*(x[n : n + 1, c : c + 1] for x in (a, b)))
+        for n, c in itertools.product(range(2), range(3))
+    ]
+    torch.testing.assert_close(losses.mind_ssc(a, b), torch.stack(parts).mean())
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3, 2, 3), (4, 3, 1)])
+def test_mind_gradient(shape):
+    a, b = (x.requires_grad_() for x in images(shape, batch=1, channels=2, seed=4))
+    assert torch.autograd.gradcheck(losses.mind_ssc, (a, b), atol=1e-6)
+
+
+def test_mind_finds_what_is_bright_in_one_contrast_and_dark_in_the_other():
+    """Two contrasts of one piece, one with each intensity folded about its middle."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(1, 1, 40, 40, generator=generator)
+    image = torch.nn.functional.interpolate(noise[..., :8, :8], size=(40, 40), mode="bicubic")
+    other = (image - image.mean()).abs()
+    at_rest = float(losses.mind_ssc(other, image))
+    for shift in (3, -3, 5):
+        for axis in (2, 3):
+            assert float(losses.mind_ssc(other.roll(shift, axis), image)) > 1.5 * at_rest
+
+
 # --- mutual information ------------------------------------------------------------------------
 
 
@@ -685,6 +819,9 @@ def bad_calls():
     two = torch.zeros(1, 2, 4, 5)
     yield losses.lncc, (image, image), {"mask": two}, ["mask", "(1, 2, 4, 5)", "expected (B, 1"]
     yield losses.mutual_information, (image, image), {"bins": 3}, ["bins", "3", "6 or more"]
+    yield losses.mind_features, (image[0],), {}, ["image has", "(1, 4, 5)", "expected"]
+    yield losses.mind_ssc, (image, image), {"dilation": 0}, ["dilation is 0", "at least 1"]
+    yield losses.mind_ssc, (image, image), {"radius": -1}, ["radius -1", "at least 1 and 0"]
     for loss in REGULARISERS:
         yield loss, (image,), {}, ["disp", "(1, 1, 4, 5)", "expected"]
     u, v = torch.zeros(1, 2, 4, 5), torch.zeros(1, 2, 5, 4)

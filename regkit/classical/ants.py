@@ -23,7 +23,8 @@ import numpy as np
 from torch import Tensor
 
 from regkit.classical.frame import InFrame, check_images, common_frame
-from regkit.classical.linear import LARGEST, Progress
+from regkit.classical.linear import Progress
+from regkit.classical.space import LARGEST
 from regkit.io import LPS, Image, read_transform
 from regkit.messages import install
 from regkit.transform import Floats, Grid, inverted

@@ -7,14 +7,18 @@ image where its header puts it relative to the fixed one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from regkit.classical.linear import KINDS, to_isotropic
+from regkit.classical.linear import KINDS
+from regkit.classical.space import to_isotropic
 from regkit.io import Image
+from regkit.spatial import check_spacing
 from regkit.transform import Floats, check_one_plane, inverted
 
 
@@ -105,3 +109,40 @@ def common_frame(
         InFrame(fixed_values[0, 0].numpy(), fixed_matrix),
         to_world,
     )
+
+
+def in_millimetres(
+    moving: Tensor, fixed: Tensor, spacing: float | Sequence[float]
+) -> tuple[InFrame, InFrame]:
+    """Two images of one grid in the frame: mm along its axes, voxel 0 at 0.
+
+    Args:
+        moving, fixed: (1, 1, *S).
+        spacing: voxel size, one number or one per axis, mm.
+
+    Raises:
+        ValueError: other shapes, a constant image, a wrong spacing.
+    """
+    for name, image in (("moving", moving), ("fixed", fixed)):
+        if image.ndim not in (4, 5) or image.shape[:2] != (1, 1) or image.shape != fixed.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(image.shape)}, expected (1, 1, H, W) or (1, 1, D, H, W), "
+                "as the other."
+            )
+        if image.min() == image.max():
+            raise ValueError(f"{name} is constant, expected an image that shows something.")
+    matrix = np.diag([*check_spacing(spacing, fixed.ndim - 2).tolist(), 1.0])
+    a, b = (InFrame(x[0, 0].detach().cpu().float().numpy(), matrix) for x in (moving, fixed))
+    return a, b
+
+
+def to_voxels(
+    field: NDArray[np.floating], spacing: float | Sequence[float], fixed: Tensor
+) -> Tensor:
+    """A field of ITK on that grid, (*S reversed, d) in mm, as displacement (1, d, *S) in voxels.
+
+    float32, on the device of `fixed`.
+    """
+    disp = torch.from_numpy(np.ascontiguousarray(field.T, dtype=np.float32))
+    size = check_spacing(spacing, len(disp)).to(disp)
+    return (disp / size.reshape(-1, *[1] * (disp.ndim - 1)))[None].to(fixed.device)

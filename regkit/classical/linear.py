@@ -14,13 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from regkit.classical.refine import with_gradients
 from regkit.classical.similarity import ENERGIES, Energy
-from regkit.io import Image
 from regkit.spatial import (
     affine_to_disp,
     check_spacing,
@@ -30,16 +28,11 @@ from regkit.spatial import (
     rigid_theta,
     warp,
 )
-from regkit.transform import Grid, blur, resample
+from regkit.transform import blur
 
 KINDS = ("rigid", "affine")
 Progress = Callable[[float], None]  # takes the fraction done, 0 to 1
 
-# Finer than this many voxels costs time and moves an affine map by less than a tenth of a voxel.
-LARGEST = 400_000
-# An intensity that fills what was not measured lies so far below all others, in their range, and
-# above it lies the true background, at least this part of the image.
-GAP, BACKGROUND = 0.2, 0.1
 COARSEST = 24  # voxels along the longest axis of the coarsest level, about
 # Turns that are tried first, at the coarsest level, in degrees; in 3D about each axis in turn. The
 # far ones are a class of their own: heads that lie on their side, or upside down.
@@ -368,39 +361,3 @@ def _smaller(image: Tensor, shape: Sequence[int]) -> Tensor:
     if tuple(image.shape[2:]) == tuple(shape):
         return image
     return resize(blur(image, [n / m for n, m in zip(image.shape[2:], shape)]), shape)
-
-
-def to_isotropic(image: Image, largest: int = LARGEST) -> tuple[Tensor, Grid]:
-    """An image on cubic voxels, at most about `largest` of them, in [0, 1]; and their grid.
-
-    What the scanner has not measured counts as background, see `measured`. A thousandth of the
-    intensities at either end is cut off.
-    """
-    volume = math.prod(n * s for n, s in zip(image.shape, image.spacing, strict=True))
-    size = max(min(image.spacing), (volume / largest) ** (1 / image.ndim))
-    grid = image.grid.covering([size] * image.ndim)
-    values = resample(measured(image.data), image.grid, grid)
-    low, high = np.percentile(values.numpy(), (0.1, 99.9))
-    if not high > low:
-        low, high = float(values.min()), float(values.max())
-    return ((values - low) / max(high - low, 1e-12)).clamp(0, 1), grid
-
-
-def measured(image: Tensor) -> Tensor:
-    """With the intensity that fills what was not measured raised to the lowest that was.
-
-    A CT is often -2048 outside the circle of the scan, with air at -1000 inside. The lowest
-    intensity counts as such a filling if it lies far below all others, and above it lies a
-    background of its own: of a brain without its skull, the background is the lowest itself.
-    """
-    low = image.min()
-    rest = image[image > low]
-    if len(rest) < 100 or len(rest) > 0.99 * image.numel():
-        return image
-    bottom, top = np.percentile(rest.numpy()[:: max(1, len(rest) // 100_000)], (0.1, 99.9))
-    extent = top - bottom
-    if not (bottom - low) > GAP * extent > 0:
-        return image
-    if float((rest < bottom + 0.1 * extent).float().mean()) < BACKGROUND:
-        return image
-    return image.clamp_min(float(bottom))

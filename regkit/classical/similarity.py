@@ -126,9 +126,9 @@ def information(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> En
         start = rows + first.long() - 1
         weights = s**3 / 6, 2 / 3 - t * t * (1 + s) / 2, 2 / 3 - s * s * (1 + t) / 2, t**3 / 6
         slopes = -s * s / 2, t * (1.5 * t - 2), s * (2 - 1.5 * s), t * t / 2
-        joint = torch.zeros(BINS * BINS, dtype=torch.float64)
-        for k, w in enumerate(weights):
-            joint += torch.bincount(start + k, w.double(), BINS * BINS)
+        joint = torch.zeros(BINS * BINS, dtype=torch.float64, device=moved.device)
+        for k, weight in enumerate(weights):
+            joint += torch.bincount(start + k, weight.double(), BINS * BINS)
         joint = (joint / len(rows)).reshape(BINS, BINS)
         # 0 log 0 is 0: log 1 stands for the logarithm there
         log, log_rows, log_columns = (
@@ -137,9 +137,7 @@ def information(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> En
         ratio = log - log_rows[:, None] - log_columns
         value = -(joint * ratio).sum()
         ratio = ratio.to(moved.dtype).flatten()
-        gain = torch.zeros_like(position)
-        for k, slope in enumerate(slopes):
-            gain += ratio[start + k] * slope
+        gain = sum(ratio[start + k] * slope for k, slope in enumerate(slopes))
         gradient = torch.zeros_like(moved)
         gradient[inside] = gain * (-rate / len(rows))
         return value, gradient

@@ -14,8 +14,10 @@ One row of a table is the one that others are compared with (or one that a row n
 difference has an interval, see `regkit.papers.comparing.interval`.
 
 A method is the name of a model, or of a classical method: a function of `regkit.classical` (or of
-`regkit.classical.ants`) that takes two `regkit.io.Image` and returns the displacement (1, d, *S),
-as `syn` does. One that does not exist yet is a row that says so, and runs as soon as it exists.
+`regkit.classical.ants`), which takes the options of its row. Those of `ON_TENSORS` take two tensors
+and their spacing and return a `regkit.classical.Deformation`; all others take two `regkit.io.Image`
+and return the displacement (1, d, *S), as `syn` does. One that does not exist yet is a row that
+says so, and runs as soon as it exists.
 
 A training is known by what it asks for (`regkit.training.recipes.identity`), so that rows of
 several tables which are the same share one. It lives in a folder of its own below `runs` and goes
@@ -66,12 +68,14 @@ from regkit.training.evaluation import (
 from regkit.training.loop import train
 from regkit.training.objective import SIMILARITIES
 from regkit.training.recipes import Recipe
+from regkit.transform import Grid
 
 PAIRS = 9  # to test on, of the embedded population: as many as LPBA40 has
 MAIN = {"dice": "dice", "landmarks": "tre", "motion": "rotation_error"}  # number of each measure
 
 Method = Callable[[Tensor, Tensor], Registration]
-ClassicalMethod = Callable[[io.Image, io.Image], Tensor]
+ClassicalMethod = Callable[..., Any]
+ON_TENSORS = ("greedy", "lddmm")  # of the classical methods, see above
 Folder = str | os.PathLike[str]
 
 
@@ -144,11 +148,24 @@ def _classical_method(name: str) -> ClassicalMethod | None:
     return getattr(classical, name, None) or getattr(classical.ants, name, None)
 
 
-def _on_tensors(method: ClassicalMethod, affine: np.ndarray) -> Method:
-    """A classical method as a model is called, for images that lie on one grid."""
+def _options(row: Row, ndim: int) -> Json:
+    """What a classical method is called with, beside two images."""
+    return {**row.options, **(row.in_3d if ndim == 3 else {})}
+
+
+def _as_model(row: Row, affine: np.ndarray) -> Method:
+    """A row's classical method as a model is called, for images that lie on one grid."""
+    function = _classical_method(row.method)
+    assert function is not None
 
     def register(moving: Tensor, fixed: Tensor) -> Registration:
-        disp = method(*(io.Image(x.cpu(), affine) for x in (moving, fixed))).to(moving)
+        options = _options(row, moving.ndim - 2)
+        if row.method in ON_TENSORS:
+            spacing = Grid(tuple(fixed.shape[2:]), affine).spacing
+            disp = function(moving, fixed, spacing=spacing, **options).disp
+        else:
+            images = (io.Image(x.cpu(), affine) for x in (moving, fixed))
+            disp = function(*images, **options).to(moving)
         return Registration(warp(moving, disp), disp)
 
     return register
@@ -420,7 +437,9 @@ def row_key(
         device: of which the kind counts, "cpu" or "cuda".
     """
     method: list[Any] = [recipes.identity(plan) for plan in plans]
-    method = method or [row.method, tested_on.shape]
+    if not method:
+        options = _options(row, tested_on.ndim)
+        method = [row.method, tested_on.shape, *([options] if options else [])]
     method += [dict(row.at_test)] if row.at_test else []
     data = [tested_on.data, tested_on.atlas, tested_on.contrast, tested_on.amplitude]
     parts = [*method, *data, split, pairs, device.type]
@@ -459,12 +478,12 @@ def _row_of_model(
     }
 
 
-def _row_of_classical_method(name: str, tests: _TestPairs) -> Json:
+def _row_of_classical_method(row: Row, tests: _TestPairs) -> Json:
     """The numbers of a classical method, on the CPU."""
-    function = _classical_method(name)
-    assert function is not None
-    method = _on_tensors(function, tests.pairs[0][1].affine)
-    numbers = _measure(method, tests, torch.device("cpu"))
+    fixed = tests.pairs[0][1]
+    numbers = _measure(_as_model(row, fixed.affine), tests, torch.device("cpu"))
+    if options := _options(row, fixed.image.ndim - 1):
+        numbers["options"] = options
     return {**numbers, "threads": int(os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"])}
 
 
@@ -632,7 +651,7 @@ class Comparison:
             if plans:
                 numbers = _row_of_model(plans, tests, self.device, training_of)
             else:
-                numbers = _row_of_classical_method(row.method, tests)
+                numbers = _row_of_classical_method(row, tests)
         except (ValueError, ImportError) as error:
             return {"state": f"left out: {error}"}
         return {"state": "done", **numbers}

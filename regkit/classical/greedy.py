@@ -1,0 +1,503 @@
+"""The engine: align one pair of images by a smooth map, found anew for this pair.
+
+It climbs the similarity in small steps, from coarse copies of the images to fine ones. A step, with
+u the map so far (as displacement), m the moved image, f the fixed one and E the dissimilarity:
+
+    w = -dE/dm  grad m           where the moved image should look to become more like the fixed one
+    v = K (rate w' / (s' + ..))  Adam's mean of w over its scale s, smoothed by a Gaussian K
+    u <- v + u(x + v)            the step comes before the map: composed, not added
+    u <- G u                     the map itself is smoothed, a little
+
+Composing small smooth steps keeps the map free of folds, where adding them would not (Christensen
+et al. 1996; Vercauteren et al. 2009 call it compositive). Smoothing the step is the regularisation
+of a fluid, smoothing the map that of an elastic body. The program greedy (Yushkevich et al. 2016)
+works in this way with plain steps; Adam's (Kingma and Ba 2015) as in FireANTs (Jena et al. 2024).
+
+What is ours: one scale s for all components of a voxel, and a share of its root mean square over
+the image in the denominator (`FLOOR`), since a scale for each voxel alone makes as much of noise in
+a flat region as of a border. Everything is in millimetres: of slices 5 mm apart no step leads 5 mm
+through them. And the gradient dE/dm is that of any loss, worked out by `regkit.losses`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regkit.classical.deformation import Deformation
+from regkit.classical.refine import with_gradients
+from regkit.losses import lncc, mind_features, mind_ssc, mse, mutual_information
+from regkit.messages import unknown
+from regkit.spatial import (
+    _twice_the_derivative,
+    check_disp,
+    check_spacing,
+    compose,
+    invert,
+    resize_disp,
+    warp,
+)
+from regkit.transform import background
+
+Progress = Callable[[float, float], None]  # takes the fraction done, 0 to 1, and the value
+Dissimilarity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How far the engine goes.
+
+    finest: the last level's voxels, in those of the image (2: twice as wide).
+    steps: at most, of every level but the finest one. last: of a level in the image's own voxels.
+    """
+
+    finest: int
+    steps: int
+    last: int
+
+
+EFFORTS = {
+    "fast": Effort(2, 60, 0),
+    "default": Effort(1, 60, 8),
+    "best": Effort(1, 100, 40),
+}
+COARSEST = 12  # voxels along the shortest long axis of the coarsest level, at least
+WINDOW = {2: 9, 3: 5}  # voxels, of lncc: about a hundred voxels in a window
+RATE = 1.0  # voxels of the level, of a step where the images are as clear as on average
+MEAN, SCALE = 0.9, 0.99  # Adam's beta 1 and 2
+FLOOR = 1.0  # of the scale of a voxel, in root mean squares over the image
+# Standard deviations of K and of G, in voxels of the level. Coarse levels choose which fold of the
+# brain goes to which: there a stiff map errs less. The image's own voxels may follow what they see.
+FLUID, ELASTIC = 2.0, 0.7
+FINE_FLUID, FINE_ELASTIC = 1.0, 0.5
+LONGEST = 0.5  # voxels of the level, of the longest step
+PATIENCE, GAIN = 10, 0.01  # a level ends when so many steps bring less than this part of its gain
+VOLUMES = 25  # of the size of an image, in memory at once, at most
+MARGIN = 6  # voxels around what the images show
+# Where nothing pulls, the map would fade to numbers so small that processors slow down a
+# hundredfold; this many voxels keep it above them.
+NEARLY_ZERO = 1e-10
+
+
+def _compared(loss: Callable[[Tensor, Tensor], Tensor]) -> Dissimilarity:
+    """A loss of voxels that may be left out: only those inside the mask are shown to it."""
+
+    def dissimilarity(moved: Tensor, fixed: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            return loss(moved, fixed)
+        inside = mask > 0.5
+        return loss(moved[inside][None, None, None], fixed[inside][None, None, None])
+
+    return dissimilarity
+
+
+def _local(moved: Tensor, fixed: Tensor, mask: Tensor | None) -> Tensor:
+    return lncc(moved, fixed, WINDOW[fixed.ndim - 2], None if mask is None else mask > 0.5)
+
+
+def _self_similarity(moved: Tensor, fixed: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return mind_ssc(moved, fixed)
+    squares = (mind_features(moved) - mind_features(fixed)).square().mean(1, keepdim=True)
+    return (squares * mask).sum() / mask.sum()
+
+
+DISSIMILARITIES: dict[str, Dissimilarity] = {
+    "lncc": _local,
+    "mse": _compared(mse),
+    "mutual_information": _compared(mutual_information),
+    "mind": _self_similarity,
+}
+
+
+@with_gradients
+def greedy(
+    moving: Tensor,
+    fixed: Tensor,
+    start: Tensor | None = None,
+    *,
+    spacing: float | Sequence[float] = 1.0,
+    similarity: str = "lncc",
+    effort: str = "default",
+    mask: Tensor | None = None,
+    moving_mask: Tensor | None = None,
+    symmetric: bool = False,
+    steps: int | None = None,
+    progress: Progress | None = None,
+) -> Deformation:
+    """The smooth map that lays the moving image over the fixed one.
+
+    No rigid or affine search comes before it: the images should roughly agree, as they do after
+    `regkit.classical.align`.
+
+    Args:
+        moving, fixed: (1, 1, *S), on one grid, intensities of any scale.
+        start: (1, d, *S), voxels, where to start: the answer of a network, say. By default 0.
+        spacing: voxel size, mm.
+        similarity: "lncc" for images of one contrast, of any brightness; "mse" where intensities
+            are the same; "mind" or "mutual_information" for two contrasts.
+        effort: "fast" stops at voxels twice as wide, "default" takes a few steps on the image's
+            own, "best" as many as bring something.
+        mask, moving_mask: (1, 1, *S), of the fixed and the moving image: what lies where one of
+            them is 0 does not count.
+        symmetric: let both images move, half-way each, as SyN does: the answer does not prefer one
+            of them, and its inverse comes with it. Twice the time.
+        steps: of each level at most, instead of the effort's; on the image's own voxels no more
+            than the effort's.
+        progress: called with the fraction done and the value of the dissimilarity.
+
+    Returns:
+        `disp`; with `symmetric` also `inverse`; `values` are the dissimilarity at every step, less
+        is better. It differs between levels, as images differ in sharpness.
+
+    Raises:
+        ValueError: shapes that do not fit, a constant image, an unknown similarity or effort, masks
+            that leave nothing to compare.
+    """
+    size = _check(moving, fixed, start, spacing, similarity, effort, steps)
+    d, shape = fixed.ndim - 2, fixed.shape[2:]
+    masks = _masks(moving_mask, mask, fixed.new_zeros(1, d, *shape) if start is None else start)
+    pair = _Pair(moving.float(), fixed.float(), masks, start)
+    maps = [fixed.new_full((1, d, *pair.shape), NEARLY_ZERO, dtype=torch.float32)]
+    if symmetric:
+        maps.append(maps[0].clone())
+    plan = _plan(pair.shape, size, EFFORTS[effort], steps)
+    work = sum(math.prod(grid) * most for grid, _, most in plan)
+    done, values = 0, []
+    for grid, factor, most in plan:
+        if factor == 1:
+            maps[0] = pair.with_start(maps[0])
+        level = pair.level(grid, size, factor, DISSIMILARITIES[similarity])
+        maps = [resize_disp(u, grid) for u in maps]
+        for value in level.climb(maps, most):
+            values.append((tuple(grid), value))
+            done += math.prod(grid)
+            if progress is not None:
+                progress(min(1.0, done / max(work, 1)), value)
+        del level
+        maps = [resize_disp(u, pair.shape) for u in maps]
+    disp, inverse = pair.with_start(maps[0]), None
+    if symmetric:
+        # from the middle, one map leads to the moving image, the other to the fixed one
+        back = [invert(u) for u in (disp, maps[1])]
+        disp, inverse = compose(disp, back[1]), compose(maps[1], back[0])
+    whole = partial(_whole, box=pair.box, shape=shape)
+    return Deformation(whole(disp), None if inverse is None else whole(inverse), tuple(values))
+
+
+class _Pair:
+    """Both images and their masks, cut to where they show something.
+
+    On coarse levels the moving image is seen through the start, so that nothing of it is lost
+    there: maps begin at zero. On the image's own voxels the start becomes a part of the map.
+    """
+
+    def __init__(
+        self, moving: Tensor, fixed: Tensor, masks: list[Tensor | None], start: Tensor | None
+    ):
+        seen = moving if start is None else warp(moving, start, padding="border")
+        self.box = _box([moving, seen, fixed])
+        cut: Any = (..., *self.box)
+        self.moving, self.seen, self.fixed = moving[cut], seen[cut], fixed[cut]
+        self.shape = tuple(self.fixed.shape[2:])
+        self.moving_mask, self.mask = (None if x is None else x[cut] for x in masks)
+        self.seen_mask = self.moving_mask
+        if start is not None and masks[0] is not None:
+            self.seen_mask = warp(masks[0], start)[cut]
+        self.start = None if start is None else start[cut].float()
+
+    def with_start(self, disp: Tensor) -> Tensor:
+        """The map with the start in it; from now on the moving image is seen as it is."""
+        if self.start is not None:
+            disp = compose(self.start, disp)
+            self.start, self.seen, self.seen_mask = None, self.moving, self.moving_mask
+        return disp
+
+    def level(
+        self, grid: Sequence[int], size: Tensor, factor: int, dissimilarity: Dissimilarity
+    ) -> _Level:
+        """One level, see `_plan`. size: (d,), voxels of the images."""
+        widths = [
+            float(h) * (n - 1) / (m - 1) if m > 1 else float(h)
+            for h, n, m in zip(size, self.shape, grid, strict=True)
+        ]
+        return _Level(
+            [_shrink(x, grid) for x in (self.seen, self.fixed)],
+            [None if x is None else _shrink(x, grid) for x in (self.seen_mask, self.mask)],
+            [width / (factor * float(size.min())) for width in widths],
+            (FLUID, ELASTIC) if factor > 1 else (FINE_FLUID, FINE_ELASTIC),
+            dissimilarity,
+        )
+
+
+@with_gradients
+def disagreement(
+    moving: Tensor,
+    fixed: Tensor,
+    disp: Tensor,
+    similarity: str = "lncc",
+    mask: Tensor | None = None,
+    moving_mask: Tensor | None = None,
+) -> float:
+    """What `greedy` minimises, of the images moved by a map (1, d, *S), voxels; less is better."""
+    masks = _masks(moving_mask, mask, disp)
+    level = _Level([moving.float(), fixed.float()], masks, [], (), DISSIMILARITIES[similarity])
+    with torch.no_grad():
+        moved = warp(level.images[0], disp, padding="border")
+        return float(level.dissimilarity(moved, level.images[1], level.mask([disp])))
+
+
+def expected(
+    fixed: Tensor,
+    *,
+    spacing: float | Sequence[float] = 1.0,
+    effort: str = "default",
+    symmetric: bool = False,
+) -> tuple[float, int]:
+    """Seconds that `greedy` takes at most, about, and bytes of memory.
+
+    It measures how long a few steps take on a small image, here and now.
+    """
+    d, small = fixed.ndim - 2, 32
+    image = torch.rand(1, 1, *[small] * d, device=fixed.device)
+    clock = []
+    for _ in range(2):  # the first one pays for what is loaded once
+        start = time.perf_counter()
+        greedy(image, image.flip(2), effort="best", steps=2)
+        clock.append(time.perf_counter() - start)
+    plan = _plan(fixed.shape[2:], check_spacing(spacing, d), EFFORTS[effort], None)
+    steps = sum(math.prod(grid) * most for grid, _, most in plan)
+    tried = sum(
+        math.prod(grid) * 2
+        for grid, _, _ in _plan(image.shape[2:], torch.ones(d), EFFORTS["best"], 2)
+    )
+    factor = 2 if symmetric else 1
+    return factor * clock[-1] / tried * steps, 4 * VOLUMES * factor * fixed.numel()
+
+
+def _check(
+    moving: Tensor,
+    fixed: Tensor,
+    start: Tensor | None,
+    spacing: float | Sequence[float],
+    similarity: str,
+    effort: str,
+    steps: int | None,
+) -> Tensor:
+    """The voxel size (d,), or a ValueError for what cannot be registered."""
+    for name, image in (("moving", moving), ("fixed", fixed)):
+        if image.ndim not in (4, 5) or image.shape[:2] != (1, 1) or image.shape != fixed.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(image.shape)}, expected (1, 1, H, W) or (1, 1, D, H, W), "
+                "as the other."
+            )
+        if image.min() == image.max():
+            raise ValueError(f"{name} is constant, expected an image that shows something.")
+    if similarity not in DISSIMILARITIES:
+        raise unknown("similarity", similarity, DISSIMILARITIES)
+    if effort not in EFFORTS:
+        raise unknown("effort", effort, EFFORTS)
+    if steps is not None and steps < 0:
+        raise ValueError(f"steps is {steps}, expected 0 or more.")
+    if start is not None:
+        check_disp(start, "start")
+        if start.shape != (1, fixed.ndim - 2, *fixed.shape[2:]):
+            raise ValueError(
+                f"start has shape {tuple(start.shape)}, expected "
+                f"{(1, fixed.ndim - 2, *fixed.shape[2:])}: a displacement on that grid."
+            )
+    return check_spacing(spacing, fixed.ndim - 2)
+
+
+def _masks(moving: Tensor | None, fixed: Tensor | None, disp: Tensor) -> list[Tensor | None]:
+    """Both masks, or a ValueError where they leave nothing to compare."""
+    for name, mask in (("moving_mask", moving), ("mask", fixed)):
+        if mask is not None and (mask.shape[:2] != (1, 1) or mask.shape[2:] != disp.shape[2:]):
+            raise ValueError(
+                f"{name} has shape {tuple(mask.shape)}, expected {(1, 1, *disp.shape[2:])}, as the "
+                "images."
+            )
+    masks = [None if x is None else (x > 0.5).to(disp) for x in (moving, fixed)]
+    inside = None if masks[0] is None else warp(masks[0], disp)
+    both = [x for x in (inside, masks[1]) if x is not None]
+    if both and not (torch.stack(both).amin(0) > 0.5).any():
+        raise ValueError(
+            "moving_mask and mask have no voxel in common, expected masks of what both images show."
+            if len(both) == 2
+            else "The mask is empty, expected voxels that count."
+        )
+    return masks
+
+
+def _box(images: Sequence[Tensor]) -> tuple[slice, ...]:
+    """Where an image differs from its background, and a margin: the rest moves nothing."""
+    shown = torch.stack([image != background(image) for image in images]).any(0)[0, 0]
+    box = []
+    for axis, n in enumerate(shown.shape):
+        index = shown.movedim(axis, 0).flatten(1).any(1).nonzero()
+        low, high = max(0, int(index.min()) - MARGIN), min(n, int(index.max()) + 1 + MARGIN)
+        box.append(slice(low, high))
+    return tuple(box)
+
+
+def _whole(disp: Tensor, box: Sequence[slice], shape: Sequence[int]) -> Tensor:
+    """A displacement in a box on the whole grid; beyond the box it goes on as it ends."""
+    for axis, (part, n) in enumerate(zip(box, shape, strict=True)):
+        index = torch.arange(n, device=disp.device).clamp(part.start, part.stop - 1) - part.start
+        disp = disp.index_select(axis + 2, index)
+    return disp
+
+
+Plan = list[tuple[tuple[int, ...], int, int]]
+
+
+def _plan(shape: Sequence[int], size: Tensor, effort: Effort, steps: int | None) -> Plan:
+    """The levels from coarse to fine: grid, voxel in smallest voxels of the image, most steps.
+
+    A level has voxels of one width along all axes, but never finer ones than the image has.
+    """
+
+    def grid(factor: int) -> tuple[int, ...]:
+        width = factor * float(size.min())
+        wide = [max(float(h), width) / float(h) for h in size]
+        return tuple(
+            n if f == 1 else max(min(n, 4), round((n - 1) / f) + 1)
+            for n, f in zip(shape, wide, strict=True)
+        )
+
+    factors = [effort.finest]
+    while sorted(grid(2 * factors[0]))[1 - len(shape)] >= COARSEST:
+        factors.insert(0, 2 * factors[0])
+    coarse = effort.steps if steps is None else steps
+    last = effort.last if steps is None else min(steps, effort.last)
+    return [(grid(f), f, last if f == 1 else coarse) for f in factors]
+
+
+def _gaussian(old: int, new: int, sigma: float, like: Tensor) -> Tensor:
+    """(new, old): blurs by sigma voxels and takes samples, the corner voxels at the corners.
+
+    Cut off at four standard deviations; each row sums to 1, so a constant stays.
+    """
+    at = torch.linspace(0, old - 1, new) if new > 1 else torch.tensor([(old - 1) / 2])
+    apart = at.double()[:, None] - torch.arange(old, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (apart / sigma) ** 2) * (apart.abs() <= max(4 * sigma, 1))
+    return (weights / weights.sum(1, keepdim=True)).to(like)
+
+
+def _along_axes(field: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """Multiply (B, C, *S) by a matrix along each axis."""
+    for axis, matrix in enumerate(matrices):
+        before, after = field.shape[: axis + 2], field.shape[axis + 3 :]
+        if not after:  # one product of two matrices, where the other form takes many
+            field = field @ matrix.T
+            continue
+        product = matrix @ field.reshape(math.prod(before), field.shape[axis + 2], -1)
+        field = product.reshape(*before, len(matrix), *after)
+    return field
+
+
+def _shrink(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """An image on a coarser grid, blurred by half of what a new voxel is wide."""
+    if tuple(image.shape[2:]) == tuple(shape):
+        return image
+    matrices = []
+    for n, m in zip(image.shape[2:], shape, strict=True):
+        wide = (n - 1) / max(m - 1, 1)
+        matrices.append(_gaussian(n, m, 0.5 * wide if m < n else 1e-3, image))
+    return _along_axes(image, matrices)
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """One level: moving and fixed image, their masks, voxel size in widths of the level's voxel."""
+
+    images: list[Tensor]
+    masks: list[Tensor | None]
+    voxel: list[float]
+    smoothing: tuple[float, ...]
+    dissimilarity: Dissimilarity
+
+    def climb(self, maps: list[Tensor], steps: int) -> Iterator[float]:
+        """Improve the maps in place, of the moving image or of both; the value before each step."""
+        smoothers = [
+            [_gaussian(n, n, sigma / h, maps[0]) for n, h in zip(maps[0].shape[2:], self.voxel)]
+            for sigma in self.smoothing
+        ]
+        adams = [_Adam(u) for u in maps]
+        before = [u.clone() for u in maps]
+        values: list[float] = []
+        for _ in range(steps):
+            value, ways = self.directions(maps)
+            yield value
+            values.append(value)
+            if len(values) > PATIENCE:
+                gain = min(values[:-PATIENCE]) - min(values[-PATIENCE:])
+                if gain < GAIN * (values[0] - min(values)):
+                    break
+            for u, way, adam in zip(maps, ways, adams, strict=True):
+                v = _along_axes(adam.step(way), smoothers[0])
+                longest = float(v.square().sum(1).max()) ** 0.5
+                v *= min(1.0, LONGEST / max(longest, 1e-12))
+                for axis, h in enumerate(self.voxel):
+                    v[:, axis] /= h
+                u.copy_(_along_axes(v.add_(warp(u, v, padding="border")), smoothers[1]))
+        if values and values[-1] > values[0]:  # images that were alike already: steps follow noise
+            for u, old in zip(maps, before, strict=True):
+                u.copy_(old)
+
+    def directions(self, maps: list[Tensor]) -> tuple[float, list[Tensor]]:
+        """The value, and for each map the direction (1, d, *S) in which it falls fastest."""
+        moved = [warp(image, u, padding="border") for image, u in zip(self.images, maps)]
+        both = [*moved, *self.images[len(moved) :]]
+        mask = self.mask(maps)
+        for image in moved:
+            image.requires_grad_()
+        value = self.dissimilarity(both[0], both[1], mask)
+        gradients = torch.autograd.grad(value, moved)
+        ways = []
+        for image, gradient in zip(moved, gradients, strict=True):
+            # as large for few voxels as for many: the loss is a mean, and 1e-20 has no square
+            gradient = gradient * -float(gradient.numel())
+            image = image.detach()
+            way = image.new_empty(1, len(self.voxel), *image.shape[2:])
+            for axis, h in enumerate(self.voxel):
+                slope = _twice_the_derivative(image, axis + 2)
+                torch.mul(slope[0], gradient[0] / (2 * h), out=way[:, axis])
+            ways.append(way)
+        return float(value.detach()), ways
+
+    def mask(self, maps: list[Tensor]) -> Tensor | None:
+        """Where both images count, 0 to 1; None without masks."""
+        parts = [
+            mask if mask is None or index >= len(maps) else warp(mask, maps[index])
+            for index, mask in enumerate(self.masks)
+        ]
+        given = [x for x in parts if x is not None]
+        return torch.stack(given).amin(0) if given else None
+
+
+class _Adam:
+    """Adam's mean of the directions, over one scale for all components of a voxel."""
+
+    def __init__(self, disp: Tensor):
+        self.mean = torch.zeros_like(disp)
+        self.square = torch.zeros_like(disp[:, :1])
+        self.steps = 0
+
+    def step(self, way: Tensor) -> Tensor:
+        """(1, d, *S), voxels of the level. `way` is overwritten."""
+        self.steps += 1
+        self.mean.lerp_(way, 1 - MEAN)
+        self.square.lerp_(way.square_().mean(1, keepdim=True), 1 - SCALE)
+        unbiased = 1 - SCALE**self.steps
+        scale = (self.square / unbiased).sqrt_()
+        typical = float(scale.square().mean()) ** 0.5
+        scale.add_(FLOOR * typical + 1e-30).reciprocal_().mul_(RATE / (1 - MEAN**self.steps))
+        return self.mean * scale
