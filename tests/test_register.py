@@ -15,7 +15,7 @@ import torch
 
 import regkit
 from regkit import checks, classical, io, losses, metrics, models, plot, registration
-from regkit.classical import linear
+from regkit.classical import space
 from regkit.data.population import population
 from regkit.models import RegistrationModel
 from regkit.registration import Result
@@ -728,7 +728,7 @@ def test_structures_of_two_heads_that_are_not_aligned(sample):
     a, b = (io.Image(x.image[None], x.affine) for x in (moving, fixed))
     labels = samples.merge_structures(moving.labels)[None].int()
     structures = list(samples.oasis_structures())
-    (small_moving, moving_grid), (small_fixed, grid) = (linear.to_isotropic(x) for x in (a, b))
+    (small_moving, moving_grid), (small_fixed, grid) = (space.to_isotropic(x) for x in (a, b))
     theta = grid.theta_to(moving_grid)
     dice: dict[str, float] = {}
     energy: dict[str, float] = {}

@@ -3,7 +3,7 @@
 The losses of `regkit.losses` serve training, where every pair is met once. A search meets one fixed
 image a hundred times, under small motions of the other. So each energy here is made once for the
 two images of a level, works out then what depends on the fixed image alone, and is a smooth
-function of the moved image: whatever it counts, voxels or windows, is fixed beforehand.
+function of the moved image: no voxel and no window enters or leaves at once.
 """
 
 from __future__ import annotations
@@ -53,42 +53,42 @@ def correlation(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> En
 def local_correlation(
     moving: Tensor, fixed: Tensor, mask: Tensor | None = None, window: int = 5
 ) -> Energy:
-    """1 - the mean squared correlation in windows, in [0, 1] about; 0 for the fixed image itself.
+    """1 - the mean squared correlation in windows, in [0, 1]; near 0 for the fixed image itself.
 
     As `regkit.losses.lncc`, but smooth. That one leaves out windows where both images are constant,
-    so its mean jumps where one enters or leaves the background. Here variances a and b and
-    covariance c of a window give c^2 / ((a + f)(b + f)), which comes to 0 by itself as a or b does;
-    and the sum is divided by what the fixed image alone would give. f is `FLOOR`, for images of
-    unit variance.
+    so its mean jumps where one enters or leaves the background. Here a window of variances a and b
+    and covariance c has the correlation c^2 / ((a + f)(b + f)) and counts with the weight
+    1 - f^2 / ((a + f)(b + f)): both come to 0 by themselves as the window becomes constant. f is
+    `FLOOR`, for images of unit variance.
 
     Args:
-        moving, fixed: (1, 1, *S) each; of the moving image the variance is taken.
+        moving, fixed: (1, 1, *S) each; of the moving image the mean and variance are taken.
         mask: (1, 1, *S), windows centred where it is 0 are left out.
     """
-    (a, scale_a), (b, scale_b) = ((x, float(x.var(correction=0).sqrt())) for x in (moving, fixed))
-    j = (b - b.mean()) / scale_b
-    shift = float(a.mean())
+    shift, scale = float(moving.mean()), float(moving.var(correction=0).sqrt())
+    j = (fixed - fixed.mean()) / fixed.var(correction=0).sqrt()
     count = _box_sum_(torch.ones_like(j), window)
     mean_j = _box_sum_(j.clone(), window).div_(count)
-    var_j = _variance(j, mean_j, count, window)
-    weight = torch.ones_like(j) if mask is None else (mask > 0).to(j)
-    whole = (weight * (var_j / (var_j + FLOOR)).square()).sum(dtype=torch.float64)
-    # divided by `whole`, the weights of all windows sum up to the mean
-    weight = (weight / (var_j + FLOOR)).div_(whole.clamp_min(1e-12))
+    within = torch.ones_like(j) if mask is None else (mask > 0).to(j)
+    voxels = within.sum(dtype=torch.float64)
+    # 1 / (b + f), and 0 where windows are left out
+    over_j = within / _variance(j, mean_j, count, window).add_(FLOOR)
 
     def both(moved: Tensor) -> tuple[Tensor, Tensor]:
-        i = (moved - shift) / scale_a
+        i = (moved - shift) / scale
         mean_i = _box_sum_(i.clone(), window).div_(count)
-        var_i = _variance(i, mean_i, count, window).add_(FLOOR)
+        over_i = _variance(i, mean_i, count, window).add_(FLOOR).reciprocal_()
         cov = _box_sum_(i * j, window).div_(count).addcmul_(mean_i, mean_j, value=-1)
-        p = (cov * weight).div_(var_i)
-        q = (p * cov).div_(var_i)
-        value = 1 - (p * cov).sum(dtype=torch.float64)
-        p, q = p.div_(count), q.div_(count)
-        # see `regkit.losses._LocalCorrelation`
-        rest = _box_sum_((q * mean_i).addcmul_(p, mean_j, value=-1), window)
-        rest.addcmul_(_box_sum_(p, window), j).addcmul_(_box_sum_(q, window), i, value=-1)
-        return value, rest.mul_(-2 / scale_a)
+        over = over_i * over_j
+        p = cov * over
+        weights = voxels - FLOOR**2 * over.sum(dtype=torch.float64)
+        mean = (p * cov).sum(dtype=torch.float64) / weights.clamp_min(1e-12)
+        # the slope of the mean: see `regkit.losses._LocalCorrelation`, and the weights have one too
+        q = (cov.square() + float(mean) * FLOOR**2).mul_(over).mul_(over_i).div_(count)
+        p.div_(count)
+        slope = _box_sum_((q * mean_i).addcmul_(p, mean_j, value=-1), window)
+        slope.addcmul_(_box_sum_(p, window), j).addcmul_(_box_sum_(q, window), i, value=-1)
+        return 1 - mean, slope.mul_(float(-2 / (scale * weights.clamp_min(1e-12))))
 
     return lambda moved: _WithGradient.apply(moved, both)
 
