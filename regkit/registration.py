@@ -138,10 +138,6 @@ def register(
 ) -> Result:
     """Find where each voxel of the fixed image lies in the moving image.
 
-    With affine=False the network starts within a second of reading two heads of 1 mm. An affine
-    registration before it, and the quick look of "auto", take seconds of their own: they are
-    searches, and import PyTorch's optimisers.
-
     Args:
         moving, fixed: two images of 2 or 3 axes; paths or nibabel images, whose place in space is
             respected, so that shape, voxel size and orientation may differ; or arrays or tensors of
@@ -168,8 +164,7 @@ def register(
             what lies where they are not 0, alone.
         moving_labels, fixed_labels: label maps on the grids of the two images, for the Dice.
         progress: called with the name of the stage ("reading", "affine", "network", the name of a
-            classical method, "refining", "measuring", "done") and the fraction done, 0 to 1; while
-            the engine runs the stage ends in the value of what it minimises.
+            classical method, "refining", "measuring", "done") and the fraction done, 0 to 1.
         tell: called with sentences, on what was chosen and why, and how long the engine may take;
             they are in `metrics["choices"]` as well.
 
@@ -604,7 +599,7 @@ def _improve(work: _Work, disp: Tensor, progress: Progress) -> Tensor:
             moving_mask=moving_mask,
             symmetric=engine.symmetric,
             steps=engine.refine or None,
-            progress=lambda done, now: progress(f"refining, {now:.4f}", 0.55 + 0.3 * done),
+            progress=lambda done, value: progress("refining", 0.55 + 0.3 * done),
         )
         after = value(found.disp)
     work.numbers = {

@@ -367,6 +367,7 @@ def solutions(name: str) -> list:
         *solutions("05_cascades.md"),
         *solutions("06_dual_stream_pyramids.md"),
         *solutions("08_deep_unfolding.md"),
+        *solutions("11_classical_deformable.md"),
     ],
 )
 def test_a_solution_runs_as_it_is_printed(code, monkeypatch):

@@ -75,7 +75,8 @@ def test_brightness_and_contrast_do_not_matter_to_lncc(known):
 def test_an_inverted_contrast_is_found_by_mind(known):
     moving, fixed, truth = known
     inverted = fixed.clone()
-    inverted[:, :, fixed.shape[2] // 2 :] *= -1  # bright is dark in one half, and not in the other
+    half = (..., slice(fixed.shape[-1] // 2, None))
+    inverted[half] = 1 - inverted[half]  # bright is dark in one half, and not in the other
     found = classical.greedy(moving, inverted, similarity="mind", effort="best")
     assert error(found.disp, truth) < 0.6 * error(torch.zeros_like(truth), truth)
 

@@ -3,20 +3,21 @@
 It climbs the similarity in small steps, from coarse copies of the images to fine ones. A step, with
 u the map so far (as displacement), m the moved image, f the fixed one and E the dissimilarity:
 
-    w = -dE/dm  grad m           where the moved image should look to become more like the fixed one
-    v = K (rate w' / (s' + ..))  Adam's mean of w over its scale s, smoothed by a Gaussian K
-    u <- v + u(x + v)            the step comes before the map: composed, not added
-    u <- G u                     the map itself is smoothed, a little
+    w = -dE/dm  grad m    where the moved image should look to become more like the fixed one
+    v = K w'              the running mean w' of w, of a typical length, smoothed by a Gaussian K
+    u <- v + u(x + v)     the step comes before the map: composed, not added
+    u <- G u              the map itself is smoothed, a little
 
 Composing small smooth steps keeps the map free of folds, where adding them would not (Christensen
 et al. 1996; Vercauteren et al. 2009 call it compositive). Smoothing the step is the regularisation
 of a fluid, smoothing the map that of an elastic body. The program greedy (Yushkevich et al. 2016)
-works in this way with plain steps; Adam's (Kingma and Ba 2015) as in FireANTs (Jena et al. 2024).
+works in this way.
 
-What is ours: one scale s for all components of a voxel, and a share of its root mean square over
-the image in the denominator (`FLOOR`), since a scale for each voxel alone makes as much of noise in
-a flat region as of a border. Everything is in millimetres: of slices 5 mm apart no step leads 5 mm
-through them. And the gradient dE/dm is that of any loss, worked out by `regkit.losses`.
+What is ours: a running mean of the directions instead of the last one, over one scale for the whole
+image. Adam (Kingma and Ba 2015), which FireANTs (Jena et al. 2024) moves by, has a scale for each
+voxel, and so makes as much of noise in a flat region as of a border. Coarse levels are held stiffer
+than the last one. Everything is in millimetres: of slices 5 mm apart no step leads 5 mm through
+them. The gradient dE/dm is that of any loss, worked out by `regkit.losses`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from regkit.spatial import (
     check_spacing,
     compose,
     invert,
+    jacobian_determinant,
     resize_disp,
     warp,
 )
@@ -70,9 +72,8 @@ EFFORTS = {
 }
 COARSEST = 12  # voxels along the shortest long axis of the coarsest level, at least
 WINDOW = {2: 9, 3: 5}  # voxels, of lncc: about a hundred voxels in a window
-RATE = 1.0  # voxels of the level, of a step where the images are as clear as on average
-MEAN, SCALE = 0.9, 0.99  # Adam's beta 1 and 2
-FLOOR = 1.0  # of the scale of a voxel, in root mean squares over the image
+RATE = 2.0  # voxels of the level: a step, root mean square over the image, before it is smoothed
+MEAN, SCALE = 0.9, 0.99  # of the running means of the directions and of their squares
 # Standard deviations of K and of G, in voxels of the level. Coarse levels choose which fold of the
 # brain goes to which: there a stiff map errs less. The image's own voxels may follow what they see.
 FLUID, ELASTIC = 2.0, 0.7
@@ -83,8 +84,9 @@ STIFFER = {
     "mind": ((6.0, 1.0), (3.0, 1.0)),
     "mutual_information": ((6.0, 2.0), (4.0, 2.0)),
 }
-LONGEST = 0.5  # voxels of the level, of the longest step
+LONGEST = 1.0  # voxels of the level, of the longest step
 PATIENCE, GAIN = 10, 0.01  # a level ends when so many steps bring less than this part of its gain
+UNFOLD = 5  # times that a map with folds is smoothed, at most
 VOLUMES = 25  # of the size of an image, in memory at once, at most
 MARGIN = 6  # voxels around what the images show
 # Where nothing pulls, the map would fade to numbers so small that processors slow down a
@@ -194,6 +196,8 @@ def greedy(
         # from the middle, one map leads to the moving image, the other to the fixed one
         back = [invert(u) for u in (disp, maps[1])]
         disp, inverse = compose(disp, back[1]), compose(maps[1], back[0])
+        inverse = _unfolded(inverse)
+    disp = _unfolded(disp)
     whole = partial(_whole, box=pair.box, shape=shape)
     return Deformation(whole(disp), None if inverse is None else whole(inverse), tuple(values))
 
@@ -271,7 +275,7 @@ def expected(
     It measures how long a few steps take on a small image, here and now.
     """
     d, small = fixed.ndim - 2, 32
-    image = torch.rand(1, 1, *[small] * d, device=fixed.device)
+    image = torch.arange(small**d, device=fixed.device).sin().reshape(1, 1, *[small] * d)
     clock = []
     for _ in range(2):  # the first one pays for what is loaded once
         start = time.perf_counter()
@@ -408,6 +412,15 @@ def _along_axes(field: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     return field
 
 
+def _unfolded(disp: Tensor) -> Tensor:
+    """A map with the few folds smoothed away that sampling on voxels can leave, or a start had."""
+    for _ in range(UNFOLD):
+        if not (jacobian_determinant(disp) <= 0).any():
+            break
+        disp = _along_axes(disp, [_gaussian(n, n, 0.7, disp) for n in disp.shape[2:]])
+    return disp
+
+
 def _shrink(image: Tensor, shape: Sequence[int]) -> Tensor:
     """An image on a coarser grid, blurred by half of what a new voxel is wide."""
     if tuple(image.shape[2:]) == tuple(shape):
@@ -431,11 +444,16 @@ class _Level:
 
     def climb(self, maps: list[Tensor], steps: int) -> Iterator[float]:
         """Improve the maps in place, of the moving image or of both; the value before each step."""
+        # two maps that go half-way each: half the step, and as much variance of smoothing in all
+        share = 1 / len(maps)
         smoothers = [
-            [_gaussian(n, n, sigma / h, maps[0]) for n, h in zip(maps[0].shape[2:], self.voxel)]
+            [
+                _gaussian(n, n, sigma / share**0.5 / h, maps[0])
+                for n, h in zip(maps[0].shape[2:], self.voxel, strict=True)
+            ]
             for sigma in self.smoothing
         ]
-        adams = [_Adam(u) for u in maps]
+        momenta = [_Momentum(u) for u in maps]
         before = [u.clone() for u in maps]
         values: list[float] = []
         for _ in range(steps):
@@ -446,10 +464,10 @@ class _Level:
                 gain = min(values[:-PATIENCE]) - min(values[-PATIENCE:])
                 if gain < GAIN * (values[0] - min(values)):
                     break
-            for u, way, adam in zip(maps, ways, adams, strict=True):
-                v = _along_axes(adam.step(way), smoothers[0])
+            for u, way, momentum in zip(maps, ways, momenta, strict=True):
+                v = _along_axes(momentum.step(way), smoothers[0])
                 longest = float(v.square().sum(1).max()) ** 0.5
-                v *= min(1.0, LONGEST / max(longest, 1e-12))
+                v *= share * min(1.0, LONGEST / max(longest, 1e-12))
                 for axis, h in enumerate(self.voxel):
                     v[:, axis] /= h
                 u.copy_(_along_axes(v.add_(warp(u, v, padding="border")), smoothers[1]))
@@ -488,21 +506,19 @@ class _Level:
         return torch.stack(given).amin(0) if given else None
 
 
-class _Adam:
-    """Adam's mean of the directions, over one scale for all components of a voxel."""
+class _Momentum:
+    """The running mean of the directions, so scaled that its typical length is `RATE`."""
 
     def __init__(self, disp: Tensor):
         self.mean = torch.zeros_like(disp)
-        self.square = torch.zeros_like(disp[:, :1])
-        self.steps = 0
+        self.square = self.steps = 0.0
 
     def step(self, way: Tensor) -> Tensor:
-        """(1, d, *S), voxels of the level. `way` is overwritten."""
+        """(1, d, *S), voxels of the level."""
         self.steps += 1
         self.mean.lerp_(way, 1 - MEAN)
-        self.square.lerp_(way.square_().mean(1, keepdim=True), 1 - SCALE)
-        unbiased = 1 - SCALE**self.steps
-        scale = (self.square / unbiased).sqrt_()
-        typical = float(scale.square().mean()) ** 0.5
-        scale.add_(FLOOR * typical + 1e-30).reciprocal_().mul_(RATE / (1 - MEAN**self.steps))
-        return self.mean * scale
+        square = float(way.square().sum(1).mean())
+        self.square += (1 - SCALE) * (square - self.square)
+        typical = (self.square / (1 - SCALE**self.steps)) ** 0.5
+        step: Tensor = self.mean * (RATE / (1 - MEAN**self.steps) / max(typical, 1e-30))
+        return step

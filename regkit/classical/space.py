@@ -29,8 +29,8 @@ COARSE = 50_000  # what the search looks at
 AUTO = "auto"
 STRETCH = 2.0  # no two organs of a kind differ more along any direction
 OVERLAP = 1 / 3  # of what two fields of view of these sizes can have
-# Images that correlate better than this are taken for one kind: lncc follows. Seen aligned: heads of
-# two people 0.97, T1 and T2 0.85, a lung and itself 0.89, MR and ultrasound 0.3 to 0.7.
+# Images that correlate better than this are taken for one kind: lncc follows. Seen aligned: two
+# people's heads 0.97, T1 and T2 0.85, a lung and itself 0.89, MR and ultrasound 0.3 to 0.7.
 ALIKE = 0.8
 # There and back, a point may come to lie so far from where it was, in the mean distance of a point
 # from the centre. Seen: 0.01 to 0.05 where the answer is right, 0.8 to 1.7 where it is not.
