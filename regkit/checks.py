@@ -137,7 +137,7 @@ def _histogram_distance(moving: Tensor, fixed: Tensor) -> float:
     T1 and fractional anisotropy are both brightest in white matter, but most of the anisotropy is
     dark.
     """
-    at = torch.linspace(0.02, 0.98, 49)
+    at = torch.linspace(0.02, 0.98, 49, dtype=torch.float32)
     drawn = [x[:: len(x) // 500_000 + 1].float().cpu() for x in (moving, fixed)]
     first, second = (((x - x.mean()) / x.std()).quantile(at) for x in drawn)
     return float((first - second).abs().mean())

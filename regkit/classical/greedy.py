@@ -30,6 +30,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from regkit.classical.deformation import Deformation
@@ -65,6 +66,7 @@ class Effort:
     last: int
 
 
+#: name -> how far the engine goes with this effort.
 EFFORTS = {
     "fast": Effort(2, 60, 0),
     "default": Effort(1, 60, 8),
@@ -86,7 +88,7 @@ STIFFER = {
 }
 LONGEST = 1.0  # voxels of the level, of the longest step
 PATIENCE, GAIN = 10, 0.01  # a level ends when so many steps bring less than this part of its gain
-UNFOLD = 5  # times that a map with folds is smoothed, at most
+UNFOLD, NEAR = 20, 3  # times that a map is smoothed near its folds, at most; voxels that are near
 VOLUMES = 25  # of the size of an image, in memory at once, at most
 MARGIN = 6  # voxels around what the images show
 # Where nothing pulls, the map would fade to numbers so small that processors slow down a
@@ -95,33 +97,51 @@ NEARLY_ZERO = 1e-10
 
 
 def _compared(loss: Callable[[Tensor, Tensor], Tensor]) -> Dissimilarity:
-    """A loss of voxels that may be left out: only those inside the mask are shown to it."""
+    """A loss that compares voxel with voxel: only those inside the mask are shown to it."""
 
     def dissimilarity(moved: Tensor, fixed: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
             return loss(moved, fixed)
         inside = mask > 0.5
+        if not inside.any():  # a mask of a few voxels, seen on a coarse level
+            return moved.sum() * 0
         return loss(moved[inside][None, None, None], fixed[inside][None, None, None])
 
     return dissimilarity
 
 
+def _around(loss: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Dissimilarity:
+    """A loss that looks around each voxel: outside the mask it sees a constant in both images."""
+
+    def dissimilarity(moved: Tensor, fixed: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            return loss(moved, fixed, None)
+        inside = mask > 0.5
+        if not inside.any():
+            return moved.sum() * 0
+        images = [torch.where(inside, x, x.detach()[inside].mean()) for x in (moved, fixed)]
+        return loss(*images, inside)
+
+    return dissimilarity
+
+
 def _local(moved: Tensor, fixed: Tensor, mask: Tensor | None) -> Tensor:
-    return lncc(moved, fixed, WINDOW[fixed.ndim - 2], None if mask is None else mask > 0.5)
+    return lncc(moved, fixed, WINDOW[fixed.ndim - 2], mask)
 
 
 def _self_similarity(moved: Tensor, fixed: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return mind_ssc(moved, fixed)
     squares = (mind_features(moved) - mind_features(fixed)).square().mean(1, keepdim=True)
-    return (squares * mask).sum() / mask.sum()
+    return squares[mask].mean()
 
 
+#: name -> the dissimilarity that the engine lowers, of the moved image, the fixed one and a mask.
 DISSIMILARITIES: dict[str, Dissimilarity] = {
-    "lncc": _local,
+    "lncc": _around(_local),
     "mse": _compared(mse),
     "mutual_information": _compared(mutual_information),
-    "mind": _self_similarity,
+    "mind": _around(_self_similarity),
 }
 
 
@@ -173,15 +193,16 @@ def greedy(
     d, shape = fixed.ndim - 2, fixed.shape[2:]
     masks = _masks(moving_mask, mask, fixed.new_zeros(1, d, *shape) if start is None else start)
     pair = _Pair(moving.float(), fixed.float(), masks, start)
-    maps = [fixed.new_full((1, d, *pair.shape), NEARLY_ZERO, dtype=torch.float32)]
+    none = fixed.new_full((1, d, *pair.shape), NEARLY_ZERO, dtype=torch.float32)
+    maps = [none if pair.start is None else pair.start]
     if symmetric:
-        maps.append(maps[0].clone())
+        maps.append(none.clone())
     plan = _plan(pair.shape, size, EFFORTS[effort], steps)
     work = sum(math.prod(grid) * most for grid, _, most in plan)
     done, values = 0, []
     for grid, factor, most in plan:
-        if factor == 1:
-            maps[0] = pair.with_start(maps[0])
+        if most == 0:
+            continue
         level = pair.level(grid, size, factor, similarity)
         maps = [resize_disp(u, grid) for u in maps]
         for value in level.climb(maps, most):
@@ -191,7 +212,7 @@ def greedy(
                 progress(min(1.0, done / max(work, 1)), value)
         del level
         maps = [resize_disp(u, pair.shape) for u in maps]
-    disp, inverse = pair.with_start(maps[0]), None
+    disp, inverse = maps[0], None
     if symmetric:
         # from the middle, one map leads to the moving image, the other to the fixed one
         back = [invert(u) for u in (disp, maps[1])]
@@ -203,11 +224,7 @@ def greedy(
 
 
 class _Pair:
-    """Both images and their masks, cut to where they show something.
-
-    On coarse levels the moving image is seen through the start, so that nothing of it is lost
-    there: maps begin at zero. On the image's own voxels the start becomes a part of the map.
-    """
+    """Both images and their masks, and the start, cut to where the images show something."""
 
     def __init__(
         self, moving: Tensor, fixed: Tensor, masks: list[Tensor | None], start: Tensor | None
@@ -215,20 +232,9 @@ class _Pair:
         seen = moving if start is None else warp(moving, start, padding="border")
         self.box = _box([moving, seen, fixed])
         cut: Any = (..., *self.box)
-        self.moving, self.seen, self.fixed = moving[cut], seen[cut], fixed[cut]
-        self.shape = tuple(self.fixed.shape[2:])
-        self.moving_mask, self.mask = (None if x is None else x[cut] for x in masks)
-        self.seen_mask = self.moving_mask
-        if start is not None and masks[0] is not None:
-            self.seen_mask = warp(masks[0], start)[cut]
-        self.start = None if start is None else start[cut].float()
-
-    def with_start(self, disp: Tensor) -> Tensor:
-        """The map with the start in it; from now on the moving image is seen as it is."""
-        if self.start is not None:
-            disp = compose(self.start, disp)
-            self.start, self.seen, self.seen_mask = None, self.moving, self.moving_mask
-        return disp
+        self.images, self.shape = [moving[cut], fixed[cut]], tuple(fixed[cut].shape[2:])
+        self.masks = [None if x is None else x[cut] for x in masks]
+        self.start = None if start is None else start[cut].float().clone()
 
     def level(self, grid: Sequence[int], size: Tensor, factor: int, similarity: str) -> _Level:
         """One level, see `_plan`. size: (d,), voxels of the images."""
@@ -238,8 +244,8 @@ class _Pair:
             for h, n, m in zip(size, self.shape, grid, strict=True)
         ]
         return _Level(
-            [_shrink(x, grid) for x in (self.seen, self.fixed)],
-            [None if x is None else _shrink(x, grid) for x in (self.seen_mask, self.mask)],
+            [_shrink(x, grid) for x in self.images],
+            [None if x is None else _shrink(x, grid) for x in self.masks],
             [width / (factor * float(size.min())) for width in widths],
             coarse if factor > 1 else fine,
             DISSIMILARITIES[similarity],
@@ -413,11 +419,21 @@ def _along_axes(field: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
 
 def _unfolded(disp: Tensor) -> Tensor:
-    """A map with the few folds smoothed away that sampling on voxels can leave, or a start had."""
+    """A map with the few folds smoothed away that sampling on voxels can leave, or a start had.
+
+    Only what lies near a fold is smoothed.
+    """
+    d = disp.shape[1]
+    pool = F.max_pool2d if d == 2 else F.max_pool3d
     for _ in range(UNFOLD):
-        if not (jacobian_determinant(disp) <= 0).any():
+        folds = jacobian_determinant(disp)[:, None] <= 0
+        if not folds.any():
             break
-        disp = _along_axes(disp, [_gaussian(n, n, 0.7, disp) for n in disp.shape[2:]])
+        near = pool(folds.to(disp), 2 * NEAR + 1, 1, NEAR)
+        share, smooth = (
+            _along_axes(x, [_gaussian(n, n, 1.0, x) for n in x.shape[2:]]) for x in (near, disp)
+        )
+        disp = disp + share * (smooth - disp)
     return disp
 
 

@@ -27,7 +27,7 @@ from regkit.transform import Floats, Grid, check_one_plane, resample
 LARGEST = 400_000
 COARSE = 50_000  # what the search looks at
 AUTO = "auto"
-STRETCH = 2.0  # no two organs of a kind differ more along any direction
+STRETCH = 2.2  # no two organs of a kind differ by more than 2 along any direction
 OVERLAP = 1 / 3  # of what two fields of view of these sizes can have
 # Images that correlate better than this may be of one kind, and are believed. Seen, aligned: heads
 # of two people 0.97, T1 and T2 0.85, two visits of a lung 0.89, MR and ultrasound 0.3 to 0.7.
@@ -100,9 +100,9 @@ def aligned(
 ) -> Aligned:
     """As `align`, with a sentence for each answer that was refused.
 
-    An answer is refused if it mirrors the image, stretches it by more than 2 along any direction,
+    An answer is refused if it mirrors the image, stretches it by more than `STRETCH` along any direction,
     takes it out of view, or fits less well than the headers do. Images that hardly correlate after
-    the rigid step are also registered the other way round: if the two maps do not undo each other,
+    it are also registered the other way round: if the two maps do not undo each other,
     neither is an answer. The next lower answer is taken then: the rigid map, or none.
     """
     _check(moving, fixed, kind, similarity)
@@ -113,13 +113,14 @@ def aligned(
         coarse.moving, coarse.fixed, "rigid", wide, coarse.headers, coarse.spacing,
         mask=coarse.mask, progress=lambda f: progress(0.4 * f),
     )  # fmt: skip
-    astray = coarse.astray(theta, wide)
-    if astray:
-        return _headers_alone(coarse, astray)
     found = [("rigid", theta)]
     if kind == "affine":
         found.append((kind, coarse.descent(theta, kind, wide)))
     progress(0.6)
+    if max(coarse.correlation(answer) for _, answer in found) <= ALIKE:
+        astray = coarse.astray(theta, wide)
+        if astray:
+            return _headers_alone(coarse, astray)
     warnings = []
     for name, theta in reversed(found):
         reason = coarse.fault(theta, wide)
@@ -266,12 +267,7 @@ class _Pair:
         return (there[:, None] * theta[0, :, :-1] / here).double()
 
     def astray(self, theta: Tensor, similarity: str) -> float | None:
-        """How far, mm, a point comes back from where it was, if that is too far to believe theta.
-
-        Asked only of images that hardly correlate after the rigid map theta.
-        """
-        if self.correlation(theta) > ALIKE:
-            return None
+        """How far, mm, a point comes back from where it was, if that is too far to believe theta."""
         back = fit(
             self.fixed, self.moving, "rigid", similarity,
             self.moving_grid.theta_to(self.grid), self.moving_grid.spacing,
