@@ -15,7 +15,7 @@ The sets:
 - "oasis_slices": a coronal pair, 19 structures. "slices": one axial slice each of the children.
 - "lung": CT of a lung at two visits, 26 landmarks, of which one is an outlier (`studies/lung.py`).
 - "prostates": MR to ultrasound, the first four patients; the gland is the only label. Here
-  the peers get the similarity that each of them has for two contrasts.
+  every method compares by what it has for two contrasts.
 
 A row holds a method on a pair: Dice, the mean over the labels that both images hold; error of the
 landmarks in mm, or of the map where the truth is known; percent of the voxels where it folds;
@@ -161,12 +161,19 @@ class Prepared:
 Method = Callable[[Pair, np.ndarray], Tensor]  # with fixed mm -> moving mm; (1, d, *S), voxels
 
 
-def ours(method: str, effort: str, pair: Pair, matrix: np.ndarray) -> Tensor:
-    """What `register` with this method does between preparing and judging."""
-    engine = registration._Engine(effort, "auto", False, 0, True)
+def steps(pair: Pair, matrix: np.ndarray, method: str) -> registration._Work:
+    """Where `register` stands after preparing the pair and the affine registration."""
+    engine = registration._Engine("default", "auto", False, 0, True)
     scans = (pair.moving.nifti(), pair.fixed.nifti())
     work = registration._prepare(*scans, method, False, engine, "cpu")
     work.matrix = matrix
+    return work
+
+
+def auto(pair: Pair, matrix: np.ndarray) -> Tensor:
+    """What `register` does by itself after that: a network, if it brings the pair closer, and the
+    engine."""
+    work = steps(pair, matrix, "auto")
     start = registration._on_fixed_grid(work, registration._answer(work, _quiet))
     return registration._improve(work, start, _quiet)
 
@@ -175,15 +182,18 @@ def _quiet(*_: Any) -> None:
     """No progress is shown."""
 
 
-def peer(run: Callable[[Prepared], Tensor], pair: Pair, matrix: np.ndarray) -> Tensor:
-    """A peer's answer to the images that `register` would show to a method."""
-    engine = registration._Engine("default", "auto", False, 0, False)
-    scans = (pair.moving.nifti(), pair.fixed.nifti())
-    work = registration._prepare(*scans, "greedy", False, engine, "cpu")
-    work.matrix = matrix
-    images = registration._on_grid(work, work.fixed.grid)
+def alone(run: Callable[[Prepared], Tensor], pair: Pair, matrix: np.ndarray) -> Tensor:
+    """The answer of one method to the images that `register` would show to it."""
+    work = steps(pair, matrix, "greedy")
     grid = work.fixed.grid
+    images = registration._on_grid(work, grid)
     return run(Prepared(*images, grid.spacing, grid.affine, pair.contrasts))
+
+
+def engine(effort: str, pair: Prepared) -> Tensor:
+    similarity = "lncc" if pair.contrasts == 1 else "mind"
+    settings = {"spacing": pair.spacing, "similarity": similarity, "effort": effort}
+    return classical.greedy(pair.moving, pair.fixed, **settings).disp
 
 
 def syn(pair: Prepared) -> Tensor:
@@ -228,14 +238,14 @@ HEADERS, AFFINE, AUTO = "headers", "affine", "auto"
 METHODS: dict[str, Entry] = {
     HEADERS: Entry("as the headers say", still),
     AFFINE: Entry("affine", still),
-    "engine_fast": Entry("engine, fast", partial(ours, "greedy", "fast")),
-    "engine_default": Entry("engine, default", partial(ours, "greedy", "default")),
-    "engine_best": Entry("engine, best", partial(ours, "greedy", "best")),
-    AUTO: Entry("network, then engine, default", partial(ours, "auto", "default")),
-    "greedy": Entry("greedy (PICSL)", partial(peer, greedy)),
-    "syn": Entry("SyN (ANTs)", partial(peer, syn)),
-    "syn_as_it_comes": Entry("SyN, ANTs' defaults", partial(peer, syn_as_it_comes)),
-    "elastix": Entry("B-spline (elastix)", partial(peer, elastix)),
+    "engine_fast": Entry("engine, fast", partial(alone, partial(engine, "fast"))),
+    "engine_default": Entry("engine, default", partial(alone, partial(engine, "default"))),
+    "engine_best": Entry("engine, best", partial(alone, partial(engine, "best"))),
+    AUTO: Entry("network, then engine, default", auto),
+    "greedy": Entry("greedy (PICSL)", partial(alone, greedy)),
+    "syn": Entry("SyN (ANTs)", partial(alone, syn)),
+    "syn_as_it_comes": Entry("SyN, ANTs' defaults", partial(alone, syn_as_it_comes)),
+    "elastix": Entry("B-spline (elastix)", partial(alone, elastix)),
 }
 
 
