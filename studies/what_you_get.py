@@ -32,11 +32,13 @@ again; when it redoes "affine", the others have to follow.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from multiprocessing import get_context
@@ -281,6 +283,7 @@ def judged(pair: Pair, matrix: np.ndarray, disp: Tensor) -> Row:
 
 def measured(pair: Pair, method: str, matrix: np.ndarray | None = None) -> Row:
     """A method on a pair. matrix: of the affine registration, which is found here without one."""
+    _give_back()
     with peak_inside() as before:
         pass
     with peak_inside() as peak:
@@ -297,6 +300,13 @@ def measured(pair: Pair, method: str, matrix: np.ndarray | None = None) -> Row:
     if method == AFFINE:
         row["matrix"] = [[float(f"{x:.8g}") for x in line] for line in matrix]
     return row
+
+
+def _give_back() -> None:
+    """Hand freed memory back to the system, where that can be asked for: it would hide a peak."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @cache
