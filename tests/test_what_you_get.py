@@ -3,6 +3,7 @@
 import json
 import sys
 
+import common
 import numpy as np
 import pytest
 import torch
@@ -152,3 +153,41 @@ def test_the_real_pairs_have_what_their_rows_are_judged_by(sample):
                 ]
                 assert held[0] == held[1] and held[0]
             assert pair.contrasts == (2 if name == "prostates" else 1)
+
+
+RESULT = json.loads((common.RESULTS / "what_you_get.json").read_text())
+PEERS = ("greedy", "syn", "syn_as_it_comes", "elastix")
+
+
+def of(name: str) -> dict[str, dict]:
+    return {line["method"]: line for line in RESULT["summary"] if line["set"] == name}
+
+
+def test_what_the_page_says_of_the_efforts_is_in_the_numbers():
+    """book/what_you_get.md, "Which effort for what": where this fails, the text has to follow."""
+    for name in ("oasis", "slabs", "slices"):
+        rows = of(name)
+        peers = [rows[peer]["dice"] for peer in PEERS if peer in rows]
+        assert rows["engine_default"]["dice"] > max(peers), name
+        assert rows["engine_fast"]["dice"] > rows["syn_as_it_comes"]["dice"], name
+        assert rows["engine_fast"]["cpu_seconds"] < rows["engine_default"]["cpu_seconds"], name
+    for name in ("oasis", "slabs"):
+        rows = of(name)
+        assert rows["engine_default"]["cpu_seconds"] < rows["greedy"]["cpu_seconds"], name
+        gain = rows["engine_best"]["dice"] - rows["engine_default"]["dice"]
+        assert 0 < gain < 0.025, name
+        ratio = rows["engine_best"]["cpu_seconds"] / rows["engine_default"]["cpu_seconds"]
+        assert 2 < ratio < 5, name
+    lung = of("lung")
+    assert lung["engine_best"]["tre"] > lung["engine_default"]["tre"] > lung["greedy"]["tre"]
+    assert lung["greedy"]["cpu_seconds"] > lung["engine_default"]["cpu_seconds"]
+    heads = of("population_2d")
+    for peer in ("greedy", "syn"):
+        assert heads[peer]["error"] < heads["engine_best"]["error"]
+    assert heads["greedy"]["cpu_seconds"] < heads["engine_default"]["cpu_seconds"] / 2
+    prostates = of("prostates")
+    assert prostates["engine_default"]["dice"] < prostates["headers"]["dice"] - 0.1
+    assert heads["headers"]["error"] > 5
+    pair = of("oasis_slices")
+    assert pair["syn"]["dice"] > max(pair[f"engine_{e}"]["dice"] for e in ("default", "best"))
+    assert pair["syn"]["cpu_seconds"] > 3 * pair["engine_default"]["cpu_seconds"]
