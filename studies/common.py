@@ -55,7 +55,8 @@ def made(file: str, device: str = "cpu", seed: int | None = None) -> Row:
     command = f"python studies/{Path(file).name}"
     if Path(sys.argv[0]).name == Path(file).name:
         command = typed_command(command)
-    return how_made(command, device, seed=seed, packages=("SimpleITK", "antspyx", "numpy"))
+    packages = ("SimpleITK", "antspyx", "picsl_greedy", "itk-elastix", "numpy")
+    return how_made(command, device, seed=seed, packages=packages)
 
 
 def check_names(argument: str, names: Sequence[str], expected: Collection[str]) -> None:
