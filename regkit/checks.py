@@ -23,6 +23,8 @@ from regkit.transform import Grid, Transform, check_one_plane
 # What `one_kind` wants: a correlation of at least ALIKE in what is bright, and distributions of
 # intensity at most APART standard deviations apart. Measured: results/contrasts.json.
 ALIKE, APART = 0.15, 0.2
+# Mean trust below which an answer is warned of. Two images that show nothing alike have 0 to 0.1.
+UNTRUSTED = 0.15
 # Voxels of a working grid. An image may be shown to a network in so many times its own voxels, or
 # in a few million where it has few; no scanner's field of view needs more than the largest number.
 FINER, FEW, LARGEST = 20, 4_000_000, 40_000_000
@@ -219,6 +221,16 @@ def against_answer(transform: Transform, numbers: Mapping[str, Any]) -> list[str
     if numbers["lncc"]["after"] < numbers["lncc"]["before"] - 0.01:
         warnings.append("The images agree less after registration than before (LNCC).")
     return warnings
+
+
+def against_trust(mean: float) -> list[str]:
+    """A warning where little of an answer is trusted, by the mean of `regkit.trust.trust_map`."""
+    if mean >= UNTRUSTED:
+        return []
+    return [
+        "This registration cannot be trusted: a second run, from the fixed image to the moving "
+        f"one, leads elsewhere (mean trust {mean:.2f})."
+    ]
 
 
 def coverage(disp: Tensor, moving_shape: tuple[int, ...]) -> float:
