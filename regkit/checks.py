@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regkit import metrics
+from regkit import losses, metrics
 from regkit.io import Image
 from regkit.models import RegistrationModel
 from regkit.transform import Grid, Transform, check_one_plane
@@ -25,6 +25,10 @@ from regkit.transform import Grid, Transform, check_one_plane
 ALIKE, APART = 0.15, 0.2
 # Mean trust below which an answer is warned of. Two images that show nothing alike have 0 to 0.1.
 UNTRUSTED = 0.15
+# Correlations of two images that show nothing alike: NCC of any answer, LNCC of a deformed one. Of
+# noise and a brain they are 0.0 at most, LNCC of a fundus and a brain is 0.15 to 0.3; T1 and
+# proton density of one head have 0.4.
+NOTHING, LITTLE = 0.1, 0.3
 # Voxels of a working grid. An image may be shown to a network in so many times its own voxels, or
 # in a few million where it has few; no scanner's field of view needs more than the largest number.
 FINER, FEW, LARGEST = 20, 4_000_000, 40_000_000
@@ -221,6 +225,30 @@ def against_answer(transform: Transform, numbers: Mapping[str, Any]) -> list[str
     if numbers["lncc"]["after"] < numbers["lncc"]["before"] - 0.01:
         warnings.append("The images agree less after registration than before (LNCC).")
     return warnings
+
+
+def against_unlike(
+    moved: Tensor, fixed: Tensor, shown: Tensor, deformed: bool, ncc: float, lncc: float
+) -> list[str]:
+    """A warning where two images show nothing alike, though registered.
+
+    Args:
+        moved, fixed: (1, 1, *S). shown: (1, 1, *S) bool, where the fixed image shows something.
+        deformed: whether there was more than a rigid or affine map: that would have made alike what
+            can be.
+        ncc, lncc: correlations over all voxels, in [-1, 1] and [0, 1]. Where lncc is low for its
+            noise in the air, it is taken of what is shown alone.
+    """
+    unlike = abs(ncc) < NOTHING
+    if not unlike and deformed and lncc < LITTLE:
+        lncc = 1 - float(losses.lncc(moved, fixed, mask=shown))
+        unlike = lncc < LITTLE
+    if not unlike:
+        return []
+    return [
+        "This registration cannot be trusted: the images show little alike after it "
+        f"(NCC {ncc:.2f}, LNCC {lncc:.2f})."
+    ]
 
 
 def against_trust(mean: float) -> list[str]:

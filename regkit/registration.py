@@ -711,11 +711,16 @@ def _judge(work: _Work, transform: Transform) -> Result:
         numbers |= scores
         work.warnings += warnings
     work.warnings += checks.against_answer(transform, numbers)
+    shown, correlations = _shown(work), [numbers[name]["after"] for name in ("ncc", "lncc")]
+    deformed = bool(transform.disp.any())
+    unlike = checks.against_unlike(moved, fixed.data, shown, deformed, *correlations)
     trust = _trusted(work, transform.disp) if work.engine.trust else None
     if trust is not None:
-        inside = trust[_shown(work)]
-        numbers["trust"] = {"mean": float(inside.mean()), "least": float(inside.quantile(0.05))}
-        work.warnings += checks.against_trust(numbers["trust"]["mean"])
+        inside = trust[shown]
+        least = float(np.quantile(inside, 0.05))
+        numbers["trust"] = {"mean": float(inside.mean()), "least": least}
+        unlike = unlike or checks.against_trust(numbers["trust"]["mean"])
+    work.warnings += unlike
     numbers |= {
         "method": work.name,
         "affine": work.affine or "none",

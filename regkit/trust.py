@@ -183,7 +183,7 @@ def _texture(f: Tensor, size: Sequence[float], mean: Mean) -> Tensor:
     trace = tensor.diagonal(dim1=-2, dim2=-1).sum(-1)
     typical = trace.square().sum() / trace.sum().clamp(min=1e-30)
     tensor = tensor / typical.clamp(min=1e-30) + 1e-3 * torch.eye(len(axes)).to(f)
-    variance = torch.linalg.inv(tensor).diagonal(dim1=-2, dim2=-1).sum(-1)
+    variance: Tensor = torch.linalg.inv(tensor).diagonal(dim1=-2, dim2=-1).sum(-1)
     return 0.5 * variance.log()[:, None]
 
 
@@ -194,4 +194,5 @@ def _difference(m: Tensor, f: Tensor, mean: Mean) -> Tensor:
     covariance = mean(m * f) - mean_m * mean_f
     floor = 1e-4 * var_m.amax() * var_f.amax() + 1e-30
     product = var_m.clamp(min=0) * var_f.clamp(min=0) + floor
-    return (1 - covariance.square() / product).clamp(0, 1)
+    squared: Tensor = covariance.square() / product
+    return (1 - squared).clamp(0, 1)

@@ -187,7 +187,7 @@ def compared(runs: Runs) -> list[Row]:
 
 
 def main(
-    pairs: Annotated[int, typer.Option(help="Pairs of each population.")] = 6,
+    pairs: Annotated[int, typer.Option(help="Pairs of each population.")] = 4,
     out: common.Out = OUT,
     fresh: common.Fresh = False,
 ) -> None:
