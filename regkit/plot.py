@@ -68,6 +68,7 @@ KEY = (
     "Overlays: green is fixed, magenta is the other image, grey is agreement. "
     "Jacobian: purple is enlarged, orange is squeezed, black is folded."
 )
+KEY_OF_TRUST = " Trust: the redder the less."
 
 
 def panels(
@@ -664,7 +665,7 @@ class _Page:
         self.above, self.bar = 0.3, 0.75  # room for titles over a row, and for a colour bar
         most = len(self.names) if self.d == 3 else (len(self.names) + 1) // 2
         parts = [self.names[k : k + most] for k in range(0, len(self.names), most)]
-        self.width = 2 * self.margin + max(sum(map(self.wide, part)) for part in parts)
+        self.width = 2 * self.margin + max(map(self.room, parts))
         self.lines = _metric_lines(self.metrics, int(self.width / 2.3))
         self.rows = [(axis, part) for axis in self.planes for part in parts]
         self.heights = []
@@ -676,9 +677,9 @@ class _Page:
         panels = sum(self.heights) + self.above * sum(self.titled) + self.gap * len(self.rows)
         self.height = self.head + panels + 0.6
 
-    def wide(self, name: str) -> float:
-        """Room for a panel, with its colour bar."""
-        return self.panel + self.gap + self.bar * (name in BARS)
+    def room(self, names: Sequence[str]) -> float:
+        """How wide some panels are, with their colour bars."""
+        return len(names) * (self.panel + self.gap) + self.bar * sum(name in BARS for name in names)
 
     def boxes(self) -> Iterator[tuple[str, int, tuple[float, float, float, float]]]:
         """Of each panel its name, the axis it looks along, and (left, bottom, width, height) in
@@ -686,11 +687,10 @@ class _Page:
         top = self.height - self.head
         for (axis, row), tall, titled in zip(self.rows, self.heights, self.titled):
             top -= self.above if titled else 0
-            left = self.margin
-            for name in row:
+            for column, name in enumerate(row):
+                left = self.margin + self.room(row[:column])
                 place = left / self.width, (top - tall) / self.height
                 yield name, axis, (*place, self.panel / self.width, tall / self.height)
-                left += self.wide(name)
             top -= tall + self.gap
 
     def bar_box(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
@@ -711,7 +711,8 @@ class _Page:
         fig.text(*place, title, fontsize=14, weight="bold", va="top", parse_math=False)
         for n, line in enumerate(self.lines):
             fig.text(start, 1 - (0.55 + 0.24 * n) / self.height, line, fontsize=10, va="top")
-        fig.text(start, 0.34 / self.height, KEY, fontsize=9)
+        key = KEY + (KEY_OF_TRUST if "trust" in self.names else "")
+        fig.text(start, 0.34 / self.height, key, fontsize=9)
         fig.text(start, 0.14 / self.height, NOTICE, fontsize=9, color=GREY)
 
 
