@@ -25,10 +25,10 @@ from regkit.transform import Grid, Transform, check_one_plane
 ALIKE, APART = 0.15, 0.2
 # Mean trust below which an answer is warned of. Two images that show nothing alike have 0 to 0.1.
 UNTRUSTED = 0.15
-# Correlations of two images that show nothing alike: NCC of any answer, LNCC of a deformed one. Of
-# noise and a brain they are 0.0 at most, LNCC of a fundus and a brain is 0.15 to 0.3; T1 and
-# proton density of one head have 0.4.
-NOTHING, LITTLE = 0.1, 0.3
+# Correlations of two images that show nothing alike: NCC of any answer; LNCC of a deformed one, where
+# the fixed image shows something. A fundus and a brain have an LNCC of 0.2 to 0.29 there; T1 and
+# proton density of one head 0.5, two people's T1 0.8. Looked at where LNCC over all is below LOW.
+NOTHING, LITTLE, LOW = 0.1, 0.3, 0.4
 # Voxels of a working grid. An image may be shown to a network in so many times its own voxels, or
 # in a few million where it has few; no scanner's field of view needs more than the largest number.
 FINER, FEW, LARGEST = 20, 4_000_000, 40_000_000
@@ -236,11 +236,11 @@ def against_unlike(
         moved, fixed: (1, 1, *S). shown: (1, 1, *S) bool, where the fixed image shows something.
         deformed: whether there was more than a rigid or affine map: that would have made alike what
             can be.
-        ncc, lncc: correlations over all voxels, in [-1, 1] and [0, 1]. Where lncc is low for its
-            noise in the air, it is taken of what is shown alone.
+        ncc, lncc: correlations over all voxels, in [-1, 1] and [0, 1]. The second may be low for
+            noise in the air alone, so that it is taken of what is shown then.
     """
     unlike = abs(ncc) < NOTHING
-    if not unlike and deformed and lncc < LITTLE:
+    if not unlike and deformed and lncc < LOW:
         lncc = 1 - float(losses.lncc(moved, fixed, mask=shown))
         unlike = lncc < LITTLE
     if not unlike:

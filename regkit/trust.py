@@ -155,7 +155,7 @@ def _means(shape: Sequence[int], size: Sequence[float]) -> tuple[Mean, Mean]:
     def mean(x: Tensor) -> Tensor:
         x = F.pad(x, [n for k in reversed(beyond) for n in (0, k)], mode="replicate")
         x = pool(x, steps)
-        boxed = [max(1, b) for b in boxes]
+        boxed = [min(max(1, b), 2 * n - 1) for b, n in zip(boxes, x.shape[2:], strict=True)]
         for _ in range(2):
             x = pool(x, boxed, 1, [b // 2 for b in boxed], count_include_pad=False)
         return x
