@@ -25,9 +25,10 @@ from regkit.transform import Grid, Transform, check_one_plane
 ALIKE, APART = 0.15, 0.2
 # Mean trust below which an answer is warned of. Two images that show nothing alike have 0 to 0.1.
 UNTRUSTED = 0.15
-# Correlations of two images that show nothing alike: NCC of any answer; LNCC of a deformed one, where
-# the fixed image shows something. A fundus and a brain have an LNCC of 0.2 to 0.29 there; T1 and
-# proton density of one head 0.5, two people's T1 0.8. Looked at where LNCC over all is below LOW.
+# Correlations of two images that show nothing alike: NCC of any answer; LNCC of a deformed one,
+# where the fixed image shows something. A fundus and a brain have an LNCC of 0.2 to 0.29 there, T1
+# and proton density of one head 0.5, T1 of two people 0.8. It is looked at where LNCC over all
+# voxels is below LOW.
 NOTHING, LITTLE, LOW = 0.1, 0.3, 0.4
 # Voxels of a working grid. An image may be shown to a network in so many times its own voxels, or
 # in a few million where it has few; no scanner's field of view needs more than the largest number.

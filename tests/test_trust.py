@@ -111,7 +111,8 @@ def test_texture_is_the_bound_on_a_shift():
 def test_along_an_edge_there_is_less_to_go_by():
     rows = torch.linspace(0, 20, 96).sin()[:, None].expand(96, 80)
     edges, dots = rows[None, None].contiguous(), texture((96, 80))
-    image = torch.cat([edges / edges.std(), dots / dots.std()], 3)
+    parts = [x / sum(g.square().mean() for g in torch.gradient(x)).sqrt() for x in (edges, dots)]
+    image = torch.cat(parts, 3)  # both with slopes of one size
     found = trust.cues(image, image, torch.zeros(1, 2, 96, 160))["texture"]
     assert float(found[..., 12:68].mean()) > float(found[..., 92:148].mean()) + 0.5
 
@@ -286,8 +287,8 @@ def test_noise_laid_on_a_brain_is_not_trusted(method):
     for pair in ((noise(), brain), (brain, noise())):
         for option in (False, True):
             found = regkit.register(*pair, method, trust=option)
-            (sentence,) = [w for w in found.warnings if w.startswith(SENTENCE)]
-            assert "show little alike" in sentence
+            sentences = [w for w in found.warnings if w.startswith(SENTENCE)]
+            assert ["show little alike" in w for w in sentences] == [True]
 
 
 @pytest.mark.slow
@@ -304,8 +305,8 @@ def test_a_second_run_that_leads_elsewhere_is_told_of(monkeypatch):
     image = blobs((40, 44))
     pair = nifti(image, RAS), nifti(np.roll(image, 1, 0), RAS)
     assert regkit.register(*pair, "greedy", effort="fast").warnings == []
-    (sentence,) = regkit.register(*pair, "greedy", effort="fast", trust=True).warnings
-    assert sentence.startswith(SENTENCE) and "leads elsewhere" in sentence
+    warnings = regkit.register(*pair, "greedy", effort="fast", trust=True).warnings
+    assert [w.startswith(SENTENCE) and "leads elsewhere" in w for w in warnings] == [True]
 
 
 def test_noise_in_the_air_is_no_reason_to_mistrust():
