@@ -1,7 +1,7 @@
 """How far to trust a registration, place by place: `trust_map`.
 
 Nobody knows the error of an answer, but some things go with it. Three of them count here, each a
-mean over about 12 mm:
+mean over about 15 mm:
 
 - "consistency": how far a second run, from the fixed image to the moving one, is from undoing the
   first, in mm (Christensen and Johnson 2001). It tells most.
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from regkit import classical
 from regkit.spatial import check_disp, check_spacing, compose, jacobian_determinant
 
-WINDOW = 12.0  # mm: width of a box that is applied twice
+WINDOW = 15.0  # mm: width of a box that is applied twice
 HALF = 2.0  # mm: the expected error at which trust is a half
 LEAST = 0.4  # mm: differences below it say nothing
 FEW = 1_000_000  # voxels of an image for which the second run goes to the end
@@ -84,8 +84,8 @@ def second_run(
 ) -> Tensor:
     """The engine's map from the fixed image to the moving one, to hold another answer against.
 
-    At effort "fast", or "default" where that is cheap: in an image of few voxels these are wide,
-    and without the last level the map is too coarse to compare with.
+    At effort "fast", or "best" where that is cheap: in an image of few voxels these are wide, and
+    without the last level the map is too coarse to compare with.
 
     Args:
         moving, fixed, spacing, similarity, mask, moving_mask: as of `regkit.classical.greedy`, for
@@ -94,7 +94,7 @@ def second_run(
     Returns:
         (1, d, *S), voxels: `inverse` of `trust_map`.
     """
-    effort = "default" if fixed.numel() < FEW else "fast"
+    effort = "best" if fixed.numel() < FEW else "fast"
     return classical.greedy(
         fixed,
         moving,
@@ -155,7 +155,7 @@ def _means(shape: Sequence[int], size: Sequence[float]) -> tuple[Mean, Mean]:
     def mean(x: Tensor) -> Tensor:
         x = F.pad(x, [n for k in reversed(beyond) for n in (0, k)], mode="replicate")
         x = pool(x, steps)
-        boxed = [min(max(1, b), 2 * n - 1) for b, n in zip(boxes, x.shape[2:], strict=True)]
+        boxed = [max(1, min(b, n - 1 + n % 2)) for b, n in zip(boxes, x.shape[2:], strict=True)]
         for _ in range(2):
             x = pool(x, boxed, 1, [b // 2 for b in boxed], count_include_pad=False)
         return x

@@ -12,8 +12,8 @@ A row holds, per method and grid, the rank correlation (Spearman) of 1 - trust w
 over the voxels of the brain, mean and lowest over the pairs, "with" a second run and "without", and
 for each cue alone. Also the mean error in mm of the tenth of the voxels that is trusted least, and
 of the tenth that is trusted most. "seconds" (of the answer and of the second run) are means of one
-run each. "seconds_runs" compares other second runs, by the consistency cue alone. "fitted" holds
-what the weights would be, from this run.
+run each. "second_runs" compares the one that is taken with others, by the consistency cue alone.
+"fitted" holds what the weights would be, from this run.
 """
 
 from __future__ import annotations
@@ -69,10 +69,9 @@ def methods(d: int, spacing: tuple[float, ...]) -> dict[str, Method]:
 def second_runs(spacing: tuple[float, ...]) -> dict[str, Method]:
     """name -> a function of moving and fixed that answers the displacement from fixed to moving."""
     runs: dict[str, Method] = {"taken": partial(second_run, spacing=spacing)}
-    for effort in ("fast", "default"):
-        for similarity in ("lncc", "mind"):
-            settings = {"effort": effort, "similarity": similarity, "spacing": spacing}
-            runs[f"{effort}, {similarity}"] = partial(_back, **settings)
+    for effort, similarity in (("fast", "lncc"), ("default", "lncc"), ("default", "mind")):
+        settings = {"effort": effort, "similarity": similarity, "spacing": spacing}
+        runs[f"{effort}, {similarity}"] = partial(_back, **settings)
     return runs
 
 
@@ -173,7 +172,7 @@ def measured(runs: Runs, method: str) -> Row:
 def compared(runs: Runs) -> list[Row]:
     """Other second runs: the rank correlation of the consistency cue alone, and their seconds."""
     rows = []
-    for second in list(runs.seconds)[1:]:
+    for second in runs.seconds:
         row: Row = {"second": second}
         for method in runs.methods:
             ranks = []
