@@ -25,11 +25,11 @@ from regkit.transform import Grid, Transform, check_one_plane
 ALIKE, APART = 0.15, 0.2
 # Mean trust below which an answer is warned of. Two images that show nothing alike have 0 to 0.1.
 UNTRUSTED = 0.15
-# Correlations of two images that show nothing alike: NCC of any answer; LNCC of a deformed one,
-# where the fixed image shows something. A fundus and a brain have an LNCC of 0.2 to 0.29 there, T1
-# and proton density of one head 0.5, T1 of two people 0.8. It is looked at where LNCC over all
-# voxels is below LOW.
-NOTHING, LITTLE, LOW = 0.1, 0.3, 0.4
+# Two images that show nothing alike: NCC of any answer; or, of a deformed one, LNCC and mutual
+# information where the fixed image shows something, looked at if LNCC over all voxels is below LOW.
+# There a fundus and a brain have 0.20 to 0.29 and 0.06 to 0.18; T1 and fractional anisotropy of one
+# head, the least alike of what belongs together, 0.18 and 0.21; T1 and proton density 0.5 and 0.6.
+NOTHING, LITTLE, TOLD, LOW = 0.1, 0.3, 0.2, 0.4
 # Voxels of a working grid. An image may be shown to a network in so many times its own voxels, or
 # in a few million where it has few; no scanner's field of view needs more than the largest number.
 FINER, FEW, LARGEST = 20, 4_000_000, 40_000_000
@@ -234,7 +234,8 @@ def against_unlike(
     """A warning where two images show nothing alike, though registered.
 
     Args:
-        moved, fixed: (1, 1, *S). shown: (1, 1, *S) bool, where the fixed image shows something.
+        moved, fixed: (1, 1, *S) in [0, 1].
+        shown: (1, 1, *S) bool, where the fixed image shows something.
         deformed: whether there was more than a rigid or affine map: that would have made alike what
             can be.
         ncc, lncc: correlations over all voxels, in [-1, 1] and [0, 1]. The second may be low for
@@ -243,7 +244,9 @@ def against_unlike(
     unlike = abs(ncc) < NOTHING
     if not unlike and deformed and lncc < LOW:
         lncc = 1 - float(losses.lncc(moved, fixed, mask=shown))
-        unlike = lncc < LITTLE
+        seen = [x[shown][None, None, None] for x in (moved, fixed)]
+        told = -float(losses.mutual_information(seen[0], seen[1]))
+        unlike = lncc < LITTLE and told < TOLD
     if not unlike:
         return []
     return [

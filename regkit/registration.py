@@ -713,7 +713,8 @@ def _judge(work: _Work, transform: Transform) -> Result:
     work.warnings += checks.against_answer(transform, numbers)
     shown, correlations = _shown(work), [numbers[name]["after"] for name in ("ncc", "lncc")]
     deformed = bool(transform.disp.any())
-    unlike = checks.against_unlike(moved, fixed.data, shown, deformed, *correlations)
+    images = _scaled(moved), _scaled(fixed.data)
+    unlike = checks.against_unlike(*images, shown, deformed, *correlations)
     trust = _trusted(work, transform.disp) if work.engine.trust else None
     if trust is not None:
         inside = trust[shown]

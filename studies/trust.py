@@ -196,16 +196,9 @@ def main(
     rows = Rows(out, ("shape", "method"), fields, fresh=fresh)
     if fresh or not rows.table.get("fitted"):
         all_runs = [Runs(shape, FIT, pairs) for shape in SHAPES]
-        found = {n: fitted(all_runs, s) for n, s in (("with", True), ("without", False))}
-        rows.put(fitted=rounded(found))
+        weights = {n: fitted(all_runs, s) for n, s in (("with", True), ("without", False))}
+        rows.put(fitted=rounded(weights))
         typer.echo(str(rows.table["fitted"]), err=True)
-        rows.put(
-            second_runs=[
-                {"shape": list(shape), **row}
-                for shape, runs in zip(SHAPES, all_runs)
-                for row in compared(runs)
-            ]
-        )
     weights = {"with": WEIGHTS[True], "without": WEIGHTS[False]}
     rows.put(weights=weights)
     for shape in SHAPES:
@@ -214,6 +207,13 @@ def main(
             settings = {"shape": list(shape), "method": method, "pairs": pairs, "weights": weights}
             title = f"{shape} {method}"
             common.measure_once(rows, settings, title, partial(measured, runs, method), _in_short)
+    if fresh or not rows.table.get("second_runs"):
+        found = [
+            {"shape": list(shape), **row}
+            for shape in SHAPES
+            for row in compared(Runs(shape, FIT, pairs))
+        ]
+        rows.put(second_runs=found)
 
 
 def _in_short(row: Row) -> str:
