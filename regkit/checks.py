@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regkit import metrics
+from regkit import losses, metrics
 from regkit.io import Image
 from regkit.models import RegistrationModel
 from regkit.transform import Grid, Transform, check_one_plane
@@ -23,6 +23,13 @@ from regkit.transform import Grid, Transform, check_one_plane
 # What `one_kind` wants: a correlation of at least ALIKE in what is bright, and distributions of
 # intensity at most APART standard deviations apart. Measured: results/contrasts.json.
 ALIKE, APART = 0.15, 0.2
+# Mean trust below which an answer is warned of. Two images that show nothing alike have 0 to 0.1.
+UNTRUSTED = 0.15
+# Two images that show nothing alike: NCC of any answer; or, of a deformed one, LNCC and mutual
+# information where the fixed image shows something, looked at if LNCC over all voxels is below LOW.
+# There a fundus and a brain have 0.20 to 0.29 and 0.06 to 0.18; T1 and fractional anisotropy of one
+# head, the least alike of what belongs together, 0.18 and 0.21; T1 and proton density 0.5 and 0.6.
+NOTHING, LITTLE, TOLD, LOW = 0.1, 0.3, 0.2, 0.4
 # Voxels of a working grid. An image may be shown to a network in so many times its own voxels, or
 # in a few million where it has few; no scanner's field of view needs more than the largest number.
 FINER, FEW, LARGEST = 20, 4_000_000, 40_000_000
@@ -219,6 +226,43 @@ def against_answer(transform: Transform, numbers: Mapping[str, Any]) -> list[str
     if numbers["lncc"]["after"] < numbers["lncc"]["before"] - 0.01:
         warnings.append("The images agree less after registration than before (LNCC).")
     return warnings
+
+
+def against_unlike(
+    moved: Tensor, fixed: Tensor, shown: Tensor, deformed: bool, ncc: float, lncc: float
+) -> list[str]:
+    """A warning where two images show nothing alike, though registered.
+
+    Args:
+        moved, fixed: (1, 1, *S) in [0, 1].
+        shown: (1, 1, *S) bool, where the fixed image shows something.
+        deformed: whether there was more than a rigid or affine map: that would have made alike what
+            can be.
+        ncc, lncc: correlations over all voxels, in [-1, 1] and [0, 1]. The second may be low for
+            noise in the air alone, so that it is taken of what is shown then.
+    """
+    unlike = abs(ncc) < NOTHING
+    if not unlike and deformed and lncc < LOW:
+        lncc = 1 - float(losses.lncc(moved, fixed, mask=shown))
+        seen = [x[shown][None, None, None] for x in (moved, fixed)]
+        told = -float(losses.mutual_information(seen[0], seen[1]))
+        unlike = lncc < LITTLE and told < TOLD
+    if not unlike:
+        return []
+    return [
+        "This registration cannot be trusted: the images show little alike after it "
+        f"(NCC {ncc:.2f}, LNCC {lncc:.2f})."
+    ]
+
+
+def against_trust(mean: float) -> list[str]:
+    """A warning where little of an answer is trusted, by the mean of `regkit.trust.trust_map`."""
+    if mean >= UNTRUSTED:
+        return []
+    return [
+        "This registration cannot be trusted: a second run, from the fixed image to the moving "
+        f"one, leads elsewhere (mean trust {mean:.2f})."
+    ]
 
 
 def coverage(disp: Tensor, moving_shape: tuple[int, ...]) -> float:

@@ -218,6 +218,8 @@ def _tell(result: Result) -> None:
         for name in ("lncc", "ncc", "dice")
         if name in numbers
     ]
+    if "trust" in numbers:
+        lines.append(f"{'trust':<16}{numbers['trust']['mean']:8.4f} (1 is best)")
     lines.append(
         f"{'folding':<16}{numbers['folding_percent']:8.4f} % ({numbers['folding_count']} voxels)"
     )
@@ -267,6 +269,9 @@ def register(
     fixed_labels: Annotated[
         Path | None, typer.Option(readable=False, help="Label map of fixed.")
     ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Write trust.nii.gz: 0 to 1, how far to trust a voxel.")
+    ] = False,
 ) -> None:
     """Register MOVING to FIXED: writes moved.nii.gz, disp.nii.gz, metrics.json and report.png.
 
@@ -293,6 +298,7 @@ def register(
             fixed_mask=fixed_mask,
             moving_labels=moving_labels,
             fixed_labels=fixed_labels,
+            trust=trust,
             progress=bar,
             tell=bar.tell,
         )

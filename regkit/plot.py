@@ -17,8 +17,9 @@ Colours are safe for colour-blind readers and keep their order of lightness in g
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib
@@ -35,6 +36,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from regkit.spatial import jacobian_determinant
+from regkit.transform import background
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -66,6 +68,7 @@ KEY = (
     "Overlays: green is fixed, magenta is the other image, grey is agreement. "
     "Jacobian: purple is enlarged, orange is squeezed, black is folded."
 )
+KEY_OF_TRUST = " Trust: the redder the less."
 
 
 def panels(
@@ -476,6 +479,57 @@ def _log_bar(fig: Figure, shown: AxesImage, cax: Axes | None, **where: Any) -> N
     bar.ax.tick_params(length=0)
 
 
+def trust(
+    values: Tensor | ArrayLike,
+    fixed: Tensor | ArrayLike,
+    ax: Axes,
+    title: str = "",
+    bar: bool = True,
+    spacing: float | Sequence[float] = 1.0,
+    axis: int = 2,
+    index: int | None = None,
+) -> AxesImage:
+    """Draw how far a registration may be trusted over the fixed image, where that shows something.
+
+    Grey: trusted, the image is as it is. From yellow to dark red: less and less.
+
+    Args:
+        values: (1, 1, *S), (1, *S) or (S), in [0, 1], as of `regkit.trust.trust_map`.
+        fixed: of the same shape.
+        bar: add a colour bar.
+    """
+    target, unsure = _spatial(fixed, "fixed"), 1 - _spatial(values, "values")
+    image(fixed, ax, title=title, spacing=spacing, axis=axis, index=index)
+    greys = _unit(target, window(target))
+    empty = float(background(torch.from_numpy(np.ascontiguousarray(greys))[None, None]))
+    plane = np.where(np.abs(greys - empty) < 0.05, np.nan, unsure)
+    colours = matplotlib.colormaps["YlOrRd"](np.linspace(0.1, 1, 256))
+    colours[:, 3] = np.linspace(0, 1, 256) ** 0.5  # what is trusted stays visible
+    shown = ax.imshow(
+        _cut(plane, axis, index).T,
+        origin="lower",
+        interpolation="nearest",
+        aspect=ax.get_aspect(),
+        cmap=ListedColormap(colours),
+        vmin=0,
+        vmax=1,
+    )
+    if bar:
+        figure = ax.figure
+        assert isinstance(figure, Figure)
+        _trust_bar(figure, shown, None, ax=ax, shrink=0.8, pad=0.03, aspect=18)
+    return shown
+
+
+def _trust_bar(fig: Figure, shown: AxesImage, cax: Axes | None, **where: Any) -> None:
+    """A colour bar for `trust`, with 1, trusted, at its top."""
+    bar = fig.colorbar(shown, cax=cax, **where)
+    bar.ax.invert_yaxis()
+    bar.set_ticks([0, 0.5, 1], labels=["1", "0.5", "0"])
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
+
+
 # ------------------------------------------------------------------------------------ curves
 
 
@@ -528,6 +582,7 @@ def report(
     title: str = "Registration",
     spacing: float | Sequence[float] = 1.0,
     orientation: Sequence[str] = (),
+    trust: Tensor | None = None,
 ) -> Figure:
     """One page on one registration: before and after, the deformation grid, the Jacobian, numbers.
 
@@ -542,6 +597,7 @@ def report(
         title: the first line. Keep names of people and files out of it.
         spacing: voxel size along each axis, mm.
         orientation: where each array axis runs to, such as "RAS"; letters at the edges say so.
+        trust: (1, 1, *S), as of `regkit.trust.trust_map`; a panel more.
 
     Returns:
         A figure; `figure.savefig(path)` writes it.
@@ -553,45 +609,42 @@ def report(
     middle = _middle(target)
     planes = [2] if d == 2 else [2, 1, 0]
     planes = [a for a in planes if all(target.shape[k] > 1 for k in _in_plane(d, a))] or planes
-    names = ["fixed", "moving", "moved", "overlay before", "overlay after", "grid", "Jacobian"]
-    if d == 2:  # two rows of four
-        names.insert(3, "checkerboard")
+    both = (target_limits, limits)
+    draw: dict[str, Callable[..., Any]] = {
+        "fixed": partial(image, fixed, limits=target_limits),
+        "moving": partial(image, moving, limits=limits),
+        "moved": partial(image, moved, limits=limits),
+        "checkerboard": partial(checkerboard, fixed, moved),
+        "overlay before": partial(overlay, fixed, moving, limits=both),
+        "overlay after": partial(overlay, fixed, moved, limits=both),
+        "grid": partial(grid, disp),
+        "Jacobian": partial(jacobian, disp, bar=False),
+    }
+    if d == 3:
+        del draw["checkerboard"]
+    if trust is not None:
+        draw["trust"] = partial(draw_trust, trust, fixed, bar=False)
 
-    def draw(name: str, ax: Axes, axis: int) -> AxesImage | None:
-        cut: dict[str, Any] = {"axis": axis, "index": middle[axis % d], "spacing": size}
-        both = (target_limits, limits)
-        match name:
-            case "fixed":
-                return image(fixed, ax, limits=target_limits, **cut)
-            case "moving":
-                return image(moving, ax, limits=limits, **cut)
-            case "moved":
-                return image(moved, ax, limits=limits, **cut)
-            case "checkerboard":
-                return checkerboard(fixed, moved, ax, **cut)
-            case "overlay before":
-                return overlay(fixed, moving, ax, limits=both, **cut)
-            case "overlay after":
-                return overlay(fixed, moved, ax, limits=both, **cut)
-            case "grid":
-                grid(disp, ax, **cut)
-                return None
-        return jacobian(disp, ax, bar=False, **cut)
-
-    page = _Page(d, [size[k] * n for k, n in enumerate(target.shape)], planes, names, metrics or {})
+    page = _Page(
+        d, [size[k] * n for k, n in enumerate(target.shape)], planes, list(draw), metrics or {}
+    )
     with matplotlib.rc_context(STYLE | {"figure.constrained_layout.use": False}):
         fig = Figure(figsize=(page.width, page.height), facecolor="white", dpi=150)
         for name, axis, box in page.boxes():
             ax = fig.add_axes(box)
-            shown = draw(name, ax, axis)
+            shown = draw[name](ax, axis=axis, index=middle[axis % d], spacing=size)
             if d == 2 or axis == planes[0]:
                 ax.set_title(name)
             if name == "fixed" and len(orientation) == d:
                 _edge_letters(ax, [orientation[k] for k in _in_plane(d, axis)])
-            if name == "Jacobian" and shown is not None:
-                _log_bar(fig, shown, fig.add_axes(page.bar_box(box)))
+            if name in BARS and shown is not None:
+                BARS[name](fig, shown, fig.add_axes(page.bar_box(box)))
         page.write(fig, title)
     return fig
+
+
+draw_trust = trust  # `report` has an argument of that name
+BARS: dict[str, Callable[..., None]] = {"Jacobian": _log_bar, "trust": _trust_bar}
 
 
 @dataclass
@@ -609,14 +662,12 @@ class _Page:
 
     def __post_init__(self) -> None:
         self.panel, self.gap, self.margin = (1.9, 0.08, 0.3) if self.d == 3 else (2.6, 0.1, 0.3)
-        self.above, bar = 0.3, 0.75  # room for titles over a row, and for a colour bar beside it
-        self.columns = 7 if self.d == 3 else 4
-        self.width = 2 * self.margin + self.columns * (self.panel + self.gap) + bar
+        self.above, self.bar = 0.3, 0.75  # room for titles over a row, and for a colour bar
+        most = len(self.names) if self.d == 3 else (len(self.names) + 1) // 2
+        parts = [self.names[k : k + most] for k in range(0, len(self.names), most)]
+        self.width = 2 * self.margin + max(map(self.room, parts))
         self.lines = _metric_lines(self.metrics, int(self.width / 2.3))
-        starts = range(0, len(self.names), self.columns)
-        self.rows = [
-            (axis, self.names[k : k + self.columns]) for axis in self.planes for k in starts
-        ]
+        self.rows = [(axis, part) for axis in self.planes for part in parts]
         self.heights = []
         for axis, _ in self.rows:
             right, up = (self.extent[k] for k in _in_plane(self.d, axis))
@@ -626,6 +677,10 @@ class _Page:
         panels = sum(self.heights) + self.above * sum(self.titled) + self.gap * len(self.rows)
         self.height = self.head + panels + 0.6
 
+    def room(self, names: Sequence[str]) -> float:
+        """How wide some panels are, with their colour bars."""
+        return len(names) * (self.panel + self.gap) + self.bar * sum(name in BARS for name in names)
+
     def boxes(self) -> Iterator[tuple[str, int, tuple[float, float, float, float]]]:
         """Of each panel its name, the axis it looks along, and (left, bottom, width, height) in
         fractions of the page."""
@@ -633,7 +688,7 @@ class _Page:
         for (axis, row), tall, titled in zip(self.rows, self.heights, self.titled):
             top -= self.above if titled else 0
             for column, name in enumerate(row):
-                left = self.margin + column * (self.panel + self.gap)
+                left = self.margin + self.room(row[:column])
                 place = left / self.width, (top - tall) / self.height
                 yield name, axis, (*place, self.panel / self.width, tall / self.height)
             top -= tall + self.gap
@@ -656,7 +711,8 @@ class _Page:
         fig.text(*place, title, fontsize=14, weight="bold", va="top", parse_math=False)
         for n, line in enumerate(self.lines):
             fig.text(start, 1 - (0.55 + 0.24 * n) / self.height, line, fontsize=10, va="top")
-        fig.text(start, 0.34 / self.height, KEY, fontsize=9)
+        key = KEY + (KEY_OF_TRUST if "trust" in self.names else "")
+        fig.text(start, 0.34 / self.height, key, fontsize=9)
         fig.text(start, 0.14 / self.height, NOTICE, fontsize=9, color=GREY)
 
 

@@ -35,6 +35,7 @@ from regkit.models import Registration, RegistrationModel
 from regkit.models.resnet import LinearResNet
 from regkit.spatial import compose, warp
 from regkit.transform import Floats, Grid, Transform, background, pull, resample
+from regkit.trust import second_run, trust_map
 
 APART = 12.0  # mm; the embedded population has up to 9, brains aligned to a template 2
 CLASSICAL = ("rigid", "affine")  # methods without a network
@@ -50,7 +51,14 @@ DEFORMABLE = (ENGINE, *PAIRWISE, SYN)
 PREFERRED = {2: "vxm_diff_brain_2d", 3: "any_contrast_brain_3d"}
 CT = -200.0  # an image with lower intensities is no brain MR
 # what `Result.save` may write; when the last one is there, the others are complete
-FILES = ("moved.nii.gz", "disp.nii.gz", "moved_labels.nii.gz", "report.png", "metrics.json")
+FILES = (
+    "moved.nii.gz",
+    "disp.nii.gz",
+    "moved_labels.nii.gz",
+    "trust.nii.gz",
+    "report.png",
+    "metrics.json",
+)
 Progress = Callable[[str, float], None]
 
 
@@ -77,6 +85,9 @@ class Result:
         needed to do it again: method, versions, ...
     warnings: one sentence for each thing that looks wrong.
     moved_labels: (1, 1, *S) int32, if labels were given.
+    trust: (1, 1, *S) in [0, 1], if it was asked for: how far each voxel may be trusted, see
+        `regkit.trust`. `metrics["trust"]` has its mean and its 5th percentile ("least") over what
+        the fixed image, or its mask, shows.
     """
 
     moved: Tensor
@@ -86,11 +97,13 @@ class Result:
     warnings: list[str]
     transform: Transform
     moved_labels: Tensor | None = None
+    trust: Tensor | None = None
     _page: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write moved.nii.gz, disp.nii.gz, metrics.json and report.png into `folder`.
 
+        And moved_labels.nii.gz and trust.nii.gz, where there are such.
         `disp.nii.gz` is in the ITK convention, see `regkit.io.write_transform`. After an error
         nothing is left half-written.
 
@@ -104,6 +117,8 @@ class Result:
             if self.moved_labels is not None:
                 labels = temporary / "moved_labels.nii.gz"
                 io.write_image(self.moved_labels, grid.affine, labels, grid.across)
+            if self.trust is not None:
+                io.write_image(self.trust, grid.affine, temporary / "trust.nii.gz", grid.across)
             text = json.dumps(_plain({**self.metrics, "warnings": self.warnings}), indent=1)
             (temporary / "metrics.json").write_text(text + "\n")
             self.report().savefig(temporary / "report.png")
@@ -133,6 +148,7 @@ def register(
     fixed_mask: Any = None,
     moving_labels: Any = None,
     fixed_labels: Any = None,
+    trust: bool = False,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Result:
@@ -163,6 +179,7 @@ def register(
         moving_mask, fixed_mask: on the grids of the two images; affine search and engine look at
             what lies where they are not 0, alone.
         moving_labels, fixed_labels: label maps on the grids of the two images, for the Dice.
+        trust: map how far each place may be trusted, see `regkit.trust`; takes a second run.
         progress: called with the name of the stage ("reading", "affine", "network", the name of a
             classical method, "refining", "measuring", "done") and the fraction done, 0 to 1.
         tell: called with sentences, on what was chosen and why, and how long the engine may take;
@@ -181,7 +198,7 @@ def register(
     start = time.perf_counter()
     progress = progress or (lambda stage, fraction: None)
     progress("reading", 0.0)
-    engine = _Engine(effort, similarity, symmetric, refine, method in ("auto", ENGINE))
+    engine = _Engine(effort, similarity, symmetric, refine, method in ("auto", ENGINE), trust)
     work = _prepare(moving, fixed, method, affine, engine, device)
     work.tell = tell
     work.labels = _labels(moving_labels, fixed_labels, work.moving, work.fixed)
@@ -203,13 +220,17 @@ def register(
 
 @dataclass(frozen=True)
 class _Engine:
-    """What is asked of the engine, see `register`. alone: also without a number of steps."""
+    """What is asked of the engine, see `register`.
+
+    alone: also without a number of steps. trust: a second run, for the map of trust.
+    """
 
     effort: str
     similarity: str
     symmetric: bool
     refine: int
     alone: bool
+    trust: bool = False
 
     @property
     def wanted(self) -> bool:
@@ -463,6 +484,16 @@ def _on_grid(work: _Work, grid: Grid) -> tuple[Tensor, Tensor]:
     return a.to(work.device), b.to(work.device)
 
 
+def _masks_on_grid(work: _Work) -> tuple[Tensor | None, Tensor | None]:
+    """Both masks on the fixed grid."""
+    moving_mask, mask = work.masks
+    if moving_mask is not None:
+        grids = work.moving.grid, work.fixed.grid
+        moving_mask = resample(moving_mask, *grids, "nearest", work.matrix)
+    both = [None if x is None else x.to(work.device) for x in (moving_mask, mask)]
+    return both[0], both[1]
+
+
 # answer -----------------------------------------------------------------------------------------
 
 
@@ -568,10 +599,7 @@ def _improve(work: _Work, disp: Tensor, progress: Progress) -> Tensor:
             work.warnings.append(f"{name} shows nothing, so that no deformation was looked for.")
             return disp
     similarity = _similarity(work, moving, fixed)
-    moving_mask, mask = work.masks
-    if moving_mask is not None:
-        moving_mask = resample(moving_mask, work.moving.grid, grid, "nearest", work.matrix)
-    moving_mask, mask = (None if x is None else x.to(work.device) for x in (moving_mask, mask))
+    moving_mask, mask = _masks_on_grid(work)
 
     def value(disp: Tensor) -> float:
         return classical.disagreement(moving, fixed, disp, similarity, mask, moving_mask)
@@ -613,6 +641,23 @@ def _improve(work: _Work, disp: Tensor, progress: Progress) -> Tensor:
         mm = (apart * torch.tensor(grid.spacing, dtype=torch.float32)).square().sum(-1).sqrt()
         work.numbers["inverse_error_mm"] = {"mean": float(mm.mean()), "largest": float(mm.max())}
     return _finite(work, found.disp)
+
+
+def _trusted(work: _Work, disp: Tensor) -> Tensor:
+    """How far the displacement on the fixed grid may be trusted, (1, 1, *S) on the CPU.
+
+    A second run goes from the fixed image to the moving one as the affine part has it.
+    """
+    grid = work.fixed.grid
+    moving, fixed = _on_grid(work, grid)
+    moving_mask, mask = _masks_on_grid(work)
+    disp, back = disp.to(work.device), None
+    with enough_memory(_too_small(work, grid)):
+        if moving.min() < moving.max() and fixed.min() < fixed.max():  # else nothing to go by
+            similarity = work.numbers.get("similarity") or _similarity(work, moving, fixed)
+            back = second_run(moving, fixed, grid.spacing, similarity, mask, moving_mask)
+        moved = warp(moving, disp, padding="border")
+        return trust_map(moved, fixed, disp, back, grid.spacing).cpu()
 
 
 def _similarity(work: _Work, moving: Tensor, fixed: Tensor) -> str:
@@ -666,6 +711,17 @@ def _judge(work: _Work, transform: Transform) -> Result:
         numbers |= scores
         work.warnings += warnings
     work.warnings += checks.against_answer(transform, numbers)
+    shown, correlations = _shown(work), [numbers[name]["after"] for name in ("ncc", "lncc")]
+    deformed = bool(transform.disp.any())
+    images = _scaled(moved), _scaled(fixed.data)
+    unlike = checks.against_unlike(*images, shown, deformed, *correlations)
+    trust = _trusted(work, transform.disp) if work.engine.trust else None
+    if trust is not None:
+        inside = trust[shown]
+        least = float(np.quantile(inside, 0.05))
+        numbers["trust"] = {"mean": float(inside.mean()), "least": least}
+        unlike = unlike or checks.against_trust(numbers["trust"]["mean"])
+    work.warnings += unlike
     numbers |= {
         "method": work.name,
         "affine": work.affine or "none",
@@ -681,7 +737,17 @@ def _judge(work: _Work, transform: Transform) -> Result:
         theta = fixed.grid.theta_to(moving.grid, work.matrix).float()
     title = "Registration: " + _steps(work)
     page = _page(before, fixed, moved, in_fixed_voxels) | {"title": title}
-    return Result(moved, disp, theta, numbers, work.warnings, transform, moved_labels, page)
+    if trust is not None:
+        page["trust"] = fixed.grid.to_canonical(trust)
+    return Result(moved, disp, theta, numbers, work.warnings, transform, moved_labels, trust, page)
+
+
+def _shown(work: _Work) -> Tensor:
+    """Which voxels of the fixed grid count for the mean trust, (1, 1, *S) bool: the mask's, or
+    those that differ from the background; all where none does."""
+    mask, fixed = work.masks[1], _scaled(work.fixed.data)
+    shown = mask > 0.5 if mask is not None else (fixed - background(fixed)).abs() > 0.05
+    return shown if shown.any() else torch.ones_like(shown)
 
 
 def _scaled(image: Tensor, to: tuple[float, float] = (0.0, 1.0), keep: bool = False) -> Tensor:

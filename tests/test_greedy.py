@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage
 
 from regkit import classical, data, losses, metrics
+from regkit.classical.greedy import _unfolded
 from regkit.spatial import affine_to_disp, compose, integrate, warp
 
 KINDS = {2: (96, 80), 3: (40, 48, 44)}
@@ -303,3 +304,15 @@ def test_it_says_what_to_expect():
     )
     assert 0.1 < seconds < more
     assert memory == 25 * 4 * 160 * 192 * 160 and twice == 2 * memory
+
+
+@pytest.mark.parametrize("shape", [(40, 36), (28, 24, 20)])
+def test_a_fold_is_smoothed_away_and_the_rest_of_the_map_stays(shape):
+    smooth = torch.rand(1, len(shape), *shape, generator=torch.Generator().manual_seed(0)) / 4
+    folded = smooth.clone()
+    folded[0, 0, 8, 8] += 3.0
+    assert metrics.folding_count(smooth) == 0 < metrics.folding_count(folded)
+    found = _unfolded(folded)
+    assert metrics.folding_count(found) == 0
+    torch.testing.assert_close(found[:, :, 20:], smooth[:, :, 20:])
+    assert torch.equal(_unfolded(smooth), smooth)

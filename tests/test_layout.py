@@ -17,7 +17,7 @@ FLOORS = (  # the ground floor first
     "transform",
     "io",
     "models data classical plot",
-    "checks",
+    "trust checks",
     "registration training",
     "papers widgets book",
     "cli",

@@ -76,10 +76,10 @@ COARSEST = 12  # voxels along the shortest long axis of the coarsest level, at l
 WINDOW = {2: 9, 3: 5}  # voxels, of lncc: about a hundred voxels in a window
 RATE = 2.0  # voxels of the level: a step, root mean square over the image, before it is smoothed
 MEAN, SCALE = 0.9, 0.99  # of the running means of the directions and of their squares
-# Standard deviations of K and of G, in voxels of the level. Coarse levels choose which fold of the
-# brain goes to which: there a stiff map errs less. The image's own voxels may follow what they see.
-FLUID, ELASTIC = 2.0, 0.7
-FINE_FLUID, FINE_ELASTIC = 1.0, 0.5
+# Standard deviations of K and of G, in voxels of the level: of coarse levels, of the image's own
+# voxels. Coarse levels choose which fold of the brain goes to which: there a stiff map errs less.
+# The image's own voxels may follow what they see.
+SMOOTHING = {2: ((3.0, 0.7), (1.0, 0.4)), 3: ((3.0, 0.5), (1.5, 0.0))}
 # Across contrasts each voxel knows less of where it belongs, so neighbours have to agree more:
 # of coarse levels, of the image's own voxels. Chosen on seeds 100, 101 of studies/modalities.py.
 STIFFER = {
@@ -238,7 +238,7 @@ class _Pair:
 
     def level(self, grid: Sequence[int], size: Tensor, factor: int, similarity: str) -> _Level:
         """One level, see `_plan`. size: (d,), voxels of the images."""
-        coarse, fine = STIFFER.get(similarity, ((FLUID, ELASTIC), (FINE_FLUID, FINE_ELASTIC)))
+        coarse, fine = STIFFER.get(similarity, SMOOTHING[len(grid)])
         widths = [
             float(h) * (n - 1) / (m - 1) if m > 1 else float(h)
             for h, n, m in zip(size, self.shape, grid, strict=True)
@@ -466,6 +466,7 @@ class _Level:
             [
                 _gaussian(n, n, sigma / share**0.5 / h, maps[0])
                 for n, h in zip(maps[0].shape[2:], self.voxel, strict=True)
+                if sigma > 0
             ]
             for sigma in self.smoothing
         ]
