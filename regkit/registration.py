@@ -41,6 +41,11 @@ APART = 12.0  # mm; the embedded population has up to 9, brains aligned to a tem
 CLASSICAL = ("rigid", "affine")  # methods without a network
 SYN = "syn"
 ENGINE = "greedy"
+NONE = "none"  # what "auto" chooses for two images that cannot be aligned
+NOTHING_ALIKE = (
+    "No deformation was looked for, as it would follow what the images do not share: name a "
+    "method, or register label maps of the organ as images."
+)
 PAIRWISE: dict[str, Callable[..., classical.Deformation]] = {
     "lddmm": classical.lddmm,
     "demons": classical.sitk.demons,
@@ -205,7 +210,7 @@ def register(
     work.masks = _masks(moving_mask, fixed_mask, work.moving, work.fixed)
     _align(work, progress)
     disp = _on_fixed_grid(work, _answer(work, progress))
-    if engine.wanted and not isinstance(work.model, LinearResNet):
+    if engine.wanted and work.name != NONE and not isinstance(work.model, LinearResNet):
         disp = _improve(work, disp, progress)
     progress("measuring", 0.85)
     matrix = np.eye(4) if work.matrix is None else work.matrix
@@ -341,6 +346,8 @@ def _method(method: str | os.PathLike[str], d: int) -> tuple[str, RegistrationMo
         return str(method), None
     if method == "auto":
         method = PREFERRED[d]
+        if method not in models.pretrained():
+            return ENGINE, None
     if _is_file(method) or method in models.pretrained():
         name, model = Path(method).name, models.load(method)
         if model.ndim != d:
@@ -432,8 +439,32 @@ def _align(work: _Work, progress: Progress) -> None:
             lambda f: progress("affine", 0.05 + 0.4 * f),
             mask=work.masks[1],
         )
-        work.matrix = found.matrix
         work.warnings += found.warnings
+        believed = found.believed and _masks_agree(work, found.matrix)
+        work.matrix = found.matrix if believed or not found.believed else np.eye(4)
+        if work.auto and not believed:
+            work.name, work.model = NONE, None
+            work.warnings.append(NOTHING_ALIKE)
+
+
+def _masks_agree(work: _Work, matrix: Floats) -> bool:
+    """Whether two masks overlap at least as well after a map as by the headers; if not, say so."""
+    moving_mask, mask = work.masks
+    if moving_mask is None or mask is None:
+        return True
+    before, after = (
+        float(metrics.dice(moved.int(), mask.int(), [1])[0, 0])
+        for moved in (
+            resample(moving_mask, work.moving.grid, work.fixed.grid, "nearest", found)
+            for found in (np.eye(4), matrix)
+        )
+    )
+    if after < before:
+        work.warnings.append(
+            f"The {work.affine} map found for the two images is refused: the two masks overlap "
+            f"less after it, with a Dice of {after:.2f} instead of {before:.2f}."
+        )
+    return after >= before
 
 
 def _apart(moving: io.Image, fixed: io.Image) -> str:
@@ -503,7 +534,7 @@ def _answer(work: _Work, progress: Progress) -> Tensor:
     The motion of a rigid or affine network goes into `work.matrix`, and the displacement is zero.
     """
     disp = torch.zeros(1, work.fixed.ndim, *work.grid.shape)
-    if work.name in (*CLASSICAL, ENGINE):
+    if work.name in (*CLASSICAL, ENGINE, NONE):
         return disp
     progress("network" if work.model is not None else work.name, 0.45)
     images = _on_grid(work, work.grid)
@@ -610,11 +641,15 @@ def _improve(work: _Work, disp: Tensor, progress: Progress) -> Tensor:
         if work.auto and work.model is not None:
             disp = _start(work, disp, before, value(disp))
         seconds, memory = classical.expected(
-            fixed, spacing=grid.spacing, effort=engine.effort, symmetric=engine.symmetric
+            fixed,
+            spacing=grid.spacing,
+            similarity=similarity,
+            effort=engine.effort,
+            symmetric=engine.symmetric,
         )
         work.say(
             f"Engine, effort {engine.effort}: at most about {max(1.0, seconds):.0f} s and "
-            f"{memory / 2**30:.1f} GiB."
+            f"{max(0.1, memory / 2**30):.1f} GiB."
         )
         found = classical.greedy(
             moving,

@@ -104,7 +104,7 @@ def test_a_head_turned_by_quarters_about_any_axis_is_found(axis, degrees):
     fixed = in_place(population(1, (40, 48, 40), seed=5)[0])
     moving, truth = turned_about(fixed, axis, degrees, (4.0, -6.0, 3.0))
     found = classical.aligned(moving, fixed, "affine", largest=20_000)
-    assert apart(found.matrix, truth, fixed) < 0.3 and found.warnings == ()
+    assert apart(found.matrix, truth, fixed) < 0.5 and found.warnings == ()
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_half_an_image_of_shift_is_found():
     away = np.eye(4)
     away[0, 3] = 0.5 * fixed.shape[0] * fixed.spacing[0]
     found = classical.aligned(io.Image(moving.data, away @ moving.affine), fixed, largest=20_000)
-    assert apart(found.matrix, away @ truth, fixed) < 0.3 and found.warnings == ()
+    assert apart(found.matrix, away @ truth, fixed) < 0.5 and found.warnings == ()
 
 
 @pytest.mark.slow

@@ -89,7 +89,8 @@ STIFFER = {
 LONGEST = 1.0  # voxels of the level, of the longest step
 PATIENCE, GAIN = 10, 0.01  # a level ends when so many steps bring less than this part of its gain
 UNFOLD, NEAR = 20, 3  # times that a map is smoothed near its folds, at most; voxels that are near
-VOLUMES = 25  # of the size of an image, in memory at once, at most
+# Of the size of an image, in memory at once, at most. MIND compares twelve features a voxel.
+VOLUMES = {"lncc": 25, "mse": 25, "mutual_information": 30, "mind": 135}
 MARGIN = 6  # voxels around what the images show
 # Where nothing pulls, the map would fade to numbers so small that processors slow down a
 # hundredfold; this many voxels keep it above them.
@@ -119,8 +120,8 @@ def _around(loss: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Dissimil
         inside = mask > 0.5
         if not inside.any():
             return moved.sum() * 0
-        images = [torch.where(inside, x, x.detach()[inside].mean()) for x in (moved, fixed)]
-        return loss(*images, inside)
+        seen = [torch.where(inside, x, x.detach()[inside].mean()) for x in (moved, fixed)]
+        return loss(seen[0], seen[1], inside)
 
     return dissimilarity
 
@@ -193,10 +194,10 @@ def greedy(
     d, shape = fixed.ndim - 2, fixed.shape[2:]
     masks = _masks(moving_mask, mask, fixed.new_zeros(1, d, *shape) if start is None else start)
     pair = _Pair(moving.float(), fixed.float(), masks, start)
-    none = fixed.new_full((1, d, *pair.shape), NEARLY_ZERO, dtype=torch.float32)
-    maps = [none if pair.start is None else pair.start]
+    none = (fixed.new_full((1, d, *pair.shape), NEARLY_ZERO, dtype=torch.float32) for _ in "ab")
+    maps = [next(none) if pair.start is None else pair.start]
     if symmetric:
-        maps.append(none.clone())
+        maps.append(next(none))
     plan = _plan(pair.shape, size, EFFORTS[effort], steps)
     work = sum(math.prod(grid) * most for grid, _, most in plan)
     done, values = 0, []
@@ -273,28 +274,36 @@ def expected(
     fixed: Tensor,
     *,
     spacing: float | Sequence[float] = 1.0,
+    similarity: str = "lncc",
     effort: str = "default",
     symmetric: bool = False,
 ) -> tuple[float, int]:
     """Seconds that `greedy` takes at most, about, and bytes of memory.
 
-    It measures how long a few steps take on a small image, here and now.
+    It measures steps on two small images, here and now: a step costs so much, and so much a voxel.
     """
-    d, small = fixed.ndim - 2, 32
-    image = torch.arange(small**d, device=fixed.device).sin().reshape(1, 1, *[small] * d)
-    clock = []
-    for _ in range(2):  # the first one pays for what is loaded once
+    d = fixed.ndim - 2
+    clock, voxels = [], []
+    for side in (8, 8, *((64, 128) if d == 2 else (16, 40))):  # the first pays for what is loaded
+        image = torch.arange(side**d, device=fixed.device).sin().reshape(1, 1, *[side] * d)
+        level = _Level(
+            [image, image.flip(2)],
+            [None, None],
+            [1.0] * d,
+            SMOOTHING[d][0],
+            DISSIMILARITIES[similarity],
+        )
         start = time.perf_counter()
-        greedy(image, image.flip(2), effort="best", steps=2)
-        clock.append(time.perf_counter() - start)
+        for _ in level.climb([torch.full((1, d, *image.shape[2:]), NEARLY_ZERO).to(image)], 2):
+            pass
+        clock.append((time.perf_counter() - start) / 2)
+        voxels.append(image.numel())
+    each = max(0.0, (clock[-1] - clock[1]) / (voxels[-1] - voxels[1]))
+    once = max(0.0, clock[1] - each * voxels[1])
     plan = _plan(fixed.shape[2:], check_spacing(spacing, d), EFFORTS[effort], None)
-    steps = sum(math.prod(grid) * most for grid, _, most in plan)
-    tried = sum(
-        math.prod(grid) * 2
-        for grid, _, _ in _plan(image.shape[2:], torch.ones(d), EFFORTS["best"], 2)
-    )
+    seconds = sum((once + each * math.prod(grid)) * most for grid, _, most in plan)
     factor = 2 if symmetric else 1
-    return factor * clock[-1] / tried * steps, 4 * VOLUMES * factor * fixed.numel()
+    return factor * seconds, 4 * VOLUMES[similarity] * factor * fixed.numel()
 
 
 def _check(
@@ -488,6 +497,7 @@ class _Level:
                 for axis, h in enumerate(self.voxel):
                     v[:, axis] /= h
                 u.copy_(_along_axes(v.add_(warp(u, v, padding="border")), smoothers[1]))
+            del ways, way, v  # memory for the next directions
         if values and values[-1] > values[0]:  # images that were alike already: steps follow noise
             for u, old in zip(maps, before, strict=True):
                 u.copy_(old)

@@ -50,10 +50,12 @@ class Aligned:
     matrix: (4, 4) float64, a point of the fixed image in mm (RAS) -> its counterpart in the moving
         image in mm (RAS).
     warnings: one sentence for each answer that was refused.
+    believed: False where no answer was left, so that the matrix is what the headers say.
     """
 
     matrix: Floats
     warnings: tuple[str, ...] = ()
+    believed: bool = True
 
 
 def align(
@@ -100,9 +102,9 @@ def aligned(
 ) -> Aligned:
     """As `align`, with a sentence for each answer that was refused.
 
-    An answer is refused if it mirrors the image, stretches it by more than `STRETCH` along any direction,
-    takes it out of view, or fits less well than the headers do. Images that hardly correlate after
-    it are also registered the other way round: if the two maps do not undo each other,
+    An answer is refused if it mirrors the image, stretches it by more than `STRETCH` along any
+    direction, takes it out of view, or fits less well than the headers do. Images that hardly
+    correlate after it are also registered the other way round: if the two maps do not undo each other,
     neither is an answer. The next lower answer is taken then: the rigid map, or none.
     """
     _check(moving, fixed, kind, similarity)
@@ -129,7 +131,7 @@ def aligned(
         warnings.append(f"The {name} map found for the two images is refused: it {reason}.")
     else:
         answer = _headers_alone(coarse)
-        return Aligned(answer.matrix, (*warnings, *answer.warnings))
+        return Aligned(answer.matrix, (*warnings, *answer.warnings), False)
     matrix = coarse.matrix(theta)
     local = similarity == "lncc" or similarity == AUTO and coarse.of_one_kind(theta)
     if local or largest > COARSE:
@@ -267,7 +269,7 @@ class _Pair:
         return (there[:, None] * theta[0, :, :-1] / here).double()
 
     def astray(self, theta: Tensor, similarity: str) -> float | None:
-        """How far, mm, a point comes back from where it was, if that is too far to believe theta."""
+        """How far, mm, a point comes back from where it was, if too far to believe theta."""
         back = fit(
             self.fixed, self.moving, "rigid", similarity,
             self.moving_grid.theta_to(self.grid), self.moving_grid.spacing,
@@ -304,13 +306,14 @@ def _headers_alone(pair: _Pair, astray: float | None = None) -> Aligned:
         matrix[:3, 3] = pair.moving_grid.centre - pair.grid.centre
         where = "the images are laid centre on centre, as their headers put them far apart"
     if astray is None:
-        return Aligned(matrix, (f"No answer is left: {where}.",))
+        return Aligned(matrix, (f"No answer is left: {where}.",), False)
     return Aligned(
         matrix,
         (
             "The images show too little alike to be aligned: registered one to the other and back, "
             f"a point comes back {astray:.0f} mm from where it was. So {where}.",
         ),
+        False,
     )
 
 
