@@ -104,8 +104,8 @@ def aligned(
 
     An answer is refused if it mirrors the image, stretches it by more than `STRETCH` along any
     direction, takes it out of view, or fits less well than the headers do. Images that hardly
-    correlate after it are also registered the other way round: if the two maps do not undo each other,
-    neither is an answer. The next lower answer is taken then: the rigid map, or none.
+    correlate after it are also registered the other way round: if the two maps do not undo each
+    other, neither is an answer. The next lower answer is taken then: the rigid map, or none.
     """
     _check(moving, fixed, kind, similarity)
     coarse = _Pair.of(moving, fixed, mask, min(largest, COARSE))
