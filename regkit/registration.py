@@ -638,8 +638,9 @@ def _improve(work: _Work, disp: Tensor, progress: Progress) -> Tensor:
     disp = disp.to(work.device)
     with enough_memory(_too_small(work, grid)):
         before = value(torch.zeros_like(disp))
+        first = value(disp) if disp.any() else before
         if work.auto and work.model is not None:
-            disp = _start(work, disp, before, value(disp))
+            disp, first = _start(work, disp, before, first)
         seconds, memory = classical.expected(
             fixed,
             spacing=grid.spacing,
@@ -664,11 +665,14 @@ def _improve(work: _Work, disp: Tensor, progress: Progress) -> Tensor:
             steps=engine.refine or None,
             progress=lambda done, value: progress("refining", 0.55 + 0.3 * done),
         )
-        after = value(found.disp)
+        after, steps = value(found.disp), len(found.values)
+    if after > first:  # a few steps from a good start
+        work.say("The engine did not bring the images closer: the start is kept.")
+        found, after = classical.Deformation(disp), first
     work.numbers = {
         "similarity": similarity,
         "effort": engine.effort,
-        "steps": len(found.values),
+        "steps": steps,
         "dissimilarity": {"before": before, "after": after},
     }
     if found.inverse is not None:
@@ -708,17 +712,17 @@ def _similarity(work: _Work, moving: Tensor, fixed: Tensor) -> str:
     return "lncc" if one else "mind"
 
 
-def _start(work: _Work, disp: Tensor, without: float, after: float) -> Tensor:
-    """The network's displacement, where it brings the images closer; else none."""
+def _start(work: _Work, disp: Tensor, without: float, after: float) -> tuple[Tensor, float]:
+    """The network's displacement, where it brings the images closer, else none; and its value."""
     better = after < without
     work.say(
         f"{work.name} takes the dissimilarity from {without:.4f} to {after:.4f}: the engine starts "
         + ("there." if better else "without it.")
     )
     if better:
-        return disp
+        return disp, after
     work.name = ENGINE
-    return torch.zeros_like(disp)
+    return torch.zeros_like(disp), without
 
 
 # judge ------------------------------------------------------------------------------------------

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
-from regkit import classical, io, losses, metrics
+import regkit
+from regkit import classical, io, losses
 from regkit.classical import similarity, space
 from regkit.data import population, samples
 from regkit.spatial import affine_to_disp, warp
@@ -269,22 +271,36 @@ def test_a_lung_comes_as_near_as_with_other_tools(sample):
 @pytest.mark.real
 @pytest.mark.parametrize("number", range(8))
 def test_mr_and_ultrasound_end_no_worse_than_their_headers(sample, number):
-    folder = Path(sample("prostate_mr_us"))
-    mr, us, *_ = samples.load_prostates()[number]
-    affines = [
-        io.read(folder / f"{side}_images" / f"case{number:06d}.nii.gz").affine
-        for side in ("mr", "us")
-    ]
-    moving, fixed = io.Image(mr.image[None], affines[0]), io.Image(us.image[None], affines[1])
-    found = classical.aligned(moving, fixed)
-    before, after = (
-        float(
-            metrics.dice(
-                resample(mr.labels[None], moving.grid, fixed.grid, "nearest", matrix),
-                us.labels[None],
-                [1],
-            )
-        )
-        for matrix in (None, found.matrix)
+    """A plain `register`: what it does not believe it leaves alone, and says so."""
+    images, labels = prostate(sample, number)
+    result = regkit.register(*images, moving_labels=labels[0], fixed_labels=labels[1])
+    assert result.metrics["dice"]["after"] >= result.metrics["dice"]["before"]
+    if result.metrics["method"] == "none":
+        assert any("No deformation was looked for" in sentence for sentence in result.warnings)
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_a_map_that_takes_two_masks_apart_is_refused(sample):
+    images, labels = prostate(sample, 3)
+    result = regkit.register(
+        *images,
+        "rigid",
+        moving_mask=labels[0],
+        fixed_mask=labels[1],
+        moving_labels=labels[0],
+        fixed_labels=labels[1],
     )
-    assert after >= before
+    assert result.metrics["dice"]["after"] >= result.metrics["dice"]["before"]
+
+
+def prostate(sample, number):
+    """MR and ultrasound of a patient as their files have them, and both label maps."""
+    folder = Path(sample("prostate_mr_us"))
+    scans = samples.load_prostates()[number][:2]
+    pairs = []
+    for side, scan in zip(("mr", "us"), scans, strict=True):
+        affine = io.read(folder / f"{side}_images" / f"case{number:06d}.nii.gz").affine
+        values = scan.image[0].numpy().astype("f4"), scan.labels[0].numpy().astype("i2")
+        pairs.append([nibabel.Nifti1Image(x, affine) for x in values])
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]

@@ -912,3 +912,15 @@ def test_a_slice_of_a_volume_beside_a_file_of_two_axes_is_warned_of(network):
     flat, volume = nibabel.Nifti1Image(values, RAS), nibabel.Nifti1Image(values[..., None], RAS)
     said = regkit.register(flat, volume, "constant.safetensors", False).warnings
     assert ["fixed is a slice of a volume" in sentence for sentence in said] == [True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refine", [1, 30])
+def test_the_engine_keeps_a_start_that_it_cannot_improve(refine):
+    """One step a level shakes the answer of a network; many lead on from it."""
+    moving, fixed = (s.image[0].numpy() for s in population(2, (160, 192), seed=3))
+    start = regkit.register(moving, fixed, "vxm_diff_brain_2d")
+    result = regkit.register(moving, fixed, "vxm_diff_brain_2d", refine=refine)
+    kept = any("the start is kept" in sentence for sentence in result.metrics["choices"])
+    assert kept == (refine == 1) == torch.equal(result.disp, start.disp)
+    assert result.metrics["lncc"]["after"] >= start.metrics["lncc"]["after"]
