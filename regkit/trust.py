@@ -85,7 +85,8 @@ def second_run(
     """The engine's map from the fixed image to the moving one, to hold another answer against.
 
     At effort "fast", or "best" where that is cheap: in an image of few voxels these are wide, and
-    without the last level the map is too coarse to compare with.
+    without the last level the map is too coarse to compare with. In 2D by MIND instead of lncc:
+    what looks at something else errs elsewhere. (In coarse 3D images MIND sees too little.)
 
     Args:
         moving, fixed, spacing, similarity, mask, moving_mask: as of `regkit.classical.greedy`, for
@@ -95,6 +96,8 @@ def second_run(
         (1, d, *S), voxels: `inverse` of `trust_map`.
     """
     effort = "best" if fixed.numel() < FEW else "fast"
+    if fixed.ndim == 4 and similarity == "lncc":
+        similarity = "mind"
     return classical.greedy(
         fixed,
         moving,

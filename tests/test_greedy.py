@@ -63,7 +63,7 @@ def test_more_effort_is_closer(known):
         error(classical.greedy(moving, fixed, effort=effort).disp, truth)
         for effort in ("fast", "default", "best")
     )
-    assert best < default < fast
+    assert best < default <= fast  # a level whose steps bring nothing is taken back
 
 
 def test_brightness_and_contrast_do_not_matter_to_lncc(known):

@@ -187,6 +187,16 @@ def test_the_second_run_is_short_where_an_image_is_large(monkeypatch):
         assert (options["effort"], options["similarity"]) == (effort, "mind")
 
 
+@pytest.mark.parametrize(("shape", "similarity"), [((5, 6), "mind"), ((4, 5, 6), "lncc")])
+def test_the_second_run_of_a_slice_looks_at_something_else(monkeypatch, shape, similarity):
+    def greedy(moving, fixed, **options):
+        assert options["similarity"] == similarity
+        return classical.Deformation(torch.zeros(1, len(shape), *shape))
+
+    monkeypatch.setattr(classical, "greedy", greedy)
+    trust.second_run(torch.rand(1, 1, *shape), torch.rand(1, 1, *shape))
+
+
 @pytest.mark.slow
 def test_the_order_agrees_with_that_of_the_true_errors():
     """On people that the weights have not seen; more of them are in results/trust.json."""
