@@ -18,7 +18,6 @@ from regkit.data import population, samples
 from regkit.spatial import affine_to_disp, warp
 from regkit.transform import resample
 
-
 # Voxels of 4.4 mm: less than half a voxel of the 20,000 that these searches look at.
 NEAR = 0.6
 
