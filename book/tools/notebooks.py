@@ -7,6 +7,9 @@
 
 A NAME is a chapter number (`01`) or a path; no NAME means all notebooks.
 
+Execute with all threads of the machine: a chapter that trains ends at other weights with another
+OMP_NUM_THREADS, and its checks were set with two.
+
 The .ipynb is made of the text of the .md, in plain Markdown (plain.py), and the outputs of its
 code. The book is made of both as well: of the text as it is, and the outputs (`joined`).
 """
