@@ -72,6 +72,22 @@ def test_the_gradient_of_an_energy_is_its_slope(name, masked):
     assert float((moved.grad * step).sum() / slope) == pytest.approx(1, abs=0.01)
 
 
+def test_the_slope_of_local_correlation_is_right_where_an_image_is_nearly_flat():
+    """There the weights of the windows change with the image, and have a slope of their own."""
+    moving, fixed = smooth(0), (smooth(0) + smooth(1)) / 2
+    flat = (..., slice(0, 8))
+    for image in (moving, fixed):
+        image[flat] = image.mean() + 5e-3 * (image[flat] - image.mean())
+    energy = similarity.local_correlation(moving, fixed)
+    moved = (0.1 + 0.8 * moving).requires_grad_(True)
+    energy(moved).backward()
+    step = torch.zeros_like(moved)
+    step[..., :4] = 1e-7 * moved.grad[..., :4].sign()
+    with torch.no_grad():
+        slope = (energy(moved + step) - energy(moved - step)) / 2
+    assert float((moved.grad * step).sum() / slope) == pytest.approx(1, abs=0.01)
+
+
 def test_energies_agree_with_the_losses_they_stand_for():
     a, b = smooth(0), (smooth(0) + smooth(1)) / 2
     for name, loss, tolerance in (

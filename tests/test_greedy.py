@@ -185,6 +185,24 @@ def test_thick_slices_do_not_move_as_far_as_they_are_thick():
     assert across < 0.2 and through * 5 < 0.5  # mm
 
 
+def test_one_pair_has_one_map_in_millimetres_however_wide_its_voxels_are():
+    """A step from 1 mm voxels and one from voxels that are 4 mm long along one axis."""
+    found = []
+    for shape, spacing in (((97, 97), (1.0, 1.0)), ((97, 25), (1.0, 4.0))):
+        y, x = torch.meshgrid(
+            *[(torch.arange(n) - (n - 1) / 2) * h for n, h in zip(shape, spacing, strict=True)],
+            indexing="ij",
+        )
+        moving, fixed = (
+            torch.exp(-((y - a) ** 2 + (x - b) ** 2) / 72)[None, None]
+            for a, b in ((0, 0), (3, 2))  # mm
+        )
+        disp = classical.greedy(moving, fixed, spacing=spacing, similarity="mse", steps=1).disp
+        found.append(disp * torch.tensor(spacing)[None, :, None, None])
+    fine, coarse = found[0][..., ::4], found[1]
+    assert float((coarse - fine).norm() / fine.norm()) < 0.05
+
+
 def test_levels_have_one_width_in_millimetres():
     values = classical.greedy(
         texture((64, 64, 8)), texture((64, 64, 8), 1), spacing=(1, 1, 4)

@@ -393,3 +393,11 @@ def test_a_picture_s_resolution_for_printing_is_no_voxel_size(tmp_path):
         assert image.spacing == (1.0, 1.0) and "resolution for printing" in image.notes[0]
     picture.save(tmp_path / "c.tif")
     assert io.read(tmp_path / "c.tif").notes == ()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_no_number_is_refused(value):
+    image = np.zeros((4, 5))
+    image[2, 3] = value
+    with pytest.raises(ValueError, match="holds 1 NaN or infinite value, expected finite"):
+        io.as_image(image, "moving")

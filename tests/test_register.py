@@ -267,17 +267,19 @@ def test_simpleitk_has_the_same_moved_image_from_our_files(tmp_path):
         tmp_path / "out"
     )
     field = sitk.ReadImage(str(tmp_path / "out" / "disp.nii.gz"), sitk.sitkVectorFloat64)
+    # Half a voxel beyond the border ITK repeats the last value, and ours falls to 0: so does ITK's
+    # with a voxel of 0 around the image.
+    moving = sitk.ConstantPad(sitk.ReadImage(str(tmp_path / "moving.nii.gz")), [1] * 3, [1] * 3)
     theirs = sitk.Resample(
-        sitk.ReadImage(str(tmp_path / "moving.nii.gz")),
+        moving,
         sitk.ReadImage(str(tmp_path / "fixed.nii.gz")),
         sitk.DisplacementFieldTransform(field),
         sitk.sitkLinear,
-        -1.0,
+        0.0,
     )
     theirs = sitk.GetArrayFromImage(theirs).T
-    inside = theirs >= 0
     ours = nibabel.load(tmp_path / "out" / "moved.nii.gz").get_fdata()
-    assert inside.mean() > 0.3 and np.abs(ours - theirs)[inside].max() < 1e-3
+    assert (theirs > 0.01).mean() > 0.2 and np.abs(ours - theirs).max() < 1e-3
 
 
 # what it does not need --------------------------------------------------------------------------
