@@ -68,8 +68,8 @@ class Effort:
 
 #: name -> how far the engine goes with this effort.
 EFFORTS = {
-    "fast": Effort(2, 60, 0),
-    "default": Effort(1, 60, 8),
+    "fast": Effort(2, 30, 0),
+    "default": Effort(1, 30, 8),
     "best": Effort(1, 100, 40),
 }
 COARSEST = 12  # voxels along the shortest long axis of the coarsest level, at least
@@ -480,12 +480,15 @@ class _Level:
             for sigma in self.smoothing
         ]
         momenta = [_Momentum(u) for u in maps]
-        before = [u.clone() for u in maps]
+        best = [u.clone() for u in maps]
         values: list[float] = []
         for _ in range(steps):
             value, ways = self.directions(maps)
             yield value
             values.append(value)
+            if value <= min(values):
+                for u, kept in zip(maps, best, strict=True):
+                    kept.copy_(u)
             if len(values) > PATIENCE:
                 gain = min(values[:-PATIENCE]) - min(values[-PATIENCE:])
                 if gain < GAIN * (values[0] - min(values)):
@@ -498,9 +501,9 @@ class _Level:
                     v[:, axis] /= h
                 u.copy_(_along_axes(v.add_(warp(u, v, padding="border")), smoothers[1]))
             del ways, way, v  # memory for the next directions
-        if values and values[-1] > values[0]:  # images that were alike already: steps follow noise
-            for u, old in zip(maps, before, strict=True):
-                u.copy_(old)
+        if values and values[-1] > min(values):  # the steps went past it, or follow noise
+            for u, kept in zip(maps, best, strict=True):
+                u.copy_(kept)
 
     def directions(self, maps: list[Tensor]) -> tuple[float, list[Tensor]]:
         """The value, and for each map the direction (1, d, *S) in which it falls fastest."""

@@ -202,7 +202,7 @@ class _Pair:
     def sharp(self) -> bool:
         """Whether voxels are fine enough for lncc, which goes by borders: seen in voxels of 4 to
         6 mm, two heads of one size come to differ by up to a tenth."""
-        return self.fixed.numel() ** (1 / (self.fixed.ndim - 2)) > COARSE ** (1 / 3)
+        return bool(self.fixed.numel() ** (1 / (self.fixed.ndim - 2)) > COARSE ** (1 / 3))
 
     def matrix(self, theta: Tensor) -> Floats:
         return self.grid.matrix_of(theta, self.moving_grid)
