@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regkit.classical.deformation import Deformation
+from regkit.classical.pairs import check_one_grid
 from regkit.classical.refine import with_gradients
 from regkit.losses import lncc, mind_features, mind_ssc, mse, mutual_information
 from regkit.messages import unknown
@@ -316,14 +317,7 @@ def _check(
     steps: int | None,
 ) -> Tensor:
     """The voxel size (d,), or a ValueError for what cannot be registered."""
-    for name, image in (("moving", moving), ("fixed", fixed)):
-        if image.ndim not in (4, 5) or image.shape[:2] != (1, 1) or image.shape != fixed.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(image.shape)}, expected (1, 1, H, W) or (1, 1, D, H, W), "
-                "as the other."
-            )
-        if image.min() == image.max():
-            raise ValueError(f"{name} is constant, expected an image that shows something.")
+    check_one_grid(moving, fixed)
     if similarity not in DISSIMILARITIES:
         raise unknown("similarity", similarity, DISSIMILARITIES)
     if effort not in EFFORTS:
