@@ -42,6 +42,7 @@ SMALL = {
     "rcn": {"cascades": 2, "channels": 4, "affine_channels": 4},
     "dual_prnet": {"channels": [4, 8, 8]},
     "dilformer": {"channels": [4, 12, 12], "layers": 1},
+    "h_sganet": {"channels": [8, 8, 16], "hop": 4},
     "unfolding": {"channels": [8, 16, 16], "layers": 2, "mlp": 24, "width": 8, "depth": 3},
 }
 SIZES = {2: (37, 53), 3: (21, 34, 45)}
@@ -92,7 +93,8 @@ def with_visible_output(name, ndim, **options):
 def test_names():
     assert NAMES[:2] == ["rigid_resnet34", "affine_resnet34"]
     assert NAMES[2:7] == ["vxm1", "vxm2", "vxm", "vxm_diff", "dense_unet_eca"]
-    assert NAMES[-6:] == ["fcn", "vtn", "rcn", "dual_prnet", "dilformer", "unfolding"]
+    assert NAMES[7:12] == ["fcn", "vtn", "rcn", "dual_prnet", "dilformer"]
+    assert NAMES[-2:] == ["h_sganet", "unfolding"]
     assert {name for name, _ in PARAMETERS} <= set(NAMES)
 
 

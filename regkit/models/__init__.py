@@ -36,6 +36,7 @@ from regkit.models.dense_unet import DenseUNet
 from regkit.models.dilformer import Dilformer
 from regkit.models.dual_prnet import DualPRNet
 from regkit.models.fcn import Fcn
+from regkit.models.h_sganet import HSGANet
 from regkit.models.info import check_info
 from regkit.models.options import check_options, option_types, short
 from regkit.models.resnet import LinearResNet
@@ -70,6 +71,7 @@ _MODELS: dict[str, Callable[..., RegistrationModel]] = {
     "rcn": functools.partial(Rcn, _BASES),
     "dual_prnet": DualPRNet,
     "dilformer": Dilformer,
+    "h_sganet": HSGANet,
     "unfolding": Unfolding,
 }
 _BASES.update((name, make) for name, make in _MODELS.items() if name != "rcn")
