@@ -18,19 +18,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from regkit.blocks import (
     AVERAGE_POOL,
     CONV,
     DispHead,
     NormBlock,
+    Recomputed,
     checkpointed,
+    doubled,
     group_norm,
     init_weights,
 )
 from regkit.models.base import RegistrationModel
-from regkit.spatial import resize
 
 
 def largest_other(x: Tensor, hop: int, axis: int) -> Tensor:
@@ -71,13 +71,11 @@ def max_relative(x: Tensor, hop: int) -> Tensor:
     return (best - x).masked_fill(best == -torch.inf, 0)
 
 
-class GraphBlock(nn.Module):
+class GraphBlock(Recomputed):
     """x + graph convolution of x, with fixed connections: (B, C, *S) -> (B, C, *S), any S.
 
     A kernel of 1, then x beside `max_relative`, a kernel of 1 and GELU, and a kernel of 1.
     """
-
-    save_memory = False
 
     def __init__(self, ndim: int, channels: int, hop: int):
         super().__init__()
@@ -86,14 +84,8 @@ class GraphBlock(nn.Module):
         self.mix = pointwise(ndim, 2 * channels, channels)
         self.after = pointwise(ndim, channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.save_memory and torch.is_grad_enabled():
-            result: Tensor = checkpoint(self.layers, x, use_reentrant=False)
-            return result
-        return self.layers(x)
-
     def layers(self, x: Tensor) -> Tensor:
-        """The block itself, without the saving of memory."""
+        """As of `Recomputed`."""
         y = self.before(x)
         mixed: Tensor = self.mix(torch.cat([y, max_relative(y, self.hop)], dim=1))
         answer: Tensor = self.after(F.gelu(mixed))
@@ -203,8 +195,6 @@ class HSGANet(RegistrationModel):
         self.apply(init_weights)
         if save_memory:
             self.apply(checkpointed)
-            for block in self.graphs:
-                block.save_memory = True
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
         x = torch.cat([moving, fixed], dim=1)
@@ -214,6 +204,6 @@ class HSGANet(RegistrationModel):
             skips.append(x)
         tokens = self.attention(x.flatten(2).transpose(1, 2))
         x = tokens.transpose(1, 2).reshape(x.shape)
-        for conv, skip in zip(self.up, skips[::-1]):  # 1/8, 1/4, 1/2, 1
-            x = conv(torch.cat([resize(x, skip.shape[2:]), skip], dim=1))
+        for level, (conv, skip) in enumerate(zip(self.up, skips[::-1])):  # 1/8, 1/4, 1/2, 1
+            x = conv(torch.cat([doubled(x, skip) if level else x, skip], dim=1))
         return {"disp": self.head(x)}
