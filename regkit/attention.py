@@ -13,6 +13,7 @@ How a place compares itself with its neighbours is in `regkit.blocks`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -151,8 +152,7 @@ class TransformerLayer(nn.Module):
     Args:
         mlp: channels between the two linear layers.
         activation: between them: F.relu, or F.gelu as in ViT.
-        dropout: the share of numbers that training leaves out, after the attention and after each
-            linear layer.
+        dropout: the share of numbers that training leaves out, after both layers of the MLP.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class TransformerLayer(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self._drop(self.self_attn(self.norm1(x)))
+        x = x + self.self_attn(self.norm1(x))
         mixed = self._drop(self.activation(self.linear1(self.norm2(x))))
         return x + self._drop(self.linear2(mixed))
 
@@ -288,8 +288,7 @@ class WindowAttention(nn.Module):
         self.heads, self.window, self.shift = heads, tuple(window), shift
         self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
         self.out = nn.Linear(channels, channels)
-        entries = torch.tensor([2 * w - 1 for w in self.window]).prod()
-        self.bias = nn.Parameter(torch.empty(int(entries), heads))
+        self.bias = nn.Parameter(torch.empty(math.prod(2 * w - 1 for w in self.window), heads))
         nn.init.trunc_normal_(self.bias, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 from types import EllipsisType
 from typing import Any
@@ -31,16 +31,13 @@ class Recomputed(nn.Module):
     """
 
     save_memory = False
+    layers: Callable[..., Tensor]  # of a subclass: the part itself, without the saving of memory
 
     def forward(self, *x: Tensor) -> Tensor:
         if self.save_memory and torch.is_grad_enabled():
             result: Tensor = checkpoint(self.layers, *x, use_reentrant=False)
             return result
         return self.layers(*x)
-
-    def layers(self, x: Tensor) -> Tensor:
-        """The part itself, without the saving of memory."""
-        raise NotImplementedError(f"{type(self).__name__} does not define layers.")
 
 
 def checkpointed(module: nn.Module) -> None:
@@ -164,7 +161,8 @@ class InstanceBlock(ConvBlock):
     """Convolution without bias, instance normalisation, LeakyReLU 0.01: as of `ConvBlock`.
 
     Each channel of each image is normalised over its own places (Ulyanov et al., "Instance
-    normalization", 2016), so that a bias would change nothing. It takes two places or more.
+    normalization", 2016), so that a bias would change nothing. A single place has nothing to be
+    compared with: it stays as it is.
     """
 
     def __init__(self, ndim: int, c_in: int, c_out: int, *, stride: int = 1):
@@ -172,7 +170,37 @@ class InstanceBlock(ConvBlock):
 
     def layers(self, x: Tensor) -> Tensor:
         """As of `Recomputed`."""
-        return F.leaky_relu(F.instance_norm(self.conv(x)), 0.01)
+        x = self.conv(x)
+        alone = x[0, 0].numel() == 1
+        return F.leaky_relu_(x if alone else F.instance_norm(x), 0.01)
+
+
+class UpBlock(Recomputed):
+    """A level up in a U-Net: (B, c_in, *S) and a skip (B, skip, *S') -> (B, c_out, *S').
+
+    Doubled by `doubled`, beside the skip, then two convolutions.
+
+    Args:
+        block: makes one from (ndim, c_in, c_out): a class such as `InstanceBlock`, or a part of it.
+    """
+
+    def __init__(
+        self,
+        ndim: int,
+        c_in: int,
+        skip: int,
+        c_out: int,
+        *,
+        block: Callable[[int, int, int], ConvBlock] = InstanceBlock,
+    ):
+        super().__init__()
+        self.first = block(ndim, c_in + skip, c_out)
+        self.second = block(ndim, c_out, c_out)
+
+    def layers(self, x: Tensor, skip: Tensor) -> Tensor:
+        """As of `Recomputed`."""
+        x = torch.cat([doubled(x, like=skip), skip], dim=1)
+        return self.second.layers(self.first.layers(x))
 
 
 def doubled(x: Tensor, like: Tensor) -> Tensor:

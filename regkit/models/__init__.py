@@ -40,7 +40,10 @@ from regkit.models.h_sganet import HSGANet
 from regkit.models.info import check_info
 from regkit.models.options import check_options, option_types, short
 from regkit.models.resnet import LinearResNet
+from regkit.models.transmorph import TransMorph
 from regkit.models.unfolding import Unfolding
+from regkit.models.utsrmorph import UTSRMorph
+from regkit.models.vit_v_net import ViTVNet
 from regkit.models.voxelmorph import Vxm, VxmDiff, VxmStrided
 
 __all__ = [
@@ -71,6 +74,9 @@ _MODELS: dict[str, Callable[..., RegistrationModel]] = {
     "rcn": functools.partial(Rcn, _BASES),
     "dual_prnet": DualPRNet,
     "dilformer": Dilformer,
+    "vit_v_net": ViTVNet,
+    "transmorph": TransMorph,
+    "utsrmorph": UTSRMorph,
     "h_sganet": HSGANet,
     "unfolding": Unfolding,
 }
