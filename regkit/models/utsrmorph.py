@@ -1,10 +1,9 @@
 """UTSRMorph: TransMorph whose windows overlap, and whose way up makes its own fine grid.
 
 Paper: Zhang, Mo, Zhang et al., "UTSRMorph: a unified transformer and superresolution network for
-unsupervised medical image registration", IEEE Transactions on Medical Imaging, 2024. Its fusion
-attention, overlapping attention and channel attention are those of Chen et al., "Activating more
-pixels in image super-resolution transformer" (HAT), CVPR 2023; the pixel shuffle is that of Shi et
-al., "Real-time single image and video super-resolution", CVPR 2016.
+unsupervised medical image registration", IEEE Transactions on Medical Imaging, 2024. Its attention
+is that of Chen et al., "Activating more pixels in image super-resolution transformer" (HAT), CVPR
+2023. Its way up is in `regkit.models.super_resolution`.
 
 Two forms are published, with other numbers of parameters for the same three sizes (3D):
 
@@ -18,27 +17,19 @@ In 2D, where there is none published: oasis 11,631,150, 51,705,334 and 247,056,9
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from itertools import pairwise, product
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regkit.attention import SwinLayer, cut_windows, mlp, relative_index
-from regkit.blocks import (
-    AVERAGE_POOL,
-    CONV,
-    InstanceBlock,
-    Recomputed,
-    UpBlock,
-    checkpointed,
-    quiet_head,
-)
+from regkit.blocks import AVERAGE_POOL, CONV, InstanceBlock, Recomputed, checkpointed, quiet_head
 from regkit.messages import unknown
 from regkit.models.base import RegistrationModel
+from regkit.models.super_resolution import FinerBlock, SuperResolution
 from regkit.models.transmorph import (
     FULL,
     PATCH,
@@ -48,7 +39,6 @@ from regkit.models.transmorph import (
     windows,
 )
 from regkit.spatial import full_precision
-
 
 SIZES = {
     "oasis": {
@@ -158,87 +148,21 @@ class OverlapLayer(Recomputed):
         index = relative_index((SIDE,) * d, sides, (SIDE + 2 * REACH,) * d, key_sides)
         bias = self.bias[index.to(x.device)].permute(2, 0, 1)[None]  # (1, heads, queries, keys)
         bias = bias.masked_fill(~real[:, None, None], -torch.inf)  # (windows, heads, ...)
-        heads = (t.unflatten(-1, (OVERLAP_HEADS, -1)).transpose(1, 2) for t in (q, k, v))
-        found = F.scaled_dot_product_attention(*heads, attn_mask=bias.to(q.dtype))
+        q, k, v = (t.unflatten(-1, (OVERLAP_HEADS, -1)).transpose(1, 2) for t in (q, k, v))
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         result: Tensor = self.out(join(found.transpose(1, 2).flatten(2)))
         return result
 
 
 class Encoder(SwinEncoder):
-    """That of `transmorph`, each layer a `FusionLayer`, and an `OverlapLayer` last on each level."""
+    """That of `transmorph`, of `FusionLayer`s, with an `OverlapLayer` last on each level."""
 
     def __init__(self, ndim: int, c_in: int, size: Size, window: Sequence[int], drop_path: float):
         super().__init__(ndim, c_in, size, window, drop_path)
         for k, stage in enumerate(self.stages):
             c = size.channels * 2**k
-            layers = [FusionLayer(ndim, c, layer) for layer in stage]
+            layers = [FusionLayer(ndim, c, cast(SwinLayer, layer)) for layer in stage.children()]
             self.stages[k] = nn.Sequential(*layers, OverlapLayer(ndim, c))
-
-
-def pixel_shuffle(x: Tensor) -> Tensor:
-    """2^d channels become one of twice the size: (B, 2^d C, *S) -> (B, C, *2 S).
-
-    In 2D torch.nn.PixelShuffle(2), Shi et al. 2016, equation 4: the 2^d channels of one lie side by
-    side, in array order of the places that they go to.
-    """
-    d = x.ndim - 2
-    x = x.unflatten(1, (-1, *[2] * d))  # (B, C, 2, 2, ..., *S)
-    x = x.permute(0, 1, *(axis for i in range(d) for axis in (2 + d + i, 2 + i)))
-    for axis in range(2, 2 + d):
-        x = x.flatten(axis, axis + 1)
-    return x
-
-
-class SuperResolution(nn.Module):
-    """A convolution writes the 2^d finer places of each: (B, C, *S) -> (B, C, *2 S).
-
-    Each channel from itself alone (`alone`) or from all. It starts as linear interpolation, that of
-    `transmorph`; to be so at the border as well, the last place is repeated beyond it.
-    """
-
-    def __init__(self, ndim: int, channels: int, alone: bool):
-        super().__init__()
-        groups, parts = channels if alone else 1, 2**ndim
-        self.conv: nn.Conv2d | nn.Conv3d = CONV[ndim](
-            channels,
-            parts * channels,
-            kernel_size=3,
-            padding=1,
-            groups=groups,
-            padding_mode="replicate",
-        )
-        with torch.no_grad():
-            for parameter in self.conv.parameters():
-                parameter.zero_()
-            weight = self.conv.weight.unflatten(0, (channels, parts))  # (C, 2^d, C or 1, 3, ...)
-            own = weight[:, :, 0] if alone else weight.diagonal(0, 0, 2).movedim(-1, 0)
-            own.copy_(linear_kernels(ndim))  # (C, 2^d, 3, ...)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return pixel_shuffle(self.conv(x))
-
-
-def linear_kernels(ndim: int) -> Tensor:
-    """The weights of linear interpolation for each of the 2^d finer places, (2^d, 3, ..., 3)."""
-    sides = ((0.25, 0.75, 0.0), (0.0, 0.75, 0.25))
-    kernels = [
-        [math.prod(weights) for weights in product(*place)] for place in product(sides, repeat=ndim)
-    ]
-    return torch.tensor(kernels).reshape(-1, *[3] * ndim)
-
-
-class FinerBlock(UpBlock):
-    """An `UpBlock` that starts from a `SuperResolution`: (B, c_in, *S), skip -> (B, c_out, *S')."""
-
-    def __init__(self, ndim: int, c_in: int, skip: int, c_out: int, alone: bool):
-        super().__init__(ndim, c_in, skip, c_out)
-        self.finer = SuperResolution(ndim, c_in, alone)
-
-    def layers(self, x: Tensor, skip: Tensor) -> Tensor:
-        """As of `Recomputed`."""
-        x = self.finer(x)[(..., *map(slice, skip.shape[2:]))]
-        x = torch.cat([x, skip], dim=1)
-        return self.second.layers(self.first.layers(x))
 
 
 class UTSRMorph(RegistrationModel):
@@ -256,7 +180,7 @@ class UTSRMorph(RegistrationModel):
     What differs from the published code:
 
     - Keys that lie beyond the image take no part; there, they are zeros that do. The larger window
-      reaches one place further on every side; there, two on one side and none on the other.
+      reaches one place further on every side; there, two before it and none behind it.
     - A table of relative positions is read from its first entry to its last; there, HAT's formula
       gives negative numbers where keys and queries have windows of different sides, and Python
       takes those from the end of the table.
