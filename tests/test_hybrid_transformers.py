@@ -91,6 +91,16 @@ def test_gradients_of_a_graph_block(ndim):
     assert torch.autograd.gradcheck(block, x)
 
 
+def test_a_graph_block_adds_to_what_it_sees():
+    torch.manual_seed(0)
+    block, x = h_sganet.GraphBlock(2, 8, 3), drawn(2, 8, 7, 5)
+    y = block.before(x)
+    expected = x + block.after(
+        F.gelu(block.mix(torch.cat([y, h_sganet.max_relative(y, 3)], dim=1)))
+    )
+    torch.testing.assert_close(block(x), expected)
+
+
 # --- separable attention -------------------------------------------------------------------------
 
 
@@ -128,6 +138,21 @@ def test_the_bottleneck_sees_one_token_a_voxel(monkeypatch):
     models.create("h_sganet", 2)(*torch.rand(2, 3, 1, 37, 50))
     models.create("h_sganet", 3, channels=(8, 8, 16))(*torch.rand(2, 1, 1, 8, 13, 4))
     assert seen == [(3, 5 * 7, 32), (1, 2 * 4 * 1, 16)]
+
+
+def test_the_bottleneck_tells_places_from_channels():
+    """What attention answers for the features of a place comes back to it, channel by channel."""
+    torch.manual_seed(0)
+    model, seen = models.create("h_sganet", 2), []
+    model.graphs[-1].register_forward_hook(lambda m, x, y: seen.append(y))
+    model.up[0].register_forward_hook(lambda m, x, y: seen.append(x[0]))
+    model(*torch.rand(2, 1, 1, 24, 40))
+    features, handed = seen
+    places = [(i, j) for i in range(3) for j in range(5)]
+    tokens = torch.stack([features[0, :, i, j] for i, j in places])
+    answers = model.attention(tokens[None])[0]
+    for answer, (i, j) in zip(answers, places, strict=True):
+        torch.testing.assert_close(handed[0, :, i, j], torch.cat([answer, features[0, :, i, j]]))
 
 
 # --- h_sganet ------------------------------------------------------------------------------------
