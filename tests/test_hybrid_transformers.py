@@ -450,6 +450,14 @@ def test_parameters_of_utsrmorph_are_the_published_ones(form, size, ndim):
         assert found == PUBLISHED[form, size]
 
 
+def test_by_default_it_is_base_in_3d_and_small_in_2d():
+    for ndim, size in ((3, "base"), (2, "small")):
+        with torch.device("meta"), models._NothingDrawn():
+            made = [models.create("utsrmorph", ndim, **o) for o in ({}, {"size": size})]
+        assert count(made[0]) == count(made[1])
+        assert f"{count(made[0]):,}" in utsrmorph.UTSRMorph.__doc__
+
+
 TINY = {"channels": 12, "layers": (1, 2, 1, 1), "heads": (2, 2, 2, 2), "window": 3}
 
 

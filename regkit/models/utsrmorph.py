@@ -166,10 +166,10 @@ class Encoder(SwinEncoder):
 
 
 class UTSRMorph(RegistrationModel):
-    """`utsrmorph`: 89,943,159 parameters at size "base" in 3D, the form published for OASIS.
+    """`utsrmorph`: by default 89,943,159 parameters in 3D, 11,631,150 in 2D; published for OASIS.
 
     Args:
-        size: "small", "base" or "large", see `SIZES`.
+        size: "small", "base" or "large", see `SIZES`; by default base, in 2D small.
         form: "oasis": convolutions of one channel each write the finer grid, and the level at full
             size is not there: the displacement itself is brought from half the size to the whole.
             "ixi": convolutions over all channels, up to full size, as published for IXI.
@@ -199,7 +199,7 @@ class UTSRMorph(RegistrationModel):
         self,
         ndim: int = 3,
         *,
-        size: str = "base",
+        size: str | None = None,
         form: str = "oasis",
         window: int | Sequence[int] | None = None,
         drop_path: float = 0.3,
@@ -211,6 +211,7 @@ class UTSRMorph(RegistrationModel):
         super().__init__(ndim)
         if form not in SIZES:
             raise unknown("form", form, SIZES)
+        size = {2: "small", 3: "base"}[ndim] if size is None else size
         if size not in SIZES[form]:
             raise unknown("size", size, SIZES[form])
         named = SIZES[form][size]
