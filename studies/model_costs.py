@@ -45,9 +45,10 @@ def label(name: str, options: Mapping[str, Any]) -> str:
 
 
 def counts(name: str, options: Mapping[str, Any], shape: tuple[int, ...] = SHAPE) -> Row:
-    """kept, kept_bf16, kept_saving, kept_saving_bf16: bytes."""
+    """billions: of multiply-adds. kept, kept_bf16, kept_saving, kept_saving_bf16: bytes."""
     plain = cost.count(name, len(shape), shape, **options)
     row: Row = {"parameters": plain.parameters, "multiply_adds": plain.multiply_adds}
+    row["billions"] = plain.multiply_adds / 1e9
     known = cost.saves_memory(name, **options)
     for saving, bf16 in SETTINGS:
         key = "kept" + "_saving" * saving + "_bf16" * bf16
@@ -89,9 +90,11 @@ def main(
     common.use_threads(1)
     fields = {"made": common.made(__file__), "shape": SHAPE}
     for name, measure in (("counts", counts), ("seconds", seconds)):
+        rows = Rows(out, ("label",), fields, within=name)
+        if not rows.rows:
+            rows.put()  # an empty table, which the page can show
         if name not in part.split():
             continue
-        rows = Rows(out, ("label",), fields, within=name)
         for architecture, options in MODELS:
             if model and architecture not in model:
                 continue
