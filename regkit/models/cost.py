@@ -48,9 +48,9 @@ def count(
 
     Kept is the memory of all tensors that a step with `mse` and `diffusion` holds for its way back,
     each storage once, without the parameters; where weights are turned into bfloat16, the copy
-    counts. The gradient, the optimiser, and what is needed for a moment come on top. A tensor that is
-    held without being saved, such as the input of a part that is made again, is not seen; it is
-    counted where another function saves it, as nearly all are.
+    counts. The gradient, the optimiser, and what is needed for a moment come on top. A tensor that
+    is held in another way, such as the input of a part that is made again, counts only where some
+    function saves it as well.
 
     Args:
         name, ndim, options: as of `create`, such as save_memory=True.
