@@ -168,6 +168,8 @@ class TransMorph(RegistrationModel):
         if chosen.channels < 2 or chosen.channels % 2:
             raise ValueError(f"channels is {chosen.channels}, expected an even number of 2 or more")
         _check_levels(chosen)
+        if steps < 0:
+            raise ValueError(f"steps is {steps}, expected 0 or more")
         self.steps = steps if diffeomorphic else 0
         self.encoder = SwinEncoder(ndim, 2, chosen, windows(window, ndim), drop_path)
         c = chosen.channels
