@@ -281,7 +281,8 @@ def test_a_level_up_joins_its_features_again_for_the_gradient(save_memory):
     if save_memory:
         level.apply(blocks.checkpointed)
     found = torch.autograd.grad(level(x, skip).square().sum(), inputs)
-    assert all(map(torch.equal, expected, found))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("save_memory", "channels"), [(False, 16), (True, 4)])
