@@ -188,6 +188,8 @@ class UTSRMorph(RegistrationModel):
       would. There its weights start at N(0, 0.001^2): what comes from below is then hardly seen
       beside the skip, and the one behind the head, small numbers times small numbers, learns late.
     - The displacement is in voxels of the image before its super-resolution as after it.
+    - The squeezed numbers of a channel branch pass GELU; with ReLU, one number alone (C / 30 of 48
+      channels) can be dead for good.
     - What `transmorph` does: any size, padding takes no part, a start as PyTorch has it.
     - The heads of the large sizes are not told by our source. The published counts ask for 192 in
       all layers together, as 8 everywhere makes; so would 4, 4, 8, 16.
