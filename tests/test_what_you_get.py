@@ -177,20 +177,28 @@ def test_what_the_page_says_of_the_efforts_is_in_the_numbers():
         gain = rows["engine_best"]["dice"] - rows["engine_default"]["dice"]
         assert 0.01 < gain < 0.04, name
         ratio = rows["engine_best"]["cpu_seconds"] / rows["engine_default"]["cpu_seconds"]
-        assert 2 < ratio < 5, name
+        assert 3 < ratio < 4.5, name
+    brains = of("oasis")
+    half = brains["greedy"]["cpu_seconds"] / 2
+    assert brains["engine_default"]["cpu_seconds"] == pytest.approx(half, rel=0.05)
     lung = of("lung")
     assert lung["engine_best"]["tre"] > lung["engine_default"]["tre"] > lung["greedy"]["tre"]
     assert lung["greedy"]["cpu_seconds"] > lung["engine_default"]["cpu_seconds"]
     heads = of("population_2d")
-    assert heads["syn"]["error"] < heads["engine_default"]["error"]
+    assert (
+        heads["headers"]["error"] > 5 and heads["syn"]["error"] < heads["engine_default"]["error"]
+    )
     for name in ("population_2d", "oasis_slices", "slices"):
         rows = of(name)
         assert rows["greedy"]["dice"] < rows["engine_default"]["dice"], name
-        assert rows["greedy"]["cpu_seconds"] < rows["engine_default"]["cpu_seconds"], name
-    assert heads["greedy"]["cpu_seconds"] < heads["engine_default"]["cpu_seconds"] / 2
-    prostates = of("prostates")
-    assert prostates["engine_default"]["dice"] < prostates["headers"]["dice"] - 0.1
-    assert heads["headers"]["error"] > 5
+        ratio = rows["greedy"]["cpu_seconds"] / rows["engine_default"]["cpu_seconds"]
+        assert 0.45 < ratio < 0.7 and rows["engine_default"]["cpu_seconds"] < 1, name
     pair = of("oasis_slices")
-    assert pair["syn"]["dice"] > max(pair[f"engine_{e}"]["dice"] for e in ("default", "best"))
+    assert pair["syn"]["dice"] > pair["engine_default"]["dice"]
     assert pair["syn"]["cpu_seconds"] > 3 * pair["engine_default"]["cpu_seconds"]
+    prostates = of("prostates")
+    order = ["engine_best", "engine_default", "engine_fast", "headers"]
+    dice = [prostates[method]["dice"] for method in order]
+    assert dice == sorted(dice)
+    still = prostates["headers"]["dice"]
+    assert prostates["greedy"]["dice"] < still < prostates["syn_as_it_comes"]["dice"]
