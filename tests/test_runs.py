@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from regkit import cli, files, models
 from regkit.papers import running
-from regkit.papers.tables import TABLES
 from regkit.training import checkpoints, loop, recipes, tasks
 
 
@@ -278,5 +277,4 @@ def test_the_exit_code_tells_that_a_row_was_left_out(tmp_path, monkeypatch):
     assert result.exit_code == 2 and "left out because of an error: 'VoxelMorph'" in result.stderr
     assert "left out: term 'similarity' is nan" in (tmp_path / "r.json").read_text()
     # a row that was not asked for does not count
-    other = next(row.label for row in TABLES[TABLE].rows if not running.exists(row.method))
-    assert CliRunner().invoke(cli.app, [*typed, "--row", other]).exit_code == 0
+    assert CliRunner().invoke(cli.app, [*typed, "--row", "SyN"]).exit_code == 0
