@@ -14,15 +14,15 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from regkit.autograd import Function
-from regkit.spatial import full_precision
+from regkit.spatial import LINEAR, full_precision
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 AVERAGE_POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 MAX_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 
 
-class ConvBlock(nn.Module):
-    """Convolution and LeakyReLU: (B, c_in, *S) -> (B, c_out, *S / stride). No normalisation.
+class Recomputed(nn.Module):
+    """A part of a network, `layers`, whose inner results need not be kept for the gradient.
 
     With `save_memory` (set it by `model.apply(checkpointed)`) the gradient keeps the input alone;
     what lies between is computed a second time on the way back (activation checkpointing): the
@@ -31,6 +31,23 @@ class ConvBlock(nn.Module):
     """
 
     save_memory = False
+    layers: Callable[..., Tensor]  # of a subclass: the part itself, without the saving of memory
+
+    def forward(self, *x: Tensor) -> Tensor:
+        if self.save_memory and torch.is_grad_enabled():
+            result: Tensor = checkpoint(self.layers, *x, use_reentrant=False)
+            return result
+        return self.layers(*x)
+
+
+def checkpointed(module: nn.Module) -> None:
+    """For `model.apply`: let each `Recomputed` part save memory."""
+    if isinstance(module, Recomputed):
+        module.save_memory = True
+
+
+class ConvBlock(Recomputed):
+    """Convolution and LeakyReLU: (B, c_in, *S) -> (B, c_out, *S / stride). No normalisation."""
 
     def __init__(
         self,
@@ -41,27 +58,16 @@ class ConvBlock(nn.Module):
         kernel: int = 3,
         stride: int = 1,
         slope: float = 0.2,
+        bias: bool = True,
     ):
         super().__init__()
-        self.conv = CONV[ndim](c_in, c_out, kernel_size=kernel, stride=stride, padding=1)
+        self.conv = CONV[ndim](c_in, c_out, kernel_size=kernel, stride=stride, padding=1, bias=bias)
         self.activation = nn.LeakyReLU(slope)
 
-    def forward(self, *x: Tensor) -> Tensor:
-        if self.save_memory and torch.is_grad_enabled():
-            result: Tensor = checkpoint(self.layers, *x, use_reentrant=False)
-            return result
-        return self.layers(*x)
-
     def layers(self, x: Tensor) -> Tensor:
-        """The block itself, without the saving of memory."""
+        """As of `Recomputed`."""
         result: Tensor = self.activation(self.conv(x))
         return result
-
-
-def checkpointed(module: nn.Module) -> None:
-    """For `model.apply`: let each ConvBlock save memory."""
-    if isinstance(module, ConvBlock):
-        module.save_memory = True
 
 
 def raised(x: Tensor) -> Tensor:
@@ -85,6 +91,13 @@ class DispHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return raised(self.conv(x))
+
+
+def quiet_head(ndim: int, c_in: int) -> DispHead:
+    """A head whose weights start at N(0, 1e-6): for features that a norm has made large."""
+    head = DispHead(ndim, c_in)
+    nn.init.normal_(head.conv.weight, std=1e-6)
+    return head
 
 
 def init_weights(module: nn.Module) -> None:
@@ -135,13 +148,72 @@ class ResidualBlock(nn.Module):
 class NormBlock(ConvBlock):
     """Convolution, group normalisation, ReLU: (B, c_in, *S) -> (B, c_out, *S / stride)."""
 
-    def __init__(self, ndim: int, c_in: int, c_out: int, *, stride: int = 1):
-        super().__init__(ndim, c_in, c_out, stride=stride)
+    def __init__(self, ndim: int, c_in: int, c_out: int, *, stride: int = 1, bias: bool = True):
+        super().__init__(ndim, c_in, c_out, stride=stride, bias=bias)
         self.norm = group_norm(c_out)
 
     def layers(self, x: Tensor) -> Tensor:
-        """As of `ConvBlock`."""
+        """As of `Recomputed`."""
         return torch.relu(self.norm(self.conv(x)))
+
+
+class InstanceBlock(ConvBlock):
+    """Convolution without bias, instance normalisation, LeakyReLU 0.01: as of `ConvBlock`.
+
+    Each channel of each image is normalised over its own places (Ulyanov et al., "Instance
+    normalization", 2016), so that a bias would change nothing. A single place has nothing to be
+    compared with: it stays as it is.
+    """
+
+    def __init__(self, ndim: int, c_in: int, c_out: int, *, stride: int = 1):
+        super().__init__(ndim, c_in, c_out, stride=stride, slope=0.01, bias=False)
+
+    def layers(self, x: Tensor) -> Tensor:
+        """As of `Recomputed`."""
+        x = self.conv(x)
+        alone = x[0, 0].numel() == 1
+        return F.leaky_relu_(x if alone else F.instance_norm(x), 0.01)
+
+
+class UpBlock(Recomputed):
+    """A level up in a U-Net: (B, c_in, *S) and a skip (B, skip, *S') -> (B, c_out, *S').
+
+    Doubled by `doubled`, beside the skip, then two convolutions.
+
+    Args:
+        block: makes one from (ndim, c_in, c_out): a class such as `InstanceBlock`, or a part of it.
+    """
+
+    def __init__(
+        self,
+        ndim: int,
+        c_in: int,
+        skip: int,
+        c_out: int,
+        *,
+        block: Callable[[int, int, int], ConvBlock] = InstanceBlock,
+    ):
+        super().__init__()
+        self.first = block(ndim, c_in + skip, c_out)
+        self.second = block(ndim, c_out, c_out)
+
+    def layers(self, x: Tensor, skip: Tensor) -> Tensor:
+        """As of `Recomputed`."""
+        x = torch.cat([doubled(x, like=skip), skip], dim=1)
+        return self.second.layers(self.first.layers(x))
+
+
+def doubled(x: Tensor, like: Tensor) -> Tensor:
+    """Features at twice the size, linearly, cut to that of `like`: (B, C, *S) -> (B, C, *S').
+
+    Place k comes to lie on places 2k and 2k + 1, which it was made from, at odd sizes as well:
+    there the last one is cut off.
+
+    Args:
+        like: any channels; S' is 2 S, or 2 S - 1 along an axis.
+    """
+    x = F.interpolate(x, scale_factor=2, mode=LINEAR[x.ndim - 2])
+    return x[:, :, *(slice(n) for n in like.shape[2:])]
 
 
 class PlainConv(nn.Sequential):
@@ -167,172 +239,6 @@ class PlainConv(nn.Sequential):
                     nn.init.zeros_(conv.bias)
             nn.init.dirac_(head.conv.weight[:, :ndim])
             head.conv.weight[:, ndim : 2 * ndim] = -head.conv.weight[:, :ndim]
-
-
-# attention: every place of an image is a token --------------------------------------------------
-
-ATTENTION = ("full", "linear", "window")
-
-
-def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Katharopoulos et al. 2020, equations 5 and 7: (..., N, c) three times -> (..., N, c).
-
-    The weight of a token is f(q) f(k), f = elu + 1, where the softmax has exp(q k / sqrt(c)). The
-    sum over all tokens is then done once, for all who ask: N c^2 products instead of N^2 c.
-
-    The result has the dtype of v. Half precision is raised to float32 inside: a sum over thousands
-    of tokens is larger than float16 can hold, and bfloat16 keeps three digits of it.
-    """
-    return _linear_attention(q, k, v).to(v.dtype)
-
-
-@full_precision
-def _linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, k = F.elu(q) + 1, F.elu(k) + 1
-    total = q @ k.sum(-2).unsqueeze(-1)  # (..., N, 1)
-    return q @ (k.transpose(-2, -1) @ v) / total
-
-
-def cut_windows(
-    x: Tensor, side: int, shift: bool = False
-) -> tuple[Tensor, Tensor | None, Callable[[Tensor], Tensor]]:
-    """Cut an image into windows of `side` places along each axis (Liu et al., "Swin", 2021).
-
-    With `shift` the cuts lie half a side away, so that neighbours that one cut parts are together
-    in the other. Windows at the border are then smaller, as where the size is no multiple of
-    `side`: what is missing is padding. An axis shorter than `side` is not cut.
-
-    Args:
-        x: (B, *S, C).
-
-    Returns:
-        The windows, (B * windows, places, C); which of the places are real, (B * windows, places),
-        None where all are; and what puts windows together again, to (B, *S, C).
-    """
-    shape = x.shape[1:-1]
-    d = len(shape)
-    sides = [min(side, n) for n in shape]
-    before = [s // 2 if shift and s < n else 0 for s, n in zip(sides, shape)]
-    after = [-(n + b) % s for s, n, b in zip(sides, shape, before)]
-    padding = [0, 0, *(p for i in reversed(range(d)) for p in (before[i], after[i]))]
-    counts = [(n + b + a) // s for n, b, a, s in zip(shape, before, after, sides)]
-
-    def cut(x: Tensor) -> Tensor:
-        x = F.pad(x, padding)
-        split = [n for pair in zip(counts, sides) for n in pair]
-        x = x.reshape(len(x), *split, -1)  # (B, count, side, count, side, ..., C)
-        x = x.permute(0, *range(1, 2 * d, 2), *range(2, 2 * d + 1, 2), 2 * d + 1)
-        return x.flatten(d + 1, 2 * d).flatten(0, d)
-
-    def join(windows: Tensor) -> Tensor:
-        x = windows.reshape(-1, *counts, *sides, windows.shape[-1])
-        x = x.permute(0, *(k for i in range(d) for k in (1 + i, 1 + d + i)), 2 * d + 1)
-        x = x.reshape(len(x), *(c * s for c, s in zip(counts, sides)), -1)
-        return x[:, *(slice(b, b + n) for b, n in zip(before, shape))]
-
-    real = cut(torch.ones_like(x[..., :1], dtype=torch.bool))[..., 0] if any(padding) else None
-    return cut(x), real, join
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention, (B, *S, C) -> (B, *S, C), with the weights of torch's own.
-
-    kind: "full", each token looks at all (Vaswani et al. 2017); "linear", the same at a price that
-    grows as the number of tokens, not as its square; "window", each looks at those in its window.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        heads: int,
-        kind: str = "full",
-        *,
-        window: int = 4,
-        shift: bool = False,
-    ):
-        super().__init__()
-        self.heads, self.kind, self.window, self.shift = heads, kind, window, shift
-        self.out_proj = nn.Linear(channels, channels)
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        if self.kind == "window":
-            tokens, real, join = cut_windows(qkv, self.window, self.shift)
-            result: Tensor = self.out_proj(join(self._attend(tokens, real)))
-        else:
-            result = self.out_proj(self._attend(qkv.flatten(1, -2)).reshape(x.shape))
-        return result
-
-    def _attend(self, qkv: Tensor, real: Tensor | None = None) -> Tensor:
-        """(B, tokens, 3 C) -> (B, tokens, C)."""
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, c)
-        if self.kind == "linear":
-            result = linear_attention(q, k, v)
-        else:
-            mask = None if real is None else real[:, None, None]
-            result = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return result.transpose(1, 2).flatten(2)
-
-
-class TransformerLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): (B, *S, C) -> (B, *S, C).
-
-    With full attention the function and the weights of nn.TransformerEncoderLayer, norm first.
-    """
-
-    def __init__(self, channels: int, mlp: int, attention: Attention):
-        super().__init__()
-        self.self_attn = attention
-        self.linear1 = nn.Linear(channels, mlp)
-        self.linear2 = nn.Linear(mlp, channels)
-        self.norm1 = nn.LayerNorm(channels)
-        self.norm2 = nn.LayerNorm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.norm1(x))
-        mixed: Tensor = self.linear2(torch.relu(self.linear1(self.norm2(x))))
-        return x + mixed
-
-
-class Transformer(nn.Module):
-    """Places look at each other: (B, C, *S) -> (B, C, *S), one token a voxel, any S.
-
-    attention: one of ATTENTION. window: the side of a window, in tokens; every second layer has its
-    windows shifted.
-    """
-
-    def __init__(
-        self,
-        ndim: int,
-        channels: int,
-        *,
-        heads: int,
-        layers: int,
-        mlp: int,
-        attention: str = "full",
-        window: int = 4,
-    ):
-        super().__init__()
-        self.position = CONV[ndim](channels, channels, kernel_size=3, padding=1, groups=channels)
-        self.layers = nn.Sequential(
-            *(
-                TransformerLayer(
-                    channels,
-                    mlp,
-                    Attention(channels, heads, attention, window=window, shift=i % 2 == 1),
-                )
-                for i in range(layers)
-            )
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.position(x)
-        tokens: Tensor = self.layers(x.movedim(1, -1))
-        return tokens.movedim(-1, 1)
 
 
 # neighbours: every place of an image compares itself with those around it ------------------------

@@ -23,7 +23,7 @@ import torch
 import typer
 
 from regkit import models
-from regkit.blocks import ATTENTION, Transformer
+from regkit.attention import ATTENTION, Transformer
 from regkit.data import population
 from regkit.data.pairs import chain
 from regkit.record import Row, Rows, made_now, peak_bytes, timed

@@ -14,7 +14,7 @@ FLOORS = (  # the ground floor first
     "messages immutable files device autograd",
     "spatial record",
     "blocks losses metrics",
-    "transform",
+    "attention transform",
     "io",
     "models data classical plot",
     "trust checks",

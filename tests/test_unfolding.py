@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from regkit import blocks, losses, models, spatial
+from regkit import attention, blocks, losses, models, spatial
 from regkit.models import Registration, unfolding
 from regkit.training import loop, objective, recipes
 
@@ -40,7 +40,7 @@ def images(shape, batch=1):
 
 
 def heads(model):
-    return [m.conv for m in model.modules() if isinstance(m, unfolding.DispHead)]
+    return [m.conv for m in model.modules() if isinstance(m, blocks.DispHead)]
 
 
 def with_visible_output(ndim=2, **options):
@@ -90,8 +90,8 @@ def test_parameter_counts_by_hand(ndim, shared):
     down = sum(conv(a, b) + norm * b for a, b in zip((2, *c[:-1]), c, strict=True))
     up = [(64 + 48, 48), (48 + 32, 32), (32 + 16, 16), (16 + 2, 16)]
     up = sum(conv(a, b) + norm * b for a, b in up)
-    attention = 4 * (64 * 64 + 64)
-    layer = attention + (64 * mlp + mlp) + (mlp * 64 + 64) + 2 * norm * 64
+    of_attention = 4 * (64 * 64 + 64)
+    layer = of_attention + (64 * mlp + mlp) + (mlp * 64 + 64) + 2 * norm * 64
     transformer = (k * 64 + 64) + 8 * layer
     fidelity = down + transformer + up + conv(16, ndim)
     denoiser = conv(ndim, 16) + 3 * (conv(16, 16) + norm * 16) + conv(16, ndim)
@@ -198,7 +198,7 @@ def test_a_denoiser_starts_as_the_identity_and_keeps_units(kind, ndim):
 
 def test_a_token_looks_at_all_others():
     torch.manual_seed(0)
-    block = unfolding.Transformer(2, channels=8, heads=2, layers=1, mlp=8)
+    block = attention.Transformer(2, channels=8, heads=2, layers=1, mlp=8)
     x = torch.randn(1, 8, 9, 11, requires_grad=True)
     y = block(x)
     assert y.shape == x.shape
@@ -209,7 +209,7 @@ def test_a_token_looks_at_all_others():
 def test_the_transformer_knows_where_its_tokens_are():
     """Without positions, tokens in another order would give the same answers in that order."""
     torch.manual_seed(0)
-    block = unfolding.Transformer(2, channels=8, heads=2, layers=2, mlp=8).eval()
+    block = attention.Transformer(2, channels=8, heads=2, layers=2, mlp=8).eval()
     x = torch.randn(1, 8, 6, 6)
     order = torch.randperm(36)
 
@@ -225,10 +225,10 @@ def test_the_transformer_knows_where_its_tokens_are():
 # --- attention ------------------------------------------------------------------------------------
 
 
-def attention(kind, channels=8, heads=2, **options):
+def strong(kind, channels=8, heads=2, **options):
     """With weights large enough for some tokens to count far more than others."""
     torch.manual_seed(0)
-    made = blocks.Attention(channels, heads, kind, **options)
+    made = attention.Attention(channels, heads, kind, **options)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(torch.randn_like(parameter))
@@ -260,7 +260,7 @@ def linear_kernel(q, k):
 @pytest.mark.parametrize("shape", [(5, 7), (3, 4, 5)])
 @pytest.mark.parametrize(("kind", "kernel"), [("full", softmax_kernel), ("linear", linear_kernel)])
 def test_attention_is_the_sum_over_all_pairs_of_tokens(kind, kernel, shape):
-    made, x = attention(kind), torch.randn(2, *shape, 8)
+    made, x = strong(kind), torch.randn(2, *shape, 8)
     with torch.no_grad():
         torch.testing.assert_close(made(x), dense(made, x, kernel), rtol=1e-4, atol=1e-4)
 
@@ -269,7 +269,7 @@ def test_attention_is_the_sum_over_all_pairs_of_tokens(kind, kernel, shape):
 @pytest.mark.parametrize("shape", [(8, 8), (7, 10), (3, 9), (4, 5, 6)])
 def test_a_token_sees_its_window_and_nothing_else(shape, shift):
     """Windows of 4, cut at 0, 4, 8, ... or, shifted, at 2, 6, ...; a short axis is not cut."""
-    made, x = attention("window", window=4, shift=shift), torch.randn(2, *shape, 8)
+    made, x = strong("window", window=4, shift=shift), torch.randn(2, *shape, 8)
     cuts = [(torch.arange(n) + 2 * (shift and n > 4)) // 4 * (n > 4) for n in shape]
     window = sum(100**i * c for i, c in enumerate(torch.meshgrid(*cuts, indexing="ij"))).flatten()
     together = window[:, None] == window
@@ -283,7 +283,7 @@ def test_a_token_sees_its_window_and_nothing_else(shape, shift):
 
 @pytest.mark.parametrize("shape", [(5, 7), (3, 4, 5)])
 def test_one_window_as_large_as_the_image_is_full_attention(shape):
-    window, full = attention("window", window=7, shift=True), attention("full")
+    window, full = strong("window", window=7, shift=True), strong("full")
     x = torch.randn(2, *shape, 8)
     with torch.no_grad():
         torch.testing.assert_close(window(x), full(x))
@@ -294,7 +294,7 @@ def test_one_window_as_large_as_the_image_is_full_attention(shape):
 @pytest.mark.parametrize("shift", [False, True])
 def test_windows_go_together_again(ndim, side, shift):
     x = torch.randn(2, *(4, 7, 5)[:ndim], 3)
-    windows, real, join = blocks.cut_windows(x, side, shift)
+    windows, real, join = attention.cut_windows(x, side, shift)
     assert windows.shape[1:] == (side**ndim, 3)
     assert torch.equal(join(windows), x)
     places = windows[..., 0].numel() if real is None else int(real.sum())
@@ -306,7 +306,7 @@ def test_the_full_transformer_is_that_of_torch():
     torch.manual_seed(0)
     theirs = nn.TransformerEncoderLayer(16, 4, 24, 0.0, batch_first=True, norm_first=True).eval()
     torch.manual_seed(0)
-    ours = blocks.TransformerLayer(16, 24, blocks.Attention(16, 4)).eval()
+    ours = attention.TransformerLayer(16, 24, attention.Attention(16, 4)).eval()
     pairs = list(zip(theirs.named_parameters(), ours.named_parameters(), strict=True))
     assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in pairs)
     x = 3 * torch.randn(2, 4, 5, 16)
@@ -319,21 +319,21 @@ def test_the_full_transformer_is_that_of_torch():
 def test_linear_attention_in_half_precision_is_that_of_float64(half, tokens):
     """A sum over thousands of tokens is more than float16 holds: it must not be taken there."""
     q, k, v = (2 * torch.randn(3, 1, 2, tokens, 32)).to(half)
-    found = blocks.linear_attention(q, k, v)
-    expected = blocks.linear_attention(*(x.double() for x in (q, k, v)))
+    found = attention.linear_attention(q, k, v)
+    expected = attention.linear_attention(*(x.double() for x in (q, k, v)))
     assert found.dtype == half and expected.dtype == torch.float64
     size = expected.abs().max()
     assert (found.double() - expected).abs().max() < 2 * torch.finfo(half).eps * size
     assert (found != 0).double().mean() > 0.99
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        again = blocks.linear_attention(q.float(), k.float(), v.float())
+        again = attention.linear_attention(q.float(), k.float(), v.float())
     assert (again.double() - expected).abs().max() < 1e-4 * size
 
 
-@pytest.mark.parametrize("kind", blocks.ATTENTION)
+@pytest.mark.parametrize("kind", attention.ATTENTION)
 def test_attention_in_half_precision_is_that_of_float64(kind):
     """Whole layers, weights and all: sums over tokens or channels are taken in float32."""
-    layer = blocks.TransformerLayer(32, 64, blocks.Attention(32, 4, kind)).double()
+    layer = attention.TransformerLayer(32, 64, attention.Attention(32, 4, kind)).double()
     x = torch.randn(1, 40, 48, 32, dtype=torch.float64)
     expected = layer(x)
     for half in (torch.float16, torch.bfloat16):

@@ -39,7 +39,9 @@ from regkit.models.fcn import Fcn
 from regkit.models.info import check_info
 from regkit.models.options import check_options, option_types, short
 from regkit.models.resnet import LinearResNet
+from regkit.models.transmorph import TransMorph
 from regkit.models.unfolding import Unfolding
+from regkit.models.vit_v_net import ViTVNet
 from regkit.models.voxelmorph import Vxm, VxmDiff, VxmStrided
 
 __all__ = [
@@ -70,6 +72,8 @@ _MODELS: dict[str, Callable[..., RegistrationModel]] = {
     "rcn": functools.partial(Rcn, _BASES),
     "dual_prnet": DualPRNet,
     "dilformer": Dilformer,
+    "vit_v_net": ViTVNet,
+    "transmorph": TransMorph,
     "unfolding": Unfolding,
 }
 _BASES.update((name, make) for name, make in _MODELS.items() if name != "rcn")

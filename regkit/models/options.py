@@ -26,6 +26,7 @@ MOST = {
     "segment": 1000,
     "stages": 100,
     "steps": 32,
+    "window": 64,
 }
 WIDEST = 1 << 16  # of any other whole number, such as channels
 LEVELS = {

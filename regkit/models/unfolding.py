@@ -26,25 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regkit.blocks import (
-    ATTENTION,
-    ConvBlock,
-    DispHead,
-    NormBlock,
-    PlainConv,
-    Transformer,
-    checkpointed,
-)
+from regkit.attention import ATTENTION, Transformer
+from regkit.blocks import ConvBlock, NormBlock, PlainConv, checkpointed, quiet_head
 from regkit.metrics import endpoint_error
 from regkit.models.base import RegistrationModel
 from regkit.spatial import compose, warp
-
-
-def quiet_head(ndim: int, c_in: int) -> DispHead:
-    """A head whose weights start at N(0, 1e-6): its input is normalised, and 2K answers add up."""
-    head = DispHead(ndim, c_in)
-    nn.init.normal_(head.conv.weight, std=1e-6)
-    return head
 
 
 class TransUNet(nn.Module):
@@ -76,7 +62,7 @@ class TransUNet(nn.Module):
             width = max(skip, channels[0])
             self.up.append(NormBlock(ndim, c + skip if skips else c, width))
             c = width
-        self.head = quiet_head(ndim, c)
+        self.head = quiet_head(ndim, c)  # its input is normalised, and 2K answers add up
 
     def forward(self, x: Tensor) -> Tensor:
         beside = []
