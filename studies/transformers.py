@@ -52,20 +52,18 @@ KEPT = ("dice_before", "dice", "dice_ceiling", "gap_closed", "folding_percent", 
 
 
 class Network(NamedTuple):
-    """A model, its options, and the rate at which it learns."""
+    """A model and its options."""
 
     model: str
     options: Mapping[str, Any]
-    lr: float
 
 
-VXM = Network("vxm", {}, 3e-3)
-SMALL = Network("transmorph", {"size": "small", "channels": 24, "drop_path": 0.0}, 1e-3)
-TINY = Network("transmorph", {"size": "tiny", "drop_path": 0.0}, 1e-3)
+VXM = Network("vxm", {})
+SMALL = Network("transmorph", {"size": "small", "channels": 24, "drop_path": 0.0})
+TINY = Network("transmorph", {"size": "tiny", "drop_path": 0.0})
 WIDER = Network(
     "vxm",
     {"encoder": (16, 36, 36, 36), "decoder": (36, 36, 36, 36), "last": (36, 16, 16)},
-    3e-3,
 )
 NETWORKS = {
     "vxm": VXM,
@@ -88,7 +86,6 @@ def recipe_of(network: Network, steps: int, subjects: int, seed: int) -> Recipe:
         "dense_unet_eca_2d",
         model=network.model,
         options=network.options,
-        lr=network.lr,
         subjects=subjects,
         steps=steps,
         validate_every=steps,
