@@ -51,28 +51,31 @@ def cut_windows(
     """Cut an image into windows of `side` places along each axis (Liu et al., "Swin", 2021).
 
     With `shift` the cuts lie half a side (rounded down) further on, so that neighbours that one cut
-    parts are together in the other. Windows at the border are then smaller, as where the size is no
-    multiple of `side`: what is missing is padding. An axis no longer than `side` is not cut.
+    parts are together in the other: the image is rolled, and what comes in from its other end
+    shares a window with strangers. Where the size is no multiple of `side`, the image is padded at
+    its end. An axis no longer than `side` is not cut.
 
     Args:
         x: (B, *S, C).
         side: places of a window along each axis, or one number for all axes.
 
     Returns:
-        The windows, (B * windows, places, C); which of the places are real, (B * windows, places),
-        None where all are; and what puts windows together again, to (B, *S, C).
+        The windows, (B * windows, places, C); which places of a window may look at which, (B *
+        windows, places, places), None where all may; and what puts windows together again, to
+        (B, *S, C). Strangers may not look at each other, and nobody at padding, but padding itself.
     """
     shape = x.shape[1:-1]
     d = len(shape)
     wanted = [side] * d if isinstance(side, int) else side
     sides = [min(s, n) for s, n in zip(wanted, shape, strict=True)]
-    before = [-(s // 2) % s if shift and s < n else 0 for s, n in zip(sides, shape)]
-    after = [-(n + b) % s for s, n, b in zip(sides, shape, before)]
-    padding = [0, 0, *(p for i in reversed(range(d)) for p in (before[i], after[i]))]
-    counts = [(n + b + a) // s for n, b, a, s in zip(shape, before, after, sides)]
+    counts = [-(-n // s) for s, n in zip(sides, shape)]
+    padding = [0, 0, *(p for i in reversed(range(d)) for p in (0, counts[i] * sides[i] - shape[i]))]
+    shifts = [s // 2 if shift and s < n else 0 for s, n in zip(sides, shape)]
+    axes = list(range(1, d + 1))
 
-    def cut(x: Tensor) -> Tensor:
-        x = F.pad(x, padding)
+    def cut(x: Tensor, fill: float = 0) -> Tensor:
+        x = F.pad(x, padding, value=fill) if any(padding) else x
+        x = torch.roll(x, [-s for s in shifts], axes) if any(shifts) else x
         split = [n for pair in zip(counts, sides) for n in pair]
         x = x.reshape(len(x), *split, -1)  # (B, count, side, count, side, ..., C)
         x = x.permute(0, *range(1, 2 * d, 2), *range(2, 2 * d + 1, 2), 2 * d + 1)
@@ -82,10 +85,16 @@ def cut_windows(
         x = windows.reshape(-1, *counts, *sides, windows.shape[-1])
         x = x.permute(0, *(k for i in range(d) for k in (1 + i, 1 + d + i)), 2 * d + 1)
         x = x.reshape(len(x), *(c * s for c, s in zip(counts, sides)), -1)
-        return x[:, *(slice(b, b + n) for b, n in zip(before, shape))]
+        x = torch.roll(x, shifts, axes) if any(shifts) else x
+        return x[:, *(slice(n) for n in shape)]
 
-    real = cut(torch.ones_like(x[..., :1], dtype=torch.bool))[..., 0] if any(padding) else None
-    return cut(x), real, join
+    if not any(padding) and not any(shifts):
+        return cut(x), None, join
+    party = torch.zeros_like(x[..., :1], dtype=torch.int64)  # places that may share a window
+    for axis, s in zip(axes, shifts):
+        party.narrow(axis, 0, s).add_(2**axis)  # they come in at the other end
+    parties = cut(party, fill=-1)
+    return cut(x), parties == parties.transpose(1, 2), join
 
 
 def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,19 +136,19 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         if self.kind == "window":
-            tokens, real, join = cut_windows(qkv, self.window, self.shift)
-            result: Tensor = self.out_proj(join(self._attend(tokens, real)))
+            tokens, together, join = cut_windows(qkv, self.window, self.shift)
+            result: Tensor = self.out_proj(join(self._attend(tokens, together)))
         else:
             result = self.out_proj(self._attend(qkv.flatten(1, -2)).reshape(x.shape))
         return result
 
-    def _attend(self, qkv: Tensor, real: Tensor | None = None) -> Tensor:
+    def _attend(self, qkv: Tensor, together: Tensor | None = None) -> Tensor:
         """(B, tokens, 3 C) -> (B, tokens, C)."""
         q, k, v = split_heads(qkv, self.heads)
         if self.kind == "linear":
             result = linear_attention(q, k, v)
         else:
-            mask = None if real is None else real[:, None, None]
+            mask = None if together is None else together[:, None]
             result = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return result.transpose(1, 2).flatten(2)
 
@@ -298,11 +307,11 @@ class WindowAttention(nn.Module):
                 f"x has shape {tuple(x.shape)}, expected (B, *S, C) with as many axes S as the "
                 f"window {self.window} has."
             )
-        tokens, real, join = cut_windows(self.qkv(x), self.window, self.shift)
+        tokens, together, join = cut_windows(self.qkv(x), self.window, self.shift)
         index = relative_index(self.window, [min(w, n) for w, n in zip(self.window, shape)])
         bias = self.bias[index.to(x.device)].permute(2, 0, 1)[None]  # (1, heads, N, N)
-        if real is not None:
-            bias = bias.masked_fill(~real[:, None, None], -torch.inf)  # (windows, heads, N, N)
+        if together is not None:
+            bias = bias.masked_fill(~together[:, None], -torch.inf)  # (windows, heads, N, N)
         q, k, v = split_heads(tokens, self.heads)
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         result: Tensor = self.out(join(found.transpose(1, 2).flatten(2)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise, product
 from types import EllipsisType
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from regkit.autograd import Function
@@ -66,7 +68,11 @@ class ConvBlock(Recomputed):
 
     def layers(self, x: Tensor) -> Tensor:
         """As of `Recomputed`."""
-        result: Tensor = self.activation(self.conv(x))
+        return self.after(self.conv(x))
+
+    def after(self, x: Tensor) -> Tensor:
+        """What follows the convolution."""
+        result: Tensor = self.activation(x)
         return result
 
 
@@ -90,7 +96,7 @@ class DispHead(nn.Module):
             nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return raised(self.conv(x))
+        return raised(self.conv(x)).contiguous()  # wherever the features had their channels
 
 
 def quiet_head(ndim: int, c_in: int) -> DispHead:
@@ -152,9 +158,9 @@ class NormBlock(ConvBlock):
         super().__init__(ndim, c_in, c_out, stride=stride, bias=bias)
         self.norm = group_norm(c_out)
 
-    def layers(self, x: Tensor) -> Tensor:
-        """As of `Recomputed`."""
-        return torch.relu(self.norm(self.conv(x)))
+    def after(self, x: Tensor) -> Tensor:
+        """As of `ConvBlock`."""
+        return torch.relu(self.norm(x))
 
 
 class InstanceBlock(ConvBlock):
@@ -168,9 +174,8 @@ class InstanceBlock(ConvBlock):
     def __init__(self, ndim: int, c_in: int, c_out: int, *, stride: int = 1):
         super().__init__(ndim, c_in, c_out, stride=stride, slope=0.01, bias=False)
 
-    def layers(self, x: Tensor) -> Tensor:
-        """As of `Recomputed`."""
-        x = self.conv(x)
+    def after(self, x: Tensor) -> Tensor:
+        """As of `ConvBlock`."""
         alone = x[0, 0].numel() == 1
         return F.leaky_relu_(x if alone else F.instance_norm(x), 0.01)
 
@@ -178,7 +183,8 @@ class InstanceBlock(ConvBlock):
 class UpBlock(Recomputed):
     """A level up in a U-Net: (B, c_in, *S) and a skip (B, skip, *S') -> (B, c_out, *S').
 
-    Doubled by `doubled`, beside the skip, then two convolutions.
+    Doubled by `doubled`, beside the skip, then two convolutions. What they are shown, the widest
+    features of the level, is not kept for the gradient but joined again.
 
     Args:
         block: makes one from (ndim, c_in, c_out): a class such as `InstanceBlock`, or a part of it.
@@ -199,8 +205,40 @@ class UpBlock(Recomputed):
 
     def layers(self, x: Tensor, skip: Tensor) -> Tensor:
         """As of `Recomputed`."""
-        x = torch.cat([doubled(x, like=skip), skip], dim=1)
-        return self.second.layers(self.first.layers(x))
+
+        def join() -> Tensor:
+            return torch.cat([doubled(x, like=skip), channels_last(skip)], dim=1)
+
+        joined = join()
+        with _made_again(joined, join):
+            y = self.first.conv(joined)
+        return self.second.layers(self.first.after(y))
+
+
+def _made_again(x: Tensor, make: Callable[[], Tensor]) -> AbstractContextManager[None]:
+    """What is computed meanwhile keeps `make` for the way back, and not `x`, which it returns."""
+    if not x.requires_grad or torch.compiler.is_compiling():
+        return nullcontext()
+    address = x.data_ptr()  # `pack` stays as long as the graph: it must not hold x itself
+
+    def pack(kept: Tensor) -> Tensor | Callable[[], Tensor]:
+        return make if kept.data_ptr() == address else kept
+
+    @torch.no_grad()
+    def unpack(kept: Tensor | Callable[[], Tensor]) -> Tensor:
+        return kept if isinstance(kept, Tensor) else kept()
+
+    return saved_tensors_hooks(pack, unpack)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same image, on a CPU with its channels side by side in memory.
+
+    Interpolation is several times faster there, and a convolution takes it as it is. GPUs choose
+    for themselves.
+    """
+    formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+    return x.contiguous(memory_format=formats[x.ndim - 2]) if x.device.type == "cpu" else x
 
 
 def doubled(x: Tensor, like: Tensor) -> Tensor:
@@ -212,7 +250,7 @@ def doubled(x: Tensor, like: Tensor) -> Tensor:
     Args:
         like: any channels; S' is 2 S, or 2 S - 1 along an axis.
     """
-    x = F.interpolate(x, scale_factor=2, mode=LINEAR[x.ndim - 2])
+    x = F.interpolate(channels_last(x), scale_factor=2, mode=LINEAR[x.ndim - 2])
     return x[:, :, *(slice(n) for n in like.shape[2:])]
 
 

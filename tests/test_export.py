@@ -26,6 +26,21 @@ NARROW: dict[str, dict] = {
     "rcn": {"base": "vxm", "encoder": (2,), "decoder": (2,), "last": (2,), "affine_channels": 1},
     "dual_prnet": {"channels": (2, 2), "correlation": 1},
     "dilformer": {"channels": (2, 2), "dilations": (2,), "layers": 1},
+    "vit_v_net": {
+        "encoder": (2, 2, 2),
+        "decoder": (2, 2, 2, 2, 2),
+        "bottom": 2,
+        "channels": 4,
+        "heads": 2,
+        "layers": 1,
+        "mlp": 4,
+    },
+    "transmorph": {
+        "channels": 2,
+        "layers": (1, 2, 1, 1),
+        "heads": (1, 1, 1, 1),
+        "window": 2,
+    },
     "unfolding": {
         "channels": (4,),
         "heads": 2,

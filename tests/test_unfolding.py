@@ -294,11 +294,16 @@ def test_one_window_as_large_as_the_image_is_full_attention(shape):
 @pytest.mark.parametrize("shift", [False, True])
 def test_windows_go_together_again(ndim, side, shift):
     x = torch.randn(2, *(4, 7, 5)[:ndim], 3)
-    windows, real, join = attention.cut_windows(x, side, shift)
+    windows, together, join = attention.cut_windows(x, side, shift)
     assert windows.shape[1:] == (side**ndim, 3)
     assert torch.equal(join(windows), x)
-    places = windows[..., 0].numel() if real is None else int(real.sum())
-    assert places == x[..., 0].numel()
+    places = 1 + torch.arange(x[..., 0].numel()).reshape(*x.shape[:-1], 1)
+    where = attention.cut_windows(places, side, shift)[0][..., 0]  # 0: padding
+    assert torch.equal(where[where > 0].sort().values, places.flatten())
+    if together is not None:
+        seen = together & (where > 0)[:, :, None]
+        assert not (seen & (where == 0)[:, None]).any()
+        assert (seen.diagonal(dim1=1, dim2=2) == (where > 0)).all()
 
 
 def test_the_full_transformer_is_that_of_torch():

@@ -109,10 +109,11 @@ class SwinEncoder(nn.Module):
 
 
 class TransMorph(RegistrationModel):
-    """`transmorph`: 46,771,251 parameters at size "base" in 3D.
+    """`transmorph`: by default 46,771,251 parameters in 3D, 7,771,610 in 2D.
 
     Args:
-        size: "tiny", "small", "base" or "large", see `SIZES`.
+        size: "tiny", "small", "base" or "large", see `SIZES`; by default base, in 2D, where images
+            have fewer voxels than base has weights, small.
         window: tokens a side, one number or one for each axis; by default (5, 6, 7), in 2D (5, 6).
             Larger than an image it becomes the image.
         drop_path: the share of images for which training leaves out what the last layer adds; of
@@ -144,7 +145,7 @@ class TransMorph(RegistrationModel):
         self,
         ndim: int = 3,
         *,
-        size: str = "base",
+        size: str | None = None,
         window: int | Sequence[int] | None = None,
         drop_path: float = 0.3,
         channels: int | None = None,
@@ -155,6 +156,7 @@ class TransMorph(RegistrationModel):
         save_memory: bool = False,
     ):
         super().__init__(ndim)
+        size = {2: "small", 3: "base"}[ndim] if size is None else size
         if size not in SIZES:
             raise unknown("size", size, SIZES)
         named = SIZES[size]
@@ -166,6 +168,8 @@ class TransMorph(RegistrationModel):
         if chosen.channels < 2 or chosen.channels % 2:
             raise ValueError(f"channels is {chosen.channels}, expected an even number of 2 or more")
         _check_levels(chosen)
+        if steps < 0:
+            raise ValueError(f"steps is {steps}, expected 0 or more")
         self.steps = steps if diffeomorphic else 0
         self.encoder = SwinEncoder(ndim, 2, chosen, windows(window, ndim), drop_path)
         c = chosen.channels
