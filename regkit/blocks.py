@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise, product
 from types import EllipsisType
 from typing import Any
@@ -12,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from regkit.autograd import Function
@@ -183,8 +181,7 @@ class InstanceBlock(ConvBlock):
 class UpBlock(Recomputed):
     """A level up in a U-Net: (B, c_in, *S) and a skip (B, skip, *S') -> (B, c_out, *S').
 
-    Doubled by `doubled`, beside the skip, then two convolutions. What they are shown, the widest
-    features of the level, is not kept for the gradient but joined again.
+    Doubled by `doubled`, beside the skip, then two convolutions.
 
     Args:
         block: makes one from (ndim, c_in, c_out): a class such as `InstanceBlock`, or a part of it.
@@ -205,30 +202,8 @@ class UpBlock(Recomputed):
 
     def layers(self, x: Tensor, skip: Tensor) -> Tensor:
         """As of `Recomputed`."""
-
-        def join() -> Tensor:
-            return torch.cat([doubled(x, like=skip), channels_last(skip)], dim=1)
-
-        joined = join()
-        with _made_again(joined, join):
-            y = self.first.conv(joined)
-        return self.second.layers(self.first.after(y))
-
-
-def _made_again(x: Tensor, make: Callable[[], Tensor]) -> AbstractContextManager[None]:
-    """What is computed meanwhile keeps `make` for the way back, and not `x`, which it returns."""
-    if not x.requires_grad or torch.compiler.is_compiling():
-        return nullcontext()
-    address = x.data_ptr()  # `pack` stays as long as the graph: it must not hold x itself
-
-    def pack(kept: Tensor) -> Tensor | Callable[[], Tensor]:
-        return make if kept.data_ptr() == address else kept
-
-    @torch.no_grad()
-    def unpack(kept: Tensor | Callable[[], Tensor]) -> Tensor:
-        return kept if isinstance(kept, Tensor) else kept()
-
-    return saved_tensors_hooks(pack, unpack)
+        joined = torch.cat([doubled(x, like=skip), channels_last(skip)], dim=1)
+        return self.second.layers(self.first.layers(joined))
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -683,23 +683,80 @@ def _run_table(settings: Settings) -> list[str]:
 
 
 @app.command("models")
-def models_() -> None:
-    """List the models with their parameters, and the shipped weights."""
+def models_(
+    cost: Annotated[
+        bool, typer.Option("--cost", help="What each costs, as the book's table has it.")
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With --cost: count and measure here instead.")
+    ] = False,
+    size: Annotated[
+        str, typer.Option(help="With --measure: voxels of the images, such as 96x112.")
+    ] = "160x192x160",
+    model: Annotated[
+        list[str] | None, typer.Option(help="Only this one; may be given again.")
+    ] = None,
+    save_memory: Annotated[
+        bool, typer.Option("--save-memory", help="Memory with layers computed again.")
+    ] = False,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Memory and seconds under bfloat16.")
+    ] = False,
+) -> None:
+    """List the models with their parameters, and the shipped weights; or what they cost."""
     from regkit import models
+    from regkit.messages import unknown
+    from regkit.models.cost import laid_out
 
+    for word in model or []:
+        if word not in models.names():
+            raise unknown("model", word, models.names())
+    chosen = [name for name in models.names() if not model or name in model]
+    if cost:
+        _print_costs(chosen, size if measure else None, save_memory, bf16)
+        return
     lines: list[tuple[str, ...]] = []
-    for name in models.names():
-        networks = (models.create(name, ndim) for ndim in (2, 3))
+    for name in chosen:
+        networks = (laid_out(name, ndim) for ndim in (2, 3))
         lines.append((name, *(f"{models.parameter_count(network):,}" for network in networks)))
     _print_columns(lines, ("model, parameters", "2D", "3D"), right=(1, 2))
     typer.echo()
     weights = []
     for name in models.pretrained():
-        model = models.load(name)
-        spacing = " x ".join(f"{size:g}" for size in model.info.get("spacing", ()))
-        weights.append((name, model.name, str(model.ndim), f"{spacing} mm"))
+        about = models.about(name)
+        spacing = " x ".join(f"{side:g}" for side in about.info.get("spacing", ()))
+        weights.append((name, about.name, str(about.ndim), f"{spacing} mm"))
     if weights:
         _print_columns(weights, ("shipped weights", "model", "axes", "voxels in training"))
+
+
+def _print_costs(names: Sequence[str], size: str | None, save_memory: bool, bf16: bool) -> None:
+    """The table of costs: the stored one, or with a size what is counted and measured here."""
+    from regkit.models import cost
+
+    if size is None:
+        stored = cost.stored(save_memory=save_memory, bf16=bf16)
+        found = [row for row in stored if row.label.split(",")[0] in names]
+    else:
+        sides = size.lower().split("x")
+        if len(sides) not in (2, 3) or not all(side.isdecimal() and int(side) for side in sides):
+            raise ValueError(f"size is {size!r}, expected voxels such as 160x192x160 or 96x112.")
+        usable = [name for name in names if cost.saves_memory(name) or not save_memory]
+        shape = [int(side) for side in sides]
+        found = [cost.measured(name, shape, save_memory=save_memory, bf16=bf16) for name in usable]
+    lines = [
+        (
+            row.label,
+            f"{row.parameters:,}",
+            f"{row.multiply_adds / 1e9:,.1f}",
+            "-" if row.kept is None else f"{row.kept / 1e9:,.2f}",
+            "-" if row.seconds is None else f"{row.seconds:,.2f}",
+        )
+        for row in found
+    ]
+    header = ("model", "parameters", "multiply-adds, G", "a step keeps, GB", "a pair, s")
+    if lines:
+        _print_columns(lines, header, right=(1, 2, 3, 4))
 
 
 @data_app.command("list")

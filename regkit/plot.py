@@ -464,10 +464,15 @@ def jacobian(
         vmax=top,
     )
     if bar:
-        figure = ax.figure
-        assert isinstance(figure, Figure)
-        _log_bar(figure, shown, None, ax=ax, shrink=0.8, pad=0.03, aspect=18)
+        _beside(ax, shown, _log_bar)
     return shown
+
+
+def _beside(ax: Axes, shown: AxesImage, draw: Callable[..., None]) -> None:
+    """A colour bar beside one panel."""
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    draw(figure, shown, None, ax=ax, shrink=0.8, pad=0.03, aspect=18)
 
 
 def _log_bar(fig: Figure, shown: AxesImage, cax: Axes | None, **where: Any) -> None:
@@ -515,9 +520,7 @@ def trust(
         vmax=1,
     )
     if bar:
-        figure = ax.figure
-        assert isinstance(figure, Figure)
-        _trust_bar(figure, shown, None, ax=ax, shrink=0.8, pad=0.03, aspect=18)
+        _beside(ax, shown, _trust_bar)
     return shown
 
 

@@ -53,6 +53,7 @@ PAIRWISE: dict[str, Callable[..., classical.Deformation]] = {
 }
 DEFORMABLE = (ENGINE, *PAIRWISE, SYN)
 # The weights that "auto" starts from: for any contrast where there are such, as it is not told.
+IN_VIEW = 0.75  # of what a start had inside the moving image, the engine has to leave so much in it
 PREFERRED = {2: "vxm_diff_brain_2d", 3: "any_contrast_brain_3d"}
 CT = -200.0  # an image with lower intensities is no brain MR
 # what `Result.save` may write; when the last one is there, the others are complete
@@ -669,6 +670,12 @@ def _improve(work: _Work, disp: Tensor, progress: Progress) -> Tensor:
     if after > first:  # a few steps from a good start
         work.say("The engine did not bring the images closer: the start is kept.")
         found, after = classical.Deformation(disp), first
+    elif _out_of_view(found.disp, disp):
+        work.warnings.append(
+            "The engine led the images apart, so that its map was not taken: they may show "
+            "different parts, or too little that agrees."
+        )
+        found, after = classical.Deformation(disp), first
     work.numbers = {
         "similarity": similarity,
         "effort": engine.effort,
@@ -680,6 +687,13 @@ def _improve(work: _Work, disp: Tensor, progress: Progress) -> Tensor:
         mm = (apart * torch.tensor(grid.spacing, dtype=torch.float32)).square().sum(-1).sqrt()
         work.numbers["inverse_error_mm"] = {"mean": float(mm.mean()), "largest": float(mm.max())}
     return _finite(work, found.disp)
+
+
+def _out_of_view(found: Tensor, start: Tensor) -> bool:
+    """Whether a map looks beside the moving image where it did not from the start."""
+    shape = tuple(start.shape[2:])
+    inside, before = (checks.coverage(x.cpu(), shape) for x in (found, start))
+    return inside < IN_VIEW * before
 
 
 def _trusted(work: _Work, disp: Tensor) -> Tensor:

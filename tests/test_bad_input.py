@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import regkit
 from regkit import cli, files, io, models
+from regkit.classical.greedy import _Level
 from regkit.device import enough_memory, free_memory
 
 
@@ -398,6 +399,30 @@ def test_whatever_happens_a_command_ends_in_one_sentence(case, monkeypatch):
     assert result.stderr.startswith("regkit: ")
     check_sentence(result.stderr.removeprefix("regkit: "), sentence)
     assert "/home/me" not in result.stderr
+
+
+@pytest.mark.parametrize("case", ["memory of PyTorch", "memory of a GPU", "Ctrl-C"])
+def test_an_engine_that_stops_half_way_leaves_nothing(case, tmp_path, monkeypatch):
+    error, code, _ = ENDS[case]
+    levels = []
+
+    def climb(self, maps, steps):
+        levels.append(steps)
+        yield 1.0
+        if len(levels) > 1:
+            raise error
+
+    monkeypatch.setattr(_Level, "climb", climb)
+    images = [
+        save(tmp_path / f"{name}.nii", np.random.default_rng(k).random((60, 64), np.float32))
+        for k, name in enumerate(("moving", "fixed"))
+    ]
+    options = ["--method", "greedy", "--affine", "none", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.app, ["register", *map(str, images), *options])
+    assert result.exit_code == code and len(levels) > 1, result.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fixed.nii", "moving.nii"]
+    last = result.stderr.strip().splitlines()[-1]
+    check_sentence(last, "stopped" if code == 130 else r"memory|grid of \(60, 64\) voxels")
 
 
 def test_the_traceback_of_a_fault_can_be_seen(monkeypatch):

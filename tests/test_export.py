@@ -41,6 +41,13 @@ NARROW: dict[str, dict] = {
         "heads": (1, 1, 1, 1),
         "window": 2,
     },
+    "utsrmorph": {
+        "channels": 4,
+        "layers": (1, 2, 1, 1),
+        "heads": (1, 1, 1, 1),
+        "window": 2,
+    },
+    "h_sganet": {"channels": (8, 8), "hop": 3},
     "unfolding": {
         "channels": (4,),
         "heads": 2,

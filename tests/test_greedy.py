@@ -337,3 +337,17 @@ def test_a_fold_is_smoothed_away_and_the_rest_of_the_map_stays(shape):
     assert metrics.folding_count(found) == 0
     torch.testing.assert_close(found[:, :, 20:], smooth[:, :, 20:])
     assert torch.equal(_unfolded(smooth), smooth)
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_two_contrasts_of_a_slab_are_not_led_out_of_it(sample):
+    """Perfusion and T1 of one head, which lie on each other: eight slices, 1 mm apart."""
+    sample("ptbp_brain")
+    scans = data.samples.load_ptbp_modalities()
+    inside = scans["t1"].labels > 0
+    moving, fixed = scans["cbf"].image[None], scans["t1"].image[None]
+    for similarity in ("mind", "mutual_information"):
+        found = classical.greedy(moving, fixed, similarity=similarity, effort="fast")
+        through = found.disp[:, 2][inside].abs().mean()
+        assert through < 4  # mm; once 10, with a coarsest level of 12 x 15 x 4 voxels

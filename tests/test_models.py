@@ -59,9 +59,17 @@ SMALL = {
         "window": 3,
         "drop_path": 0.0,
     },
+    "utsrmorph": {
+        "channels": 12,
+        "layers": [2, 1, 1, 1],
+        "heads": [2, 2, 2, 2],
+        "window": 3,
+        "drop_path": 0.0,
+    },
+    "h_sganet": {"channels": [8, 8, 16], "hop": 4},
     "unfolding": {"channels": [8, 16, 16], "layers": 2, "mlp": 24, "width": 8, "depth": 3},
 }
-TOKENS = ("vit_v_net", "transmorph")
+TOKENS = ("vit_v_net", "transmorph", "utsrmorph")
 SIZES = {2: (37, 53), 3: (21, 34, 45)}
 every_model = pytest.mark.parametrize(
     ("name", "ndim"), [(name, ndim) for name in NAMES for ndim in (2, 3)]
@@ -111,7 +119,7 @@ def test_names():
     assert NAMES[:2] == ["rigid_resnet34", "affine_resnet34"]
     assert NAMES[2:7] == ["vxm1", "vxm2", "vxm", "vxm_diff", "dense_unet_eca"]
     assert NAMES[7:12] == ["fcn", "vtn", "rcn", "dual_prnet", "dilformer"]
-    assert NAMES[12:] == ["vit_v_net", "transmorph", "unfolding"]
+    assert NAMES[12:] == ["vit_v_net", "transmorph", "utsrmorph", "h_sganet", "unfolding"]
     assert {name for name, _ in PARAMETERS} <= set(NAMES)
 
 

@@ -479,6 +479,23 @@ def test_a_gpu_whose_memory_is_too_small_is_one_sentence(network, monkeypatch, r
     assert "\n" not in str(caught.value)
 
 
+def test_a_map_that_leads_out_of_the_moving_image_is_not_taken(monkeypatch):
+    """The similarity may well have fallen: beside an image there is nothing to disagree with."""
+    image = blobs((30, 34))
+    other = np.roll(image, 2, 0)
+    away = torch.zeros(1, 2, 30, 34)
+    away[:, 0] = 20.0
+
+    def lost(moving, fixed, start=None, **options):
+        return classical.Deformation(away)
+
+    monkeypatch.setattr(classical, "greedy", lost)
+    monkeypatch.setattr(classical, "disagreement", lambda *given: float(given[2].mean() == 0))
+    result = regkit.register(other, image, "greedy", affine=False)
+    assert not result.disp.any()
+    assert any("led the images apart" in sentence for sentence in result.warnings)
+
+
 ONE = {"recipe": {"contrast": "t1"}}
 contrasts = pytest.mark.parametrize("other", ["t2", "pd", "flair"])
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regkit.classical.linear import KINDS
+from regkit.classical.pairs import check_one_grid
 from regkit.classical.space import to_isotropic
 from regkit.io import Image
 from regkit.spatial import check_spacing
@@ -123,14 +124,7 @@ def in_millimetres(
     Raises:
         ValueError: other shapes, a constant image, a wrong spacing.
     """
-    for name, image in (("moving", moving), ("fixed", fixed)):
-        if image.ndim not in (4, 5) or image.shape[:2] != (1, 1) or image.shape != fixed.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(image.shape)}, expected (1, 1, H, W) or (1, 1, D, H, W), "
-                "as the other."
-            )
-        if image.min() == image.max():
-            raise ValueError(f"{name} is constant, expected an image that shows something.")
+    check_one_grid(moving, fixed)
     matrix = np.diag([*check_spacing(spacing, fixed.ndim - 2).tolist(), 1.0])
     a, b = (InFrame(x[0, 0].detach().cpu().float().numpy(), matrix) for x in (moving, fixed))
     return a, b

@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regkit.classical.deformation import Deformation
+from regkit.classical.pairs import check_one_grid
 from regkit.classical.refine import with_gradients
 from regkit.losses import lncc, mind_features, mind_ssc, mse, mutual_information
 from regkit.messages import unknown
@@ -72,7 +73,9 @@ EFFORTS = {
     "default": Effort(1, 30, 8),
     "best": Effort(1, 100, 40),
 }
-COARSEST = 12  # voxels along the shortest long axis of the coarsest level, at least
+# Voxels along the shortest long axis of the coarsest level, at least. Two contrasts have little to
+# go by in fewer: a map of 12 x 15 x 4 voxels led a slab out of its own slices.
+COARSEST = {"lncc": 12, "mse": 12, "mind": 20, "mutual_information": 20}
 WINDOW = {2: 9, 3: 5}  # voxels, of lncc: about a hundred voxels in a window
 RATE = 2.0  # voxels of the level: a step, root mean square over the image, before it is smoothed
 MEAN, SCALE = 0.9, 0.99  # of the running means of the directions and of their squares
@@ -198,7 +201,7 @@ def greedy(
     maps = [next(none) if pair.start is None else pair.start]
     if symmetric:
         maps.append(next(none))
-    plan = _plan(pair.shape, size, EFFORTS[effort], steps)
+    plan = _plan(pair.shape, size, similarity, EFFORTS[effort], steps)
     work = sum(math.prod(grid) * most for grid, _, most in plan)
     done, values = 0, []
     for grid, factor, most in plan:
@@ -300,7 +303,7 @@ def expected(
         voxels.append(image.numel())
     each = max(0.0, (clock[-1] - clock[1]) / (voxels[-1] - voxels[1]))
     once = max(0.0, clock[1] - each * voxels[1])
-    plan = _plan(fixed.shape[2:], check_spacing(spacing, d), EFFORTS[effort], None)
+    plan = _plan(fixed.shape[2:], check_spacing(spacing, d), similarity, EFFORTS[effort], None)
     seconds = sum((once + each * math.prod(grid)) * most for grid, _, most in plan)
     factor = 2 if symmetric else 1
     return factor * seconds, 4 * VOLUMES[similarity] * factor * fixed.numel()
@@ -316,14 +319,7 @@ def _check(
     steps: int | None,
 ) -> Tensor:
     """The voxel size (d,), or a ValueError for what cannot be registered."""
-    for name, image in (("moving", moving), ("fixed", fixed)):
-        if image.ndim not in (4, 5) or image.shape[:2] != (1, 1) or image.shape != fixed.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(image.shape)}, expected (1, 1, H, W) or (1, 1, D, H, W), "
-                "as the other."
-            )
-        if image.min() == image.max():
-            raise ValueError(f"{name} is constant, expected an image that shows something.")
+    check_one_grid(moving, fixed)
     if similarity not in DISSIMILARITIES:
         raise unknown("similarity", similarity, DISSIMILARITIES)
     if effort not in EFFORTS:
@@ -382,7 +378,9 @@ def _whole(disp: Tensor, box: Sequence[slice], shape: Sequence[int]) -> Tensor:
 Plan = list[tuple[tuple[int, ...], int, int]]
 
 
-def _plan(shape: Sequence[int], size: Tensor, effort: Effort, steps: int | None) -> Plan:
+def _plan(
+    shape: Sequence[int], size: Tensor, similarity: str, effort: Effort, steps: int | None
+) -> Plan:
     """The levels from coarse to fine: grid, voxel in smallest voxels of the image, most steps.
 
     A level has voxels of one width along all axes, but never finer ones than the image has.
@@ -397,7 +395,7 @@ def _plan(shape: Sequence[int], size: Tensor, effort: Effort, steps: int | None)
         )
 
     factors = [effort.finest]
-    while sorted(grid(2 * factors[0]))[1 - len(shape)] >= COARSEST:
+    while sorted(grid(2 * factors[0]))[1 - len(shape)] >= COARSEST[similarity]:
         factors.insert(0, 2 * factors[0])
     coarse = effort.steps if steps is None else steps
     last = effort.last if steps is None else min(steps, effort.last)

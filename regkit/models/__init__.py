@@ -36,11 +36,13 @@ from regkit.models.dense_unet import DenseUNet
 from regkit.models.dilformer import Dilformer
 from regkit.models.dual_prnet import DualPRNet
 from regkit.models.fcn import Fcn
+from regkit.models.h_sganet import HSGANet
 from regkit.models.info import check_info
 from regkit.models.options import check_options, option_types, short
 from regkit.models.resnet import LinearResNet
 from regkit.models.transmorph import TransMorph
 from regkit.models.unfolding import Unfolding
+from regkit.models.utsrmorph import UTSRMorph
 from regkit.models.vit_v_net import ViTVNet
 from regkit.models.voxelmorph import Vxm, VxmDiff, VxmStrided
 
@@ -74,6 +76,8 @@ _MODELS: dict[str, Callable[..., RegistrationModel]] = {
     "dilformer": Dilformer,
     "vit_v_net": ViTVNet,
     "transmorph": TransMorph,
+    "utsrmorph": UTSRMorph,
+    "h_sganet": HSGANet,
     "unfolding": Unfolding,
 }
 _BASES.update((name, make) for name, make in _MODELS.items() if name != "rcn")
