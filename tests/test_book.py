@@ -15,6 +15,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from regkit import book, plot, widgets
+from regkit.book import notebook
 from regkit.training import recipes
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -38,8 +39,8 @@ def test_setup_makes_the_run_repeatable():
 @pytest.fixture
 def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(book, "device_name", lambda device: "Some CPU")
-    monkeypatch.setattr(book, "free_memory", lambda device: 11_800_000_000)
+    monkeypatch.setattr(notebook, "device_name", lambda device: "Some CPU")
+    monkeypatch.setattr(notebook, "free_memory", lambda device: 11_800_000_000)
 
 
 @pytest.mark.parametrize(
@@ -80,14 +81,14 @@ def test_the_budget_gpu_stays_where_there_is_a_gpu(monkeypatch, capsys, no_gpu):
 
 
 def test_colab_without_a_drive_says_that_nothing_is_kept(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(book, "DRIVE", tmp_path / "MyDrive")
+    monkeypatch.setattr(notebook, "DRIVE", tmp_path / "MyDrive")
     for colab, mounted, lines in ((True, False, 2), (True, True, 1), (False, True, 1)):
         if colab:
             monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
         else:
             monkeypatch.delitem(sys.modules, "google.colab")
         if mounted:
-            book.DRIVE.mkdir(exist_ok=True)
+            notebook.DRIVE.mkdir(exist_ok=True)
         book.setup()
         said = capsys.readouterr().out.splitlines()
         assert len(said) == lines and ("drive.mount" in said[-1]) == (lines == 2)
@@ -100,9 +101,8 @@ def test_colab_without_a_drive_says_that_nothing_is_kept(monkeypatch, tmp_path, 
 def places(monkeypatch, tmp_path):
     """A working folder two levels below a checkout; no REGKIT_HOME; a Drive that is not there."""
     monkeypatch.delenv("REGKIT_HOME", raising=False)
-    monkeypatch.setattr(book, "DRIVE", tmp_path / "drive" / "MyDrive")
-    (tmp_path / "checkout" / "regkit").mkdir(parents=True)
-    (tmp_path / "checkout" / "regkit" / "book.py").touch()
+    monkeypatch.setattr(notebook, "DRIVE", tmp_path / "drive" / "MyDrive")
+    (tmp_path / "checkout" / "regkit" / "book").mkdir(parents=True)
     (tmp_path / "checkout" / "notebooks" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "checkout" / "notebooks" / "mine")
     return tmp_path
@@ -114,8 +114,8 @@ def test_runs_are_kept_on_the_drive_else_at_home_else_in_the_checkout(places, mo
     assert book.run_folder("08") == places / "runs" / "08"
     monkeypatch.setenv("REGKIT_HOME", str(places / "home"))
     assert book.run_folder("08") == places / "home" / "runs" / "08"
-    book.DRIVE.mkdir(parents=True)  # mounted
-    assert book.run_folder("08") == book.DRIVE / "regkit" / "runs" / "08"
+    notebook.DRIVE.mkdir(parents=True)  # mounted
+    assert book.run_folder("08") == notebook.DRIVE / "regkit" / "runs" / "08"
     assert sorted(p.name for p in places.iterdir()) == ["checkout", "drive"]  # nothing was made
 
 
@@ -172,32 +172,32 @@ def test_a_number_has_to_lie_in_the_band_of_its_budget(monkeypatch, budget, valu
     monkeypatch.setenv("REGKIT_BUDGET", budget)
     bands = {"cpu": (0.7, 0.8), "smoke": (0, 1), "every": (0.9, 1)}
     if ok:
-        book.check(value, **bands)
+        book.expect(value, **bands)
     else:
         with pytest.raises(AssertionError, match=rf"value is .* at budget {budget}"):
-            book.check(value, **bands)
+            book.expect(value, **bands)
 
 
-def test_check_takes_tensors_and_arrays(monkeypatch):
+def test_expect_takes_tensors_and_arrays(monkeypatch):
     monkeypatch.setenv("REGKIT_BUDGET", "cpu")
-    book.check(torch.tensor([0.1, 0.9], requires_grad=True), every=(0, 1))
-    book.check(np.array(3), cpu=(3, 3))
+    book.expect(torch.tensor([0.1, 0.9], requires_grad=True), every=(0, 1))
+    book.expect(np.array(3), cpu=(3, 3))
     with pytest.raises(AssertionError):
-        book.check(torch.tensor([0.1, 1.1]), every=(0, 1))
+        book.expect(torch.tensor([0.1, 1.1]), every=(0, 1))
     with pytest.raises(AssertionError):
-        book.check([])
+        book.expect([])
 
 
 def test_without_a_band_a_number_still_has_to_be_finite(monkeypatch):
     monkeypatch.setenv("REGKIT_BUDGET", "smoke")
-    book.check(1e9, cpu=(0, 1))
+    book.expect(1e9, cpu=(0, 1))
     with pytest.raises(AssertionError, match="finite"):
-        book.check(math.inf, cpu=(0, 1))
+        book.expect(math.inf, cpu=(0, 1))
 
 
 def test_a_budget_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match="'big'"):
-        book.check(1, big=(0, 1))
+        book.expect(1, big=(0, 1))
 
 
 def test_glue_hands_on_plain_numbers(monkeypatch):

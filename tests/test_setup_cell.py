@@ -77,10 +77,10 @@ def runtime(tmp_path) -> Runtime:
 
 def package(folder: Path, version: str, book: str = "", needs: str = "") -> Path:
     """The source of a regkit of that version, whose `regkit.book` is this code."""
-    (folder / "regkit").mkdir(parents=True)
+    (folder / "regkit" / "book").mkdir(parents=True)
     (folder / "regkit" / "__init__.py").write_text(f"__version__ = {version!r}\n")
-    (folder / "regkit" / "book.py").write_text(book)
-    return described(folder, "regkit-course", version, needs, ["regkit"])
+    (folder / "regkit" / "book" / "__init__.py").write_text(book)
+    return described(folder, "regkit-course", version, needs, ["regkit", "regkit.book"])
 
 
 def described(folder: Path, name: str, version: str, needs: str = "", packages=()) -> Path:

@@ -62,7 +62,7 @@ def install(source):
 
 
 above = [Path.cwd(), *Path.cwd().parents]
-checkout = next((folder for folder in above if (folder / "regkit/book.py").is_file()), None)
+checkout = next((folder for folder in above if (folder / "regkit/book").is_dir()), None)
 if checkout:
     sys.path.insert(0, str(checkout))
 elif not any(d.name == "regkit-course" for d in metadata.distributions()):

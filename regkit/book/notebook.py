@@ -1,4 +1,4 @@
-"""What the notebooks of the book share: their start, their runs, numbers for the prose, bands."""
+"""What every notebook starts and ends with: seeds, runs, numbers for the prose, their bands."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _home() -> Path:
     if named := os.environ.get("REGKIT_HOME"):
         return Path(named).expanduser()
     here = Path.cwd()
-    checkouts = (p for p in (here, *here.parents) if (p / "regkit" / "book.py").is_file())
+    checkouts = (p for p in (here, *here.parents) if (p / "regkit" / "book").is_dir())
     return next(checkouts, here)
 
 
@@ -158,7 +158,7 @@ def glue(name: str, value: Any) -> None:
     paste(name, value, display=False)
 
 
-def check(
+def expect(
     value: float | Tensor | ArrayLike, every: tuple[float, float] | None = None, **bands: Any
 ) -> None:
     """Assert that a number, or each of several, lies in the band of the current budget.

@@ -1,0 +1,8 @@
+"""What the book's notebooks share, and what checks a reader's answers.
+
+`notebook` holds what every chapter starts and ends with: seeds, run folders, numbers for the prose.
+"""
+
+from regkit.book.notebook import cost, expect, glue, run_folder, sample, setup, small_png
+
+__all__ = ["cost", "expect", "glue", "run_folder", "sample", "setup", "small_png"]
