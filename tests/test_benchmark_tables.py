@@ -7,7 +7,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from typer.testing import CliRunner
 
@@ -16,7 +18,7 @@ from regkit import classical, cli, io, models
 from regkit.data import LABELS, population, true_displacement
 from regkit.models import Registration
 from regkit.papers import running
-from regkit.papers.comparing import compare, orders
+from regkit.papers.comparing import compare, orders, tau_interval
 from regkit.papers.running import Settings, judge, recipe_of
 from regkit.papers.tables import TABLES
 from regkit.spatial import warp
@@ -348,13 +350,14 @@ def test_orders_against_the_paper():
     assert [line["same_order"] for line in same] == ["yes", None, "yes"]
     assert same[0]["difference"] == -0.1 and same[0]["paper_difference"] == -0.009
     assert same[0]["paper_dice"] == 0.692 and same[2]["paper_folding_percent"] == 0.003
-    assert orders(same) == {"kendall_tau": 1.0, "rows": 3, "held": 2, "of": 2}
+    nothing_known = {"kendall_tau_interval": None}  # of the test pairs
+    assert orders(same) == {"kendall_tau": 1.0, "rows": 3, "held": 2, "of": 2} | nothing_known
     other = compare(table, rows(0.80, 0.75, 0.90))
     assert [line["same_order"] for line in other] == ["no", None, "no"]
     assert orders(other)["kendall_tau"] == -1.0
     some = compare(table, rows(0.80, 0.90, 0.70)[:2])
     assert [line["state"] for line in some] == ["done", "done", "not run"]
-    assert orders(some) == {"kendall_tau": 1.0, "rows": 2, "held": 1, "of": 1}
+    assert orders(some) == {"kendall_tau": 1.0, "rows": 2, "held": 1, "of": 1} | nothing_known
     assert orders(compare(table, []))["kendall_tau"] is None
     # OASIS where the paper has it
     first = {row["label"]: row for row in compare(TABLES["sun2025-table1"], [], "oasis")}
@@ -371,7 +374,46 @@ def test_ties_are_on_nobodys_side():
     ]
     lines = compare(table, rows)
     assert [line["same_order"] for line in lines] == ["no", None, "yes"]
-    assert orders(lines) == {"kendall_tau": 0.816, "rows": 3, "held": 1, "of": 2}
+    found = orders(lines)
+    assert (found["kendall_tau"], found["rows"]) == (0.816, 3)
+    assert (found["held"], found["of"]) == (1, 2)
+
+
+def test_the_interval_of_tau_is_that_of_scipy_over_pairs():
+    """Noise of the size of the differences, one seed: SciPy's bootstrap of paired samples."""
+    printed = [0.692, 0.701, 0.683, 0.689]
+    draw = np.random.default_rng(3)
+    dice = 0.7 + np.arange(4)[:, None] * 0.02 + 0.05 * draw.standard_normal((4, 9))
+    theirs = scipy.stats.bootstrap(
+        list(dice),
+        lambda *rows: scipy.stats.kendalltau(printed, [row.mean() for row in rows]).statistic,
+        n_resamples=2000, paired=True, vectorized=False, method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    ours = tau_interval(printed, [row[None] for row in dice])
+    assert ours == pytest.approx(tuple(theirs))
+    assert ours[0] < ours[1]
+
+
+def test_the_interval_of_tau_is_a_point_where_every_pair_says_the_same():
+    level = np.linspace(0.6, 0.9, 9)
+    rows = [level[None], np.stack([level + 0.1] * 3), np.stack([level + 0.2] * 3)]
+    assert tau_interval([0.1, 0.2, 0.3], rows) == pytest.approx((1, 1))
+    assert tau_interval([0.3, 0.2, 0.1], rows) == pytest.approx((-1, -1))
+
+
+def test_the_interval_of_tau_holds_the_spread_over_seeds():
+    """Of two rows the first is ahead at one seed of three and behind at two, at every pair."""
+    ahead = np.array([[0.2], [-0.1], [-0.1]]) + np.full((1, 9), 0.7)
+    level = np.full((3, 9), 0.7)
+    assert tau_interval([0.2, 0.1], [ahead, level]) == pytest.approx((-1, 1))
+
+
+def test_tau_has_no_interval_where_rows_do_not_belong_together():
+    nine, eight = np.full((1, 9), 0.7), np.full((1, 8), 0.7)
+    three, two = np.full((3, 9), 0.7), np.full((2, 9), 0.7)
+    for rows in ([nine], [nine, eight], [three, two], [nine[:, :1]] * 2, [nine, np.nan * nine]):
+        assert tau_interval([0.1, 0.2][: len(rows)], rows) is None
 
 
 # ------------------------------------------------------------------------------------ runs

@@ -100,10 +100,7 @@ def _difference(value: float | None, other: float | None) -> float | None:
 
 def _interval_between(line: Json, reference: Json) -> list[float] | None:
     """The interval of the Dice of a row less that of another one, of the same test pairs."""
-    dice = []
-    for row in (line, reference):
-        seeds = row.get("dice_pairs_seeds") or [row.get("dice_pairs") or []]
-        dice.append(np.array(seeds, dtype=float))
+    dice = [_seeds_by_pairs(line), _seeds_by_pairs(reference)]
     (seeds_a, pairs_a), (seeds_b, pairs_b) = (values.shape for values in dice)
     if pairs_a != pairs_b or pairs_a < 2 or (seeds_a != seeds_b and 1 not in (seeds_a, seeds_b)):
         return None
@@ -111,6 +108,11 @@ def _interval_between(line: Json, reference: Json) -> list[float] | None:
     if not np.isfinite(difference).all():
         return None
     return [round(bound, 4) for bound in interval(difference)]
+
+
+def _seeds_by_pairs(line: Json) -> np.ndarray:
+    """The Dice of a row, (seeds, pairs): one seed where it knows of none."""
+    return np.array(line.get("dice_pairs_seeds") or [line.get("dice_pairs") or []], dtype=float)
 
 
 def interval(
@@ -132,34 +134,90 @@ def interval(
     Returns:
         The lower and the upper bound.
     """
-    draw = np.random.default_rng(seed)
-    weights = [draw.multinomial(n, [1 / n] * n, resamples) / n for n in differences.shape]
+    weights = _drawn(differences.shape, resamples, seed)
     means = np.einsum("rs,sp,rp->r", weights[0], differences, weights[1], optimize=True)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return _ends(means, level)
+
+
+def _drawn(shape: Sequence[int], resamples: int, seed: int) -> list[np.ndarray]:
+    """Of each axis of n, (resamples, n): the share of each in n draws with replacement."""
+    draw = np.random.default_rng(seed)
+    return [draw.multinomial(n, [1 / n] * n, resamples) / n for n in shape]
+
+
+def _ends(values: Sequence[float] | np.ndarray, level: float) -> tuple[float, float]:
+    """Between which the middle `level` of the values lies; NaN are not counted."""
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def tau_interval(
+    printed: Sequence[float],
+    ours: Sequence[np.ndarray],
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Bootstrap percentile interval of Kendall's tau between printed numbers and ours.
+
+    Each resample draws test pairs and seeds as `interval` does, the same for all rows, and orders
+    the rows by what is left. It knows nothing of the spread of what the paper prints, so it is too
+    narrow for the question whether both orders are of one kind.
+
+    Args:
+        printed: a number a row.
+        ours: (seeds, pairs) a row; one seed where a method depends on none. All have the same
+            pairs, and as many seeds as each other where they have more than one.
+        level, resamples, seed: as of `interval`.
+
+    Returns:
+        The lower and the upper bound, in [-1, 1]; None with fewer than two rows or pairs, with
+        numbers of pairs or seeds that differ, or with a number that is not finite.
+    """
+    pairs = {values.shape[1] for values in ours}
+    seeds = {len(values) for values in ours} - {1}
+    finite = all(np.isfinite(values).all() for values in ours)
+    if len(ours) < 2 or len(pairs) != 1 or min(pairs) < 2 or len(seeds) > 1 or not finite:
+        return None
+    number = max(seeds, default=1)
+    every = np.stack([np.broadcast_to(values, (number, *pairs)) for values in ours])
+    weights = _drawn(every.shape[1:], resamples, seed)
+    means = np.einsum("rs,msp,rp->rm", weights[0], every, weights[1], optimize=True)
+    return _ends([_tau(printed, mean) for mean in means], level)
+
+
+def _tau(printed: Sequence[float], ours: Sequence[float] | np.ndarray) -> float:
+    """Kendall's tau of two lists; NaN with fewer than two numbers, or where one list is level."""
+    return float(kendalltau(printed, ours).statistic) if len(printed) > 1 else float("nan")
 
 
 def orders(lines: Sequence[Json]) -> Json:
     """How far the order of the rows agrees: of what `compare` gives.
 
     Returns:
-        kendall_tau (1: the same order, -1: the opposite; None with fewer than two rows), rows: how
-        many it compares, held and of: how many rows are on the same side of the default row as in
-        the paper, of how many.
+        kendall_tau (1: the same order, -1: the opposite; None with fewer than two rows),
+        kendall_tau_interval (of `tau_interval`, or None), rows: how many it compares, held and of:
+        how many rows are on the same side of the default row as in the paper, of how many.
     """
     both = [
-        (line["paper_dice"], line["dice"])
-        for line in lines
-        if line["paper_dice"] is not None and line.get("dice") is not None
+        line for line in lines if line["paper_dice"] is not None and line.get("dice") is not None
     ]
-    tau = float(kendalltau(*zip(*both)).statistic) if len(both) > 1 else float("nan")
+    printed = [line["paper_dice"] for line in both]
+    tau = _tau(printed, [line["dice"] for line in both])
+    bounds = tau_interval(printed, [_seeds_by_pairs(line) for line in both])
     sides = [line["same_order"] for line in lines if line["same_order"] is not None]
     return {
         "kendall_tau": round(tau, 3) if np.isfinite(tau) else None,
+        "kendall_tau_interval": [round(bound, 3) for bound in bounds] if bounds else None,
         "rows": len(both),
         "held": sides.count("yes"),
         "of": len(sides),
     }
+
+
+def _bounds(bounds: Sequence[float] | None) -> str:
+    """Such as " (95 % interval -0.2 to 0.6)"; nothing where there is none."""
+    return f" (95 % interval {bounds[0]} to {bounds[1]})" if bounds else ""
 
 
 def as_text(results: Json) -> str:
@@ -188,7 +246,8 @@ def as_text(results: Json) -> str:
     order = results["order"]
     if order["rows"] > 1:
         lines.append(
-            f"Order of {order['rows']} rows: Kendall's tau {order['kendall_tau']}; "
+            f"Order of {order['rows']} rows: Kendall's tau {order['kendall_tau']}"
+            f"{_bounds(order.get('kendall_tau_interval'))}; "
             f"{order['held']} of {order['of']} on the paper's side of the default row."
         )
     best: dict[str, Json] = {}
