@@ -13,7 +13,7 @@ from regkit.immutable import frozen
 
 # Weight of the smoothness of u (unfolding) or of the displacement (all others), where neither row
 # nor call says one. The paper's 1 belongs to sums or units that it does not name.
-LAMBDA2 = {"unfolding": 0.1, "vxm": 0.1}
+LAMBDA2 = {"unfolding": 0.1, "vxm": 0.1, "transmorph": 0.1, "utsrmorph": 0.1, "h_sganet": 0.1}
 
 
 class Printed(NamedTuple):

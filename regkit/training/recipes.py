@@ -115,6 +115,12 @@ _TMI = "Balakrishnan et al., IEEE TMI 2019; steps, rate and schedule are ours"
 _MEDIA = "Dalca et al., Medical Image Analysis 2019, without its variance; rates are ours"
 _DENSE = "The network of Zheng et al. 2023, trained as vxm is here"
 _DILFORMER = "A reconstruction of the network of Peng et al. 2026; all settings are ours"
+_TRANSFORMERS = {
+    "vit_v_net": "Chen et al., ViT-V-Net, MIDL 2021",
+    "transmorph": "Chen et al., TransMorph, Medical Image Analysis 2022",
+    "utsrmorph": "Zhang et al., UTSRMorph, IEEE TMI 2025",
+    "h_sganet": "Zhou et al., H-SGANet, 2025",
+}  # whose network each is
 _PYRAMID = "The network of Hu et al. 2019 and Kang et al. 2022; all settings are ours"
 
 # name -> the recipe at budget "cpu", and what other budgets change
@@ -189,6 +195,28 @@ _add(
     gpu=_GPU_3D,
     paper=_PAPER_3D | {"options": {"save_memory": True}},
 )  # fmt: skip
+
+# Transformers learn as the dense U-Net does. In 3D, where a CPU has to do, in their small sizes.
+_LIGHT = {"size": "small", "channels": 20, "drop_path": 0.0}
+for _model, _source in _TRANSFORMERS.items():
+    _sizes = {"options": {"size": "small"}} if _model in ("transmorph", "utsrmorph") else {}
+    _recipe = replace(
+        _DENSE_2D, name=f"{_model}_2d", model=_model,
+        source=f"The network of {_source}; trained as vxm is here",
+    )  # fmt: skip
+    _add(_recipe, smoke=_SMOKE_2D, gpu=_GPU_2D, paper=_PAPER_2D)
+    _add(
+        replace(_recipe, name=f"{_model}_3d", ndim=3, shape=(80, 96, 80), subjects=40,
+                validation=3, gamma=0.3, lr=1e-3, warmup=100, batch=1, steps=400, **_sizes),
+        smoke=_SMOKE_3D,
+        gpu=_GPU_3D | {"options": {}},
+        paper=_PAPER_3D | {"options": {"save_memory": True}},
+    )  # fmt: skip
+    if _model == "transmorph":  # the shipped weights: a file of a megabyte
+        _add(
+            replace(_recipe, name="transmorph_2d_light", options=_LIGHT),
+            smoke=_SMOKE_2D, gpu=_GPU_2D, paper=_PAPER_2D,
+        )  # fmt: skip
 
 # As vxm, with the terms on every level, at 1/16, ..., 1: each counts half as much as the next.
 for _model, _source in (("dual_prnet", _PYRAMID), ("dilformer", _DILFORMER)):
