@@ -167,7 +167,7 @@ class TransMorph(RegistrationModel):
         )
         if chosen.channels < 2 or chosen.channels % 2:
             raise ValueError(f"channels is {chosen.channels}, expected an even number of 2 or more")
-        _check_levels(chosen)
+        check_size(chosen)
         if steps < 0:
             raise ValueError(f"steps is {steps}, expected 0 or more")
         self.steps = steps if diffeomorphic else 0
@@ -184,18 +184,30 @@ class TransMorph(RegistrationModel):
             self.apply(checkpointed)
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
-        pair = torch.cat([moving, fixed], dim=1)  # (B, 2, *S)
-        *skips, x = self.encoder(pair)  # 1/4, 1/8, 1/16; 1/32
-        skips.insert(0, self.stem_half(self.pool(pair)))
+        x = self.head(decoded(self, moving, fixed))
         if self.stem_full is not None:
-            skips.insert(0, self.stem_full(pair))
-        for up in self.up:
-            x = up(x, skips.pop())
-        if self.stem_full is not None:
-            return {"disp": self.head(x)}
-        shape, svf = moving.shape[2:], self.head(x)
-        disp = integrate(svf, self.steps)
-        return {"disp": resize_disp(disp, shape), "svf": resize_disp(svf, shape)}
+            return {"disp": x}
+        shape, disp = moving.shape[2:], integrate(x, self.steps)
+        return {"disp": resize_disp(disp, shape), "svf": resize_disp(x, shape)}
+
+
+def decoded(model: Any, moving: Tensor, fixed: Tensor) -> Tensor:
+    """Features of both images, at full size, or at half where the model has no stem at full size.
+
+    Args:
+        model: has `encoder` (1/4, 1/8, 1/16; 1/32), `pool`, `stem_half`, `stem_full` (or None) and
+            the blocks `up`.
+        moving, fixed: (B, 1, *S).
+    """
+    pair = torch.cat([moving, fixed], dim=1)  # (B, 2, *S)
+    *skips, x = model.encoder(pair)
+    skips.insert(0, model.stem_half(model.pool(pair)))
+    if model.stem_full is not None:
+        skips.insert(0, model.stem_full(pair))
+    result: Tensor = x
+    for up in model.up:
+        result = up(result, skips.pop())
+    return result
 
 
 def windows(window: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
@@ -215,7 +227,7 @@ def windows(window: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
     return sides
 
 
-def _check_levels(size: Size) -> None:
+def check_size(size: Size) -> None:
     if len(size.layers) != 4 or min(size.layers) < 1:
         raise ValueError(f"layers is {tuple(size.layers)}, expected four numbers of 1 or more")
     widths = [size.channels * 2**k for k in range(4)]

@@ -35,7 +35,8 @@ from regkit.models.transmorph import (
     PATCH,
     Size,
     SwinEncoder,
-    _check_levels,
+    check_size,
+    decoded,
     windows,
 )
 from regkit.spatial import full_precision
@@ -221,7 +222,7 @@ class UTSRMorph(RegistrationModel):
         c, alone = chosen.channels, form == "oasis"
         if c < 1 or c % OVERLAP_HEADS:
             raise ValueError(f"channels is {c}, expected a multiple of {OVERLAP_HEADS}")
-        _check_levels(chosen)
+        check_size(chosen)
         self.encoder = Encoder(ndim, 2, chosen, windows(window, ndim), drop_path)
         # from 1/32 up: channels that come from below, of the skip, and those handed on
         skips = [4 * c, 2 * c, c, c // 2] + ([] if alone else [FULL])
@@ -238,11 +239,4 @@ class UTSRMorph(RegistrationModel):
             self.apply(checkpointed)
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
-        pair = torch.cat([moving, fixed], dim=1)  # (B, 2, *S)
-        *skips, x = self.encoder(pair)  # 1/4, 1/8, 1/16; 1/32
-        skips.insert(0, self.stem_half(self.pool(pair)))
-        if self.stem_full is not None:
-            skips.insert(0, self.stem_full(pair))
-        for up in self.up:
-            x = up(x, skips.pop())
-        return {"disp": full_precision(self.finer)(self.head(x))}
+        return {"disp": full_precision(self.finer)(self.head(decoded(self, moving, fixed)))}

@@ -199,7 +199,7 @@ _add(
 # Transformers learn as the dense U-Net does. In 3D, where a CPU has to do, in their small sizes.
 _LIGHT = {"size": "small", "channels": 20, "drop_path": 0.0}
 for _model, _source in _TRANSFORMERS.items():
-    _sizes = {"options": {"size": "small"}} if _model in ("transmorph", "utsrmorph") else {}
+    _small = {"size": "small"} if _model in ("transmorph", "utsrmorph") else {}
     _recipe = replace(
         _DENSE_2D, name=f"{_model}_2d", model=_model,
         source=f"The network of {_source}; trained as vxm is here",
@@ -207,7 +207,8 @@ for _model, _source in _TRANSFORMERS.items():
     _add(_recipe, smoke=_SMOKE_2D, gpu=_GPU_2D, paper=_PAPER_2D)
     _add(
         replace(_recipe, name=f"{_model}_3d", ndim=3, shape=(80, 96, 80), subjects=40,
-                validation=3, gamma=0.3, lr=1e-3, warmup=100, batch=1, steps=400, **_sizes),
+                validation=3, gamma=0.3, lr=1e-3, warmup=100, batch=1, steps=400,
+                options=_small),
         smoke=_SMOKE_3D,
         gpu=_GPU_3D | {"options": {}},
         paper=_PAPER_3D | {"options": {"save_memory": True}},
