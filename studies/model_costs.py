@@ -1,6 +1,6 @@
 """What each model costs at 160x192x160: writes results/model_costs.json.
 
-    python studies/model_costs.py                  # counts and seconds
+    python studies/model_costs.py                  # all three parts
     python studies/model_costs.py --part counts    # what no clock measures: a few minutes
 
 Counts: parameters, multiply-adds of a pair, and the memory that a step of training keeps for its
@@ -9,7 +9,10 @@ null where a model has no `save_memory`. They do not depend on the machine.
 
 Seconds: one pair in use, on one thread, each in a process of its own, in float32 and under
 bfloat16, channels first and last. Whether bfloat16 is faster depends on the processor. Weights are
-those of a fresh model; `torch.compile` is not used.
+those of a fresh model.
+
+Compiled: the same pair of some models, with `torch.compile` for this shape and without it. What
+compiling takes is left out: it comes once for a shape. It needs a C++ compiler.
 
 A row that is there is not made again.
 """
@@ -36,6 +39,7 @@ OTHERS = {
     "utsrmorph": [{"size": "small"}, {"size": "small", "form": "ixi"}],
 }
 MODELS = [(name, options) for name in models.names() for options in [{}, *OTHERS.get(name, [])]]
+COMPILED = ("vxm", "dense_unet_eca", "transmorph", "h_sganet", "unfolding")
 SETTINGS = list(itertools.product((False, True), repeat=2))
 
 
@@ -61,12 +65,24 @@ def counts(name: str, options: Mapping[str, Any], shape: tuple[int, ...] = SHAPE
 
 def seconds(name: str, options: Mapping[str, Any], shape: tuple[int, ...] = SHAPE) -> Row:
     """seconds, seconds_bf16, seconds_last, seconds_last_bf16; load: of the machine."""
+    return timed(name, options, shape, "channels_last", "last")
+
+
+def compiled(name: str, options: Mapping[str, Any], shape: tuple[int, ...] = SHAPE) -> Row:
+    """seconds, seconds_bf16, seconds_compiled, seconds_compiled_bf16; load: of the machine."""
+    return timed(name, options, shape, "compiled", "compiled")
+
+
+def timed(
+    name: str, options: Mapping[str, Any], shape: tuple[int, ...], argument: str, word: str
+) -> Row:
+    """Seconds with and without one argument of `cost.seconds`, in float32 and under bfloat16."""
     row: Row = {"load": made_now()["load"]}
-    for last, bf16 in SETTINGS:
-        arguments = {"bf16": bf16, "channels_last": last, **options}
+    for given, bf16 in SETTINGS:
+        arguments = {"bf16": bf16, argument: given, **options}
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             found = pool.apply(_alone, (name, shape, arguments))
-        row["seconds" + "_last" * last + "_bf16" * bf16] = found
+        row["seconds" + f"_{word}" * given + "_bf16" * bf16] = found
     return row
 
 
@@ -77,19 +93,20 @@ def _alone(name: str, shape: tuple[int, ...], arguments: Row) -> float:
 
 def main(
     part: Annotated[
-        str, typer.Option(help="counts, seconds, or both with a blank between.")
-    ] = "counts seconds",
+        str, typer.Option(help="counts, seconds, compiled, or some with blanks between.")
+    ] = "counts seconds compiled",
     model: Annotated[
         list[str] | None, typer.Option(help="Only this one; may be given again.")
     ] = None,
     out: common.Out = OUT,
 ) -> None:
     """Fill the table of costs, row by row."""
-    common.check_names("part", part.split(), ("counts", "seconds"))
+    common.check_names("part", part.split(), ("counts", "seconds", "compiled"))
     common.check_names("model", model or [], models.names())
     common.use_threads(1)
     fields = {"made": common.made(__file__), "shape": SHAPE}
-    for name, measure in (("counts", counts), ("seconds", seconds)):
+    parts = {"counts": counts, "seconds": seconds, "compiled": compiled}
+    for name, measure in parts.items():
         rows = Rows(out, ("label",), fields, within=name)
         if not rows.rows:
             rows.put()  # an empty table, which the page can show
@@ -97,6 +114,8 @@ def main(
             continue
         for architecture, options in MODELS:
             if model and architecture not in model:
+                continue
+            if name == "compiled" and (options or architecture not in COMPILED):
                 continue
             title = label(architecture, options)
             common.measure_once(

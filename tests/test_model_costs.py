@@ -113,6 +113,16 @@ def test_seconds_are_those_of_one_pair(monkeypatch):
     assert seen == [(32, 32), (40, 48)]
 
 
+def test_a_compiled_model_is_timed_after_it_was_compiled_for_the_shape(monkeypatch):
+    """What torch.compile is given is called, and first with a pair of the same shape."""
+    seen = []
+    monkeypatch.setattr(
+        cost.torch, "compile", lambda model: lambda *x: seen.append(x[0].shape[2:]) or model(*x)
+    )
+    assert cost.seconds("vxm", 2, (40, 48), compiled=True) > 0
+    assert seen == [(40, 48), (40, 48)]
+
+
 @pytest.mark.parametrize("function", [cost.count, cost.seconds])
 def test_a_shape_of_another_dimension_is_a_sentence(function):
     with pytest.raises(ValueError, match=r"shape is \(32, 32\), expected 3 positive numbers.*\.$"):
@@ -149,17 +159,21 @@ def test_the_study_goes_on_where_it_stopped(monkeypatch, tmp_path):
         model_costs, "counts", lambda name, options: asked.append(name) or {"parameters": 1}
     )
     monkeypatch.setattr(model_costs, "seconds", lambda name, options: {"seconds": 2.0})
+    monkeypatch.setattr(model_costs, "compiled", lambda name, options: {"seconds": 1.0})
     out = tmp_path / "costs.json"
     model_costs.main(part="counts", model=["vxm"], out=out)
     for _ in range(2):
-        model_costs.main(part="counts seconds", model=None, out=out)
+        model_costs.main(part="counts seconds compiled", model=None, out=out)
     assert asked == ["vxm", "transmorph"]
     held = json.loads(out.read_text())
     assert held["shape"] == [160, 192, 160]
     for part in ("counts", "seconds"):
         rows = Rows(out, ("label",), within=part).rows
         assert [row["label"] for row in rows] == ["vxm", "transmorph, tiny"]
-    with pytest.raises(ValueError, match="part holds 'memory', expected some of counts, seconds"):
+    assert [row["label"] for row in Rows(out, ("label",), within="compiled").rows] == ["vxm"]
+    with pytest.raises(
+        ValueError, match="part holds 'memory', expected some of counts, seconds, compiled"
+    ):
         model_costs.main(part="memory", model=None, out=out)
 
 

@@ -106,6 +106,7 @@ def seconds(
     *,
     bf16: bool = False,
     channels_last: bool = False,
+    compiled: bool = False,
     **options: Any,
 ) -> float:
     """Seconds of one pair through a fresh model in use, on this CPU, after a small pair.
@@ -113,6 +114,8 @@ def seconds(
     Args:
         name, ndim, shape, bf16, options: as of `count`.
         channels_last: the weights lie in memory with the channels of a voxel side by side.
+        compiled: by torch.compile, for this shape: after a pair of this shape, for which it is
+            compiled. It needs a C++ compiler.
     """
     check_shape(shape, ndim)
     model = models.create(name, ndim, **options).eval()
@@ -120,10 +123,11 @@ def seconds(
         layout = torch.channels_last if ndim == 2 else torch.channels_last_3d
         model = model.to(memory_format=layout)  # type: ignore[call-overload]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        model(*torch.rand(2, 1, 1, *(32,) * ndim))
+        call = torch.compile(model) if compiled else model
+        call(*torch.rand(2, 1, 1, *(shape if compiled else (32,) * ndim)))
         pair = torch.rand(2, 1, 1, *shape)
         start = time.perf_counter()
-        model(*pair)
+        call(*pair)
         return time.perf_counter() - start
 
 
