@@ -83,12 +83,17 @@ def chapters() -> dict[str, list[Recipe]]:
     multi = get("rigid_resnet34_2d_multi", steps=150)
     plain = replace(dense, options={"dense": False, "eca": False})
     vxm = replace(pyramids, model="vxm", levels=None)
+    small = {"size": "small", "channels": 24, "drop_path": 0.0}
     return {
         "02": [get("rigid_resnet34_2d"), multi, multi],
         "03": [get("vxm_diff_2d"), get("vxm_2d")],
         "04": [dense, plain, replace(dense, model="vxm2")],
         "05": [get("rcn_2d", amplitude=2.0)],
         "06": [vxm, replace(pyramids, model="dual_prnet"), pyramids],
+        "07": [
+            replace(dense, model="vxm"),
+            replace(dense, model="transmorph", options=small),
+        ],
         "08": [
             unfolding,
             get("vxm_2d", steps=unfolding.steps),
