@@ -177,6 +177,17 @@ def test_the_study_goes_on_where_it_stopped(monkeypatch, tmp_path):
         model_costs.main(part="memory", model=None, out=out)
 
 
+def test_our_order_of_work_took_no_longer_than_the_published_one():
+    """Forward at 160x192x160 and a step at an eighth of it, both in one run."""
+    rows = json.loads((common.RESULTS / "transmorph_speed.json").read_text())["rows"]
+    took = {(row["part"], row["layout"]): row for row in rows}
+    assert took["forward", "regkit"]["shape"] == [160, 192, 160]
+    for part in ("forward", "step"):
+        ours, official = took[part, "regkit"], took[part, "official"]
+        assert ours["seconds"] <= official["seconds"] and ours["shape"] == official["shape"]
+    assert took["step", "regkit"]["peak_megabytes"] < took["step", "official"]["peak_megabytes"]
+
+
 @pytest.mark.slow
 def test_the_stored_table_is_that_of_the_code():
     held = json.loads(HELD.read_text())
