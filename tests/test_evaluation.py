@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from regkit.data.subject import Subject
-from regkit.training.evaluation import dice_by_label, evaluate_path, nothing
+from regkit.training.evaluation import dice_by_label, evaluate_path, nothing, summary
 
 
 def bar(start: int, name: str) -> Subject:
@@ -33,7 +33,7 @@ def test_a_path_is_measured_place_by_place():
         gap = next(gaps)
         return [looks(0), looks(gap / 2), looks(gap)]
 
-    before, half, after = evaluate_path(path_of, pairs)
+    before, half, after = map(summary, evaluate_path(path_of, pairs))
     assert before["dice"] == before["dice_before"] == pytest.approx((0.6 + 0.8) / 2)
     assert half["dice"] == pytest.approx((0.8 + 0.9) / 2)
     assert after["dice"] == pytest.approx(1) and after["folding_percent"] == 0

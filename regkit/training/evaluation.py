@@ -153,7 +153,7 @@ def evaluate_path(
     pairs: Iterable[tuple[Subject, Subject]],
     labels: Sequence[int] | None = None,
     ceiling: bool = False,
-) -> list[dict[str, float]]:
+) -> list[list[dict[str, Any]]]:
     """Measure each of several displacements of a pair, such as those after each stage of a network.
 
     Args:
@@ -164,7 +164,7 @@ def evaluate_path(
         ValueError: no pair, or not equally many displacements for each.
 
     Returns:
-        For each place on the path what `summary` gives over the pairs; its seconds mean nothing.
+        For each place on the path the rows of `evaluate`; their seconds mean nothing.
     """
     pairs = list(pairs)
     paths = [path_of(moving.image[None], fixed.image[None]) for moving, fixed in pairs]
@@ -174,7 +174,7 @@ def evaluate_path(
             f"path_of gave {lengths} displacements, expected one number for all pairs."
         )
     return [
-        summary(evaluate(_known(disps), pairs, labels, ceiling=ceiling))
+        evaluate(_known(disps), pairs, labels, ceiling=ceiling)
         for disps in zip(*paths, strict=True)
     ]
 
