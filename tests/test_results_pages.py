@@ -199,3 +199,82 @@ def test_hu():
     assert between["SimpleITK, correlation"] < 0.5
     far = {method: row["success"] for (kind, method), row in found.items() if kind == "wide"}
     assert far["network"] < 0.5 and far["network + 10 steps"] > 0.95
+
+
+# ------------------------------------------- what chapters 05 and 12 say of their tables in prose
+
+
+def test_chapter_05_reads_its_table():
+    found = labelled("zhao2019-cascades_2d_cpu")
+    one, two, three = (found[f"{n} cascade{'s' * (n > 1)}"] for n in (1, 2, 3))
+    dice = [round(row["dice"], 3) for row in (one, two, three)]
+    folded = [round(row["folding_percent"], 3) for row in (one, two, three)]
+    assert dice == sorted(set(dice)) and folded == sorted(set(folded))[::-1]
+    twice, thrice = (found[f"1 cascade, applied {n} times"]["difference"] for n in (2, 3))
+    assert 0.5 * two["difference"] < min(twice, thrice)  # "a good part of"
+    assert max(twice, thrice) < three["difference"] / 2  # "less than half of"
+    for n in (2, 3):
+        assert above(found[f"3 cascades, each applied {n} times"])
+    assert not_shown(found["3 cascades, each applied 5 times"])  # "do no good"
+    longer = found["1 cascade, 3 times the updates"]["difference"]
+    assert -longer < three["difference"] / 2  # "most of what three networks gain is time"
+    affine = found["Affine only"]
+    assert round(affine["dice"], 3) < round(affine["dice_before"], 3)  # "a little worse"
+    assert found["SyN (ANTs)"]["folding_percent"] == 0
+    learned = [row for row in found.values() if row["method"] not in ("syn", "affine")]
+    assert max(learned, key=lambda row: row["dice"])["label"] == "stem, then 3 VoxelMorph"
+
+
+def test_chapter_12_reads_what_supervision_teaches():
+    alone, known, both = rows("tan2023-supervised_2d_cpu")
+    errors = [round(row["endpoint_error"], 2) for row in (alone, known, both)]
+    assert abs(errors[1] - errors[0]) < 0.2 and min(errors) == errors[2] < min(errors[:2])
+    assert both["folding_percent"] / alone["folding_percent"] == pytest.approx(0.2, abs=0.05)
+
+
+def test_chapter_12_reads_the_lung():
+    by_method = {row["method"]: row for row in rows("lung")}
+    search, ants = by_method["affine, refined"], rows("lung")[7]
+    ends = [row["tre"] for method, row in by_method.items() if method.endswith("refined")]
+    assert max(ends) - min(ends) < 0.1  # "about there from wherever it starts"
+    assert min(row["tre"] for row in rows("lung")) == search["tre"]  # "the best ... no network"
+    assert round(ants["lung_dice"], 3) > round(search["lung_dice"], 3)
+    assert ants["folding_percent"] == 0 and ants["tre"] > search["tre"]
+    one_look, affine = by_method["affine, fcn"], by_method["affine"]
+    assert one_look["tre"] < affine["tre"] / 2  # "most of the way"
+    assert one_look["seconds"] - affine["seconds"] < 1  # "a second of one core, or less"
+
+
+def test_chapter_12_reads_the_photographs():
+    eyes = {row["method"]: row for row in rows("fundus") if row["set"] == "synthetic"}
+    first = eyes["contrast, shift, affine"]
+    assert max(first["errors"]) < 25 <= min(min(eyes[m]["errors"]) for m in eyes if "as they" in m)
+    for further in ("refined", "its network"):
+        assert eyes[f"contrast, shift, affine, {further}"]["error"] < first["error"]
+    truth, refined = eyes["true map"], eyes["contrast, shift, affine, refined"]
+    assert round(eyes["unregistered"]["image_dice"], 2) > round(truth["image_dice"], 2)
+    assert round(refined["vessel_dice"], 2) > round(truth["vessel_dice"], 2)
+
+
+def test_chapter_12_reads_other_scans():
+    found = {(row["set"], row["method"]): row for row in rows("real_scans")}
+    before = found["slabs", "affine"]["dice_per_pair"]
+    after = found["slabs", "any_contrast_brain_3d"]["dice_per_pair"]
+    gains = [round(100 * (b - a), 1) for a, b in zip(before, after)]
+    assert len(gains) == 25 and min(gains) == 3.5
+    for kind in ("oasis", "slabs"):
+        best = found[kind, "any_contrast_brain_3d"]["gain"]
+        assert best > found[kind, "unfolding_brain_3d"]["gain"]
+    held = json.loads((ROOT / "results" / "modalities.json").read_text(encoding="utf-8"))
+    smooth = [row for row in held["child"]["summary"] if row["map"] == "smooth"]
+    error = {(row["moving"], row["method"]): round(row["error"], 1) for row in smooth}
+    start = round(smooth[0]["error_before"], 1)
+    for kind in ("fa", "cbf"):
+        networks = [error[kind, f"{name}-contrast network"] for name in ("any", "same")]
+        assert start < networks[0] < networks[1]  # "both do harm", one less of it
+        others = [error[kind, name] for name in ("descent, MI", "SyN, MI")]
+        assert error[kind, "engine, MIND"] < min(others) and max(others) < start
+    prostate = {row["method"]: row for row in held["prostate"]["summary"]}
+    none, network = prostate["no registration"], prostate["network, weak labels"]
+    assert 5 <= 100 * (network["dice"] - none["dice"]) <= 6
+    assert network["distance"] > none["distance"] and round(network["folding_percent"]) == 2
