@@ -225,6 +225,13 @@ def test_chapter_05_reads_its_table():
     assert max(learned, key=lambda row: row["dice"])["label"] == "stem, then 3 VoxelMorph"
 
 
+def test_chapter_12_reads_the_framework():
+    found = labelled("zhao2019-cascades_2d_cpu")
+    alone, stem = (found[k] for k in ("VoxelMorph alone", "stem, then VoxelMorph"))
+    assert round(stem["folding_percent"], 1) > round(alone["folding_percent"], 1)
+    assert 0 < points(stem) < 2  # "the gain is small"
+
+
 def test_chapter_12_reads_what_supervision_teaches():
     alone, known, both = rows("tan2023-supervised_2d_cpu")
     errors = [round(row["endpoint_error"], 2) for row in (alone, known, both)]
