@@ -11,6 +11,19 @@ MOST_LINES, MOST_MINUTES = 250, 90
 LINES = {"01": 312, "02": 537, "03": 346, "06": 326, "07": 271, "11": 555}
 MINUTES = {"02": 118, "11": 114}
 
+# Where a word is taught: no earlier chapter may use it.
+TAUGHT = {
+    "00": ["Adam", "autograd", "bootstrap", "group normalisation", "hook", "U-Net"],
+    "01": ["Dice", "HD95", "Jacobian", "landmark"],
+    "02": ["mutual information", "residual block"],
+    "03": ["LNCC", "local correlation"],
+    "04": ["ablation", "attention"],
+    "05": ["SyN"],
+    "07": ["softmax", "token"],
+    "08": ["denoiser"],
+    "11": ["MIND"],
+}
+
 each_chapter = pytest.mark.parametrize("md", tool.select(None), ids=lambda md: md.stem)
 
 
@@ -41,6 +54,14 @@ def test_the_minutes_that_a_chapter_says_are_those_counted(md):
     said = reading.stated(md)
     if said is not None:
         assert abs(said - reading.of(tool.read_text(md)).minutes) < 5
+
+
+@pytest.mark.parametrize(
+    ("number", "word"), [(number, word) for number, words in TAUGHT.items() for word in words]
+)
+def test_a_word_is_used_from_the_chapter_on_that_teaches_it(number, word):
+    using = [md.stem[:2] for md in tool.select(None) if word in reading.prose(tool.read_text(md))]
+    assert using[0] == number, f"chapter {using[0]} says {word!r}, which chapter {number} teaches"
 
 
 def test_what_is_counted():

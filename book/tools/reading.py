@@ -34,19 +34,28 @@ class Reading(NamedTuple):
 
 def of(text: NotebookNode) -> Reading:
     """What a reader of a chapter has before the eyes, up to its exercises."""
-    words = lines = 0
+    lines = 0
     for cell in _before_the_exercises(text):
-        if cell.cell_type == "markdown":
-            words += sum(any(c.isalnum() for c in word) for word in cell.source.split())
-        elif not is_setup(cell) and not UNSEEN & set(cell.metadata.get("tags", [])):
+        if cell.cell_type == "code" and not _unseen(cell):
             lines += sum(bool(line.strip()) for line in cell.source.splitlines())
+    words = sum(any(c.isalnum() for c in word) for word in prose(text).split())
     return Reading(words, lines)
+
+
+def prose(text: NotebookNode) -> str:
+    """The text of a chapter up to its exercises, as it is written, without its code."""
+    cells = (c for c in _before_the_exercises(text) if c.cell_type == "markdown")
+    return "\n\n".join(cell.source for cell in cells)
 
 
 def stated(md: Path) -> int | None:
     """The minutes that a chapter itself says, if it says them."""
     found = STATED.search(md.read_text(encoding="utf-8"))
     return int(found[1]) if found else None
+
+
+def _unseen(cell: NotebookNode) -> bool:
+    return is_setup(cell) or bool(UNSEEN & set(cell.metadata.get("tags", [])))
 
 
 def _before_the_exercises(text: NotebookNode) -> Iterator[NotebookNode]:
