@@ -360,6 +360,7 @@ def solutions(name: str) -> list:
 @pytest.mark.parametrize(
     "code",
     [
+        *solutions("00_before_you_start.md"),
         *solutions("01_images_grids_warps.md"),
         *solutions("02_rigid.md"),
         *solutions("03_voxelmorph.md"),
@@ -368,6 +369,7 @@ def solutions(name: str) -> list:
         *solutions("06_dual_stream_pyramids.md"),
         *solutions("08_deep_unfolding.md"),
         *solutions("11_classical_deformable.md"),
+        *solutions("12_case_studies.md"),
     ],
 )
 def test_a_solution_runs_as_it_is_printed(code, monkeypatch):

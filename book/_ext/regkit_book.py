@@ -10,6 +10,7 @@ It does five things:
   number, the directive `result-table` a table of rows.
 
       {result}`accuracy turn.voxels power`      # file, keys, format
+      {result}`sun2025-table?_2d_cpu order.of`  # several files: the sum
 
       :::{result-table} accuracy precision      # file, keys of a list of rows
       :where: largest>1e-6                      # only some rows; also =, !=, <
@@ -76,7 +77,8 @@ class Result(SphinxRole):
     def run(self):
         name, keys, *spec = self.text.split()
         results = Path(self.env.srcdir) / "results"
-        self.env.note_dependency(str(results / f"{name}.json"))
+        for file in results.glob(f"{name}.json"):
+            self.env.note_dependency(str(file))
         try:
             value = lookup(results, name, keys)
         except ValueError as error:

@@ -49,7 +49,15 @@ def _three_digits(value: float, units: dict[str, float]) -> str:
 
 
 def lookup(results: Path, name: str, keys: str) -> Any:
-    """What results/<name>.json holds at `keys`, such as "brain.inverse" or "scaling.0.shape"."""
+    """What results/<name>.json holds at `keys`, such as "brain.inverse" or "scaling.0.shape".
+
+    A name with `?` or `*` means several files: the sum of what they hold there.
+    """
+    if re.search(r"[?*]", name):
+        files = sorted(results.glob(f"{name}.json"))
+        if not files:
+            raise ValueError(f"result is {name!r}, which fits no file in results.")
+        return sum(lookup(results, file.stem, keys) for file in files)
     path = results / f"{name}.json"
     if not path.is_file():
         raise ValueError(f"result is {name!r}, expected the name of a file in results.")

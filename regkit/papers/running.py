@@ -57,6 +57,7 @@ from regkit.training import recipes
 from regkit.training.checkpoints import saved
 from regkit.training.data import adapted, evaluation_pairs, rigid_pairs, subjects
 from regkit.training.evaluation import (
+    dice_by_label,
     evaluate,
     labels_of,
     landmark_errors,
@@ -320,12 +321,8 @@ def judge(
     numbers["dice_sd_labels"] = _finite_mean(
         [float(np.nanstd(list(row["dice_per_label"].values()))) for row in rows]
     )
-    structures = sorted({label for row in rows for label in row["dice_per_label"]})
     numbers["dice_per_structure"] = {
-        names.get(label, str(label)): _finite_mean(
-            [row["dice_per_label"].get(label, np.nan) for row in rows]
-        )
-        for label in structures
+        names.get(label, str(label)): dice for label, dice in dice_by_label(rows).items()
     }
     if stages[0]:
         numbers["stages"] = [_mean_by_number(of_one) for of_one in zip(*stages, strict=True)]

@@ -141,6 +141,66 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return mean
 
 
+def nothing(moving: Tensor, fixed: Tensor) -> Registration:
+    """The method that moves nothing: what every other one has to beat. Images (B, C, *S)."""
+    still = fixed.new_zeros(len(fixed), fixed.ndim - 2, *fixed.shape[2:])
+    return Registration(warp(moving, still), still)
+
+
+@torch.no_grad()
+def evaluate_path(
+    path_of: Callable[[Tensor, Tensor], Sequence[Tensor]],
+    pairs: Iterable[tuple[Subject, Subject]],
+    labels: Sequence[int] | None = None,
+    ceiling: bool = False,
+) -> list[list[dict[str, Any]]]:
+    """Measure each of several displacements of a pair, such as those after each stage of a network.
+
+    Args:
+        path_of: maps two (1, 1, *S) images to displacements (1, d, *S), equally many for each pair.
+        pairs, labels, ceiling: as of `evaluate`.
+
+    Raises:
+        ValueError: no pair, or not equally many displacements for each.
+
+    Returns:
+        For each place on the path the rows of `evaluate`; their seconds mean nothing.
+    """
+    pairs = list(pairs)
+    paths = [path_of(moving.image[None], fixed.image[None]) for moving, fixed in pairs]
+    lengths = sorted({len(path) for path in paths})
+    if len(lengths) != 1:
+        raise ValueError(
+            f"path_of gave {lengths} displacements, expected one number for all pairs."
+        )
+    return [
+        evaluate(_known(disps), pairs, labels, ceiling=ceiling)
+        for disps in zip(*paths, strict=True)
+    ]
+
+
+def _known(disps: Sequence[Tensor]) -> Method:
+    """The method that answers with these displacements, one after the other."""
+    waiting = iter(disps)
+
+    def method(moving: Tensor, fixed: Tensor) -> Registration:
+        disp = next(waiting)
+        return Registration(warp(moving, disp), disp)
+
+    return method
+
+
+def dice_by_label(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """Mean Dice of each label over the rows of `evaluate` that have it, in the labels' order."""
+    seen = sorted({label for row in rows for label in row["dice_per_label"]})
+    return {
+        label: _finite_mean(
+            torch.tensor([row["dice_per_label"].get(label, math.nan) for row in rows]).double()
+        )
+        for label in seen
+    }
+
+
 @torch.no_grad()
 def landmark_errors(
     method: Method, pairs: Iterable[tuple[Subject, Subject]], device: str | torch.device = "cpu"

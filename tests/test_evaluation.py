@@ -1,0 +1,68 @@
+"""What is measured along a path of displacements, and of each label, against known numbers."""
+
+import numpy as np
+import pytest
+import torch
+
+from regkit.data.subject import Subject
+from regkit.training.evaluation import dice_by_label, evaluate_path, nothing, summary
+
+
+def bar(start: int, name: str) -> Subject:
+    """A bar of ten voxels along axis 0 that begins at `start`, on 40 x 8 voxels."""
+    labels = torch.zeros(1, 40, 8, dtype=torch.int16)
+    labels[:, start : start + 10] = 1
+    return Subject(name, labels.float(), labels, np.eye(4))
+
+
+def looks(voxels: float) -> torch.Tensor:
+    """Every voxel looks so far along axis 0."""
+    disp = torch.zeros(1, 2, 40, 8)
+    disp[:, 0] = voxels
+    return disp
+
+
+def test_a_path_is_measured_place_by_place():
+    """Bars 4 and 2 voxels apart: moved half of the way, then all of it."""
+    fixed = bar(10, "fixed")
+    pairs = [(bar(14, "four"), fixed), (bar(12, "two"), fixed)]
+    gaps = iter((4, 2))
+
+    def path_of(moving, fixed):
+        assert moving.shape == fixed.shape == (1, 1, 40, 8)
+        gap = next(gaps)
+        return [looks(0), looks(gap / 2), looks(gap)]
+
+    before, half, after = map(summary, evaluate_path(path_of, pairs))
+    assert before["dice"] == before["dice_before"] == pytest.approx((0.6 + 0.8) / 2)
+    assert half["dice"] == pytest.approx((0.8 + 0.9) / 2)
+    assert after["dice"] == pytest.approx(1) and after["folding_percent"] == 0
+    assert half["dice_before"] == before["dice_before"]
+
+
+def test_a_path_has_one_length():
+    fixed = bar(10, "fixed")
+    pairs = [(bar(14, "a"), fixed), (bar(12, "b"), fixed)]
+    paths = iter(([looks(0)], [looks(0), looks(1)]))
+    with pytest.raises(ValueError, match=r"path_of gave \[1, 2\] displacements, expected one"):
+        evaluate_path(lambda moving, fixed: next(paths), pairs)
+    with pytest.raises(ValueError, match=r"path_of gave \[\] displacements"):
+        evaluate_path(lambda moving, fixed: [looks(0)], [])
+
+
+def test_the_dice_of_each_label_is_the_mean_over_those_who_have_it():
+    rows = [
+        {"dice_per_label": {3: 0.5, 1: 0.8}},
+        {"dice_per_label": {1: 0.6, 2: float("nan")}},
+    ]
+    found = dice_by_label(rows)
+    assert list(found) == [1, 2, 3]
+    assert found[1] == pytest.approx(0.7) and found[3] == 0.5 and np.isnan(found[2])
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (4, 5, 6)])
+def test_nothing_moves(shape):
+    moving, fixed = torch.rand(2, 2, 1, *shape)
+    result = nothing(moving, fixed)
+    torch.testing.assert_close(result.moved, moving)
+    assert result.disp.shape == (2, len(shape), *shape) and not result.disp.any()
