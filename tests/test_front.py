@@ -76,7 +76,9 @@ def test_the_logo_is_what_its_script_draws_and_small():
     assert text == figures.logo_svg() and len(text) < 5000
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     assert config["logo"] == config["html"]["favicon"] == "book/_static/logo.svg"
-    points = [float(x) for x in re.findall(r"[\d.]+(?=[, \"])", "".join(re.findall(r'd="M.*"', text)))]
+    points = [
+        float(x) for x in re.findall(r"[\d.]+(?=[, \"])", "".join(re.findall(r'd="M.*"', text)))
+    ]
     assert 0 < min(points) and max(points) < 64
 
 
@@ -106,7 +108,9 @@ def test_the_moving_picture_is_small_short_and_has_a_still():
         assert 3 * total <= 5000  # longer, and a reader would need a way to stop it
         end = np.asarray(picture.convert("RGB"), float)
         assert np.abs(end - np.asarray(last.convert("RGB"), float)).mean() < 5
-    source, image = re.search(r'(?s)<source media="(.*?)".*?<img src="[^"]*" (.*?)>', INDEX).groups()
+    source, image = re.search(
+        r'(?s)<source media="(.*?)".*?<img src="[^"]*" (.*?)>', INDEX
+    ).groups()
     assert source == "(prefers-reduced-motion: reduce)"
     assert len(re.search(r'alt="(.*?)"', image)[1]) > 50
 
@@ -230,7 +234,11 @@ def result_of(name: str) -> dict:
 
 def test_a_card_counts_the_updates_that_the_weights_have_gone_through():
     training = result_of("vxm_diff_brain_3d")["made"]["training"]
-    assert regkit_front.updates(training) == [1800, 1600, 1400]  # the first gave its best, not its last
+    assert regkit_front.updates(training) == [
+        1800,
+        1600,
+        1400,
+    ]  # the first gave its best, not its last
     text = "\n".join(regkit_front.card("x", result_of("vxm_diff_brain_3d"), 1_258_812))
     assert "1,800 + 1,600 + 1,400, of 1 pair: 4,800 pairs in all, in float32" in text
     assert "40 synthetic heads in t1, 80×96×80 voxels of 2.2×2.2×2.2 mm" in text
@@ -238,7 +246,9 @@ def test_a_card_counts_the_updates_that_the_weights_have_gone_through():
     assert "lncc, and weights similarity 1, diffusion 0.1" in text
     assert "1.26\N{NO-BREAK SPACE}MB" in text and "2 threads" in text
     text = "\n".join(regkit_front.card("x", result_of("any_contrast_brain_3d"), 1))
-    assert "800 + 300 + 600" in text and "painted in random contrasts" in text and "bfloat16" in text
+    assert (
+        "800 + 300 + 600" in text and "painted in random contrasts" in text and "bfloat16" in text
+    )
     text = "\n".join(regkit_front.card("x", result_of("rigid_resnet34_2d_multi"), 1))
     assert "of 16 pairs" in text and "in t1, t2, flair, moved by up to 5° and 5 mm" in text
 

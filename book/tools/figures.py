@@ -276,10 +276,10 @@ def hero() -> None:
         append_images=pictures[1:],
         duration=times,
         loop=3,
-        quality=70,
+        quality=55,
         method=6,
     )
-    pictures[-1].save(STATIC / "hero_still.webp", quality=80, method=6)
+    pictures[-1].save(STATIC / "hero_still.webp", quality=70, method=6)
 
 
 def twisted(points: np.ndarray, turn: float = 0.9, width: float = 0.55) -> np.ndarray:
@@ -289,7 +289,9 @@ def twisted(points: np.ndarray, turn: float = 0.9, width: float = 0.55) -> np.nd
     """
     angle = turn * np.exp(-(points**2).sum(axis=1) / (2 * width**2))
     x, y = points.T
-    return np.stack([x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)], 1)
+    return np.stack(
+        [x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)], 1
+    )
 
 
 def logo_svg(size: int = 64, lines: int = 3) -> str:
