@@ -148,7 +148,7 @@ def told(text: str) -> list[str]:
 
 
 def first_uses() -> dict[str, tuple[str, str]]:
-    """Term -> the first chapter whose story has it, and that up to the paragraph of its first use."""
+    """Term -> the first chapter whose story has it, and the story up to that paragraph."""
     found = {}
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     files = [page["file"] for part in toc["parts"] for page in part["chapters"]]
@@ -166,7 +166,7 @@ def first_uses() -> dict[str, tuple[str, str]]:
 
 def explained(term: str, text: str) -> bool:
     """Whether a text links a term to the glossary, stresses it, or has it in a heading."""
-    ways = rf"\{{term\}}`[^`]*{term}|\*[^*\n]*{term}[^*\n]*\*|^##.*{term}"
+    ways = rf"\{{term\}}`[^`]*{term}|\*(?=\S)[^*\n]*{term}[^*\n]*(?<=\S)\*|^##.*{term}"
     return bool(re.search(f"(?im){ways}", text))
 
 
@@ -175,7 +175,7 @@ EVERYDAY = (
     "amplitude, cascade, contrast, deformation, engine, feature, gap, loss, MIND, population, "
     "registration, residual, transformer, value, warp, weights"
 ).split(", ")
-# Terms whose first use is not marked yet, though the chapters explain them: one link each is missing.
+# Terms whose first use is not marked yet, though the chapters explain them: a link is missing.
 NOT_YET = (
     "Adam, Dice, LDDMM, LNCC, LPS, NIfTI, RAS, SyN, ablation, affine map, attention, "
     "autograd, batch, bootstrap, channel, control point, convolution, decoder, denoiser, "

@@ -45,7 +45,7 @@ def american() -> dict[str, str]:
 
 
 def without_code(text: str) -> str:
-    """Prose alone: no fenced blocks of code, no inline code, no targets of links, no roles' names."""
+    """Prose alone: no fenced or inline code, no targets of links, no names of roles."""
     text = re.sub(r"(?ms)^(`{3,})(?:\{code-cell\}.*?|[a-z]*)\n.*?^\1 *$", "", text)
     text = re.sub(r"`[^`\n]*`|\]\([^)]*\)|<[^>\n]*>|https?://\S+|\{[\w:-]+\}", " ", text)
     return re.sub(r"(?m)^:[\w-]+:", " ", text)

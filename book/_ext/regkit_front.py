@@ -3,16 +3,16 @@
     ```{front-buttons}
     ```
 
-three buttons: read the first chapter; run it in Colab, only where the project is on GitHub; register
-two scans of one's own.
+three buttons: read the first chapter; run it in Colab, only where the project is on GitHub;
+register two scans of one's own.
 
     ```{chapter-minutes}
     03 = a U-Net that predicts the displacement {cite:t}`balakrishnan2019`
     ```
 
-a table of the chapters in _toc.yml, with the minutes that each takes: reading, counted in words, and
-running, as measured when its outputs were made. A line of the body says what a chapter is about. A
-line whose chapter is not in _toc.yml is left out.
+a table of the chapters in _toc.yml, with the minutes that each takes: reading, counted in words,
+and running, as measured when its outputs were made. A line of the body says what a chapter is
+about. A line whose chapter is not in _toc.yml is left out.
 
     ```{weights-card} vxm_diff_brain_3d
     ```

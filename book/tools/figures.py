@@ -3,8 +3,8 @@
     python book/tools/figures.py [NAME ...]
 
 in the project's folder draws them again, all or the named ones. A figure whose numbers come from a
-file in results/ carries the sha256 of that file; a test compares the two. `hero`, the moving picture
-of the index, and `logo` go to book/_static.
+file in results/ carries the sha256 of that file; a test compares the two. `hero`, the moving
+picture of the index, and `logo` go to book/_static.
 """
 
 import io
@@ -230,7 +230,7 @@ def speed_scaling() -> plt.Figure:
 def hero_frames(
     shape: tuple[int, int] = (160, 192), count: int = 12, step: int = 8
 ) -> list[plt.Figure]:
-    """The pair of `idea`, a part of its displacement at a time: where to look, what is found, fixed.
+    """The pair of `idea`, by parts of its displacement: where to look, what is found, fixed.
 
     Args:
         shape: (H, W) of the slices.
