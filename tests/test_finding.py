@@ -17,6 +17,7 @@ from mdit_py_plugins.anchors.index import slugify
 import regkit
 from regkit import checks, cli, io, losses, models, spatial
 from regkit.papers import TABLES
+from regkit.registration import FILES
 from regkit.transform import Grid, Transform
 
 ROOT = Path(__file__).parents[1]
@@ -244,6 +245,11 @@ def test_every_command_is_one_that_the_command_line_takes(name):
 def test_a_command_with_a_wrong_option_is_noticed():
     with pytest.raises(Exception, match="No such option"):
         parse("register a.nii b.nii -o out --methods syn".split())
+
+
+def test_every_file_of_a_result_is_explained():
+    table = re.findall(r"(?m)^\| `([\w.]+\.(?:nii\.gz|png|json))` \| ", page("what_people_type"))
+    assert table == list(FILES)
 
 
 def test_every_extra_is_explained():
