@@ -48,7 +48,6 @@ def test_the_python_of_the_readme_registers_two_scans(tmp_path, monkeypatch, cap
     (code,) = re.findall(r"(?ms)^```python\n(.*?)^```$", README)
     assert 15 <= len(code.splitlines()) <= 20
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("REGKIT_DEVICE", "cpu")
     scope: dict = {}
     exec(compile(code, "README", "exec"), scope)
     dice = scope["result"].metrics["dice"]
@@ -241,7 +240,7 @@ def test_a_card_counts_the_updates_that_the_weights_have_gone_through():
     ]  # the first gave its best, not its last
     text = "\n".join(regkit_front.card("x", result_of("vxm_diff_brain_3d"), 1_258_812))
     assert "1,800 + 1,600 + 1,400, of 1 pair: 4,800 pairs in all, in float32" in text
-    assert "40 synthetic heads in t1, 80×96×80 voxels of 2.2×2.2×2.2 mm" in text
+    assert "40 synthetic heads in T1, 80×96×80 voxels of 2.2×2.2×2.2 mm" in text
     assert "`vxm_diff` in 3D, with `half_resolution=True`" in text
     assert "lncc, and weights similarity 1, diffusion 0.1" in text
     assert "1.26\N{NO-BREAK SPACE}MB" in text and "2 threads" in text
@@ -250,7 +249,7 @@ def test_a_card_counts_the_updates_that_the_weights_have_gone_through():
         "800 + 300 + 600" in text and "painted in random contrasts" in text and "bfloat16" in text
     )
     text = "\n".join(regkit_front.card("x", result_of("rigid_resnet34_2d_multi"), 1))
-    assert "of 16 pairs" in text and "in t1, t2, flair, moved by up to 5° and 5 mm" in text
+    assert "of 16 pairs" in text and "in T1, T2, FLAIR, moved by up to 5° and 5 mm" in text
 
 
 def options(line: str) -> dict[str, str]:

@@ -232,14 +232,14 @@ def _data(recipe: dict[str, Any]) -> str:
     """What a training drew its pairs from."""
     kind = "heads" if recipe["ndim"] == 3 else "axial slices of heads"
     text = f"{recipe['subjects']} synthetic {kind}"
-    motion = recipe.get("motion")
     if recipe.get("painted"):
         return f"{text}, their label maps painted in random contrasts"
+    motion = recipe.get("motion")
+    names = dict.fromkeys(motion["contrasts"] if motion else [recipe["contrast"]])
+    text += " in " + ", ".join(name if name == "random" else name.upper() for name in names)
     if motion:
-        contrasts = ", ".join(dict.fromkeys(motion["contrasts"]))
-        text += f" in {contrasts}, moved by up to {motion['angle']:g}° and {motion['shift']:g} mm"
-        return text
-    return f"{text} in {recipe['contrast']}"
+        text += f", moved by up to {motion['angle']:g}° and {motion['shift']:g} mm"
+    return text
 
 
 def _few(batches: list[int]) -> str:
