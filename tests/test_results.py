@@ -1,4 +1,4 @@
-"""What README and the book say is what results/*.json holds, and that is what the code does."""
+"""What the book says is what results/*.json holds, and that is what the code does."""
 
 import hashlib
 import json
@@ -26,18 +26,30 @@ import regkit_book  # noqa: E402
 HELD = json.loads((ROOT / "results" / "accuracy.json").read_text())
 
 
+def shown(page: str) -> str:
+    """A page of the book, with the numbers that its roles `result` write."""
+
+    def number(role: re.Match) -> str:
+        name, keys, *spec = role[1].split()
+        value = regkit_book.lookup(ROOT / "results", name, keys)
+        return regkit_book.Words().format_field(value, *spec or [""])
+
+    text = (ROOT / "book" / f"{page}.md").read_text(encoding="utf-8")
+    return re.sub(r"\{result\}`([^`]+)`", number, text)
+
+
 def test_every_shipped_weight_has_its_result():
     assert {path.stem for path in (ROOT / "results").glob("*.json")} >= set(models.pretrained())
 
 
 @pytest.mark.parametrize("name", models.pretrained())
-def test_the_readme_quotes_the_results(name):
+def test_the_page_of_weights_quotes_the_results(name):
     result = json.loads((ROOT / "results" / f"{name}.json").read_text())
     summary, made = result["summary"], result["made"]
     # the file belongs to the weights that are shipped, and was made by evaluating these
     assert made["training"] == models.load(name).info
     assert made["command"].startswith(f"regkit evaluate {name} ")
-    row = re.search(rf"^\| `{name}` \|(.*)\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    row = re.search(rf"^\| `{name}` \|(.*)\|$", shown("weights"), re.MULTILINE)
     quoted = [float(x) for x in re.findall(r"\d+\.\d+", row[1])]
     keys = ("dice_before", "dice", "dice_ceiling", "hd95", "folding_percent")
     digits = (3, 3, 3, 1, 3)
@@ -62,13 +74,13 @@ def test_the_weights_say_how_they_were_trained(name):
     assert {**defaults, **held} in [json.loads(json.dumps(vars(r), default=dict)) for r in today]
 
 
-def test_the_readme_quotes_the_real_scans():
+def test_the_page_of_weights_quotes_the_real_scans():
     held = json.loads((ROOT / "results" / "real_scans.json").read_text())["rows"]
-    readme = (ROOT / "README.md").read_text()
+    page = shown("weights")
     methods = ("affine", "vxm_diff_brain_3d", "unfolding_brain_3d", "any_contrast_brain_3d")
     for name, words in (("oasis", "a pair of OASIS"), ("slabs", "25 slabs of")):
         rows = {row["method"]: row for row in held if row["set"] == name}
-        line = re.search(rf"^\| {words}[^|]*\|(.*)\|$", readme, re.MULTILINE)
+        line = re.search(rf"^\| {words}[^|]*\|(.*)\|$", page, re.MULTILINE)
         quoted = [float(x) for x in re.findall(r"\d+\.\d+", line[1])]
         expected = [rows["affine"]["dice"]]
         for method in methods[1:]:

@@ -3,9 +3,11 @@
     python book/tools/figures.py [NAME ...]
 
 in the project's folder draws them again, all or the named ones. A figure whose numbers come from a
-file in results/ carries the sha256 of that file; a test compares the two.
+file in results/ carries the sha256 of that file; a test compares the two. `hero`, the moving
+picture of the index, and `logo` go to book/_static.
 """
 
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -30,6 +32,7 @@ sys.path.insert(0, str(ROOT / "studies"))
 from accuracy import slice_to_turn, turns  # noqa: E402
 
 FOLDER = ROOT / "book" / "_figures"
+STATIC = ROOT / "book" / "_static"
 ORANGE = "#e69f00"  # of the colour-blind safe Okabe-Ito palette
 
 
@@ -224,6 +227,99 @@ def speed_scaling() -> plt.Figure:
     return figure
 
 
+def hero_frames(
+    shape: tuple[int, int] = (160, 192), count: int = 12, step: int = 8
+) -> list[plt.Figure]:
+    """The pair of `idea`, by parts of its displacement: where to look, what is found, fixed.
+
+    Args:
+        shape: (H, W) of the slices.
+        count: of the frames; the first has no displacement, the last all of it.
+        step: voxels between two lines of the drawn grid.
+    """
+    moving, fixed = population([3, 8], shape)
+    disp = true_displacement(moving, fixed)
+    frames = []
+    for part in np.linspace(0, 1, count):
+        moved = warp(moving.image[None], part * disp)[0]
+        target = (identity_grid(shape) + part * disp[0]).numpy()  # (2, H, W)
+        figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.88), dpi=100, facecolor="black")
+        figure.subplots_adjust(0, 0, 1, 1, wspace=0)
+        for axis, image in zip(axes, (moving.image, moved, fixed.image)):
+            axis.imshow(image[0].T.numpy(), origin="lower", cmap="gray", vmin=0, vmax=1)
+            axis.set_axis_off()
+        axes[0].plot(target[0, ::step].T, target[1, ::step].T, color=ORANGE, lw=0.7)
+        axes[0].plot(target[0, :, ::step], target[1, :, ::step], color=ORANGE, lw=0.7)
+        axes[0].set(xlim=(-0.5, shape[0] - 0.5), ylim=(-0.5, shape[1] - 0.5))
+        for axis in axes[1:]:
+            for mask in (fixed.labels[0] > 0, fixed.labels[0] == 5):
+                axis.contour(np.asarray(mask).T, levels=[0.5], colors=ORANGE, linewidths=1.2)
+        frames.append(figure)
+    return frames
+
+
+def hero() -> None:
+    """Write hero.webp, which plays three times within five seconds, and its last frame as a still.
+
+    A reader who asks for little motion gets the still, and nobody has to stop the other.
+    """
+    pictures = []
+    for figure in hero_frames():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        plt.close(figure)
+        pictures.append(Image.open(buffer).convert("RGB"))
+    times = [300, *[70] * (len(pictures) - 2), 600]  # milliseconds
+    pictures[0].save(
+        STATIC / "hero.webp",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=times,
+        loop=3,
+        quality=55,
+        method=6,
+    )
+    pictures[-1].save(STATIC / "hero_still.webp", quality=70, method=6)
+
+
+def twisted(points: np.ndarray, turn: float = 0.9, width: float = 0.55) -> np.ndarray:
+    """Points (N, 2) in [-1, 1], turned about the middle, less and less towards the border.
+
+    The turn keeps the distance to the middle, so that lines bend and never cross themselves.
+    """
+    angle = turn * np.exp(-(points**2).sum(axis=1) / (2 * width**2))
+    x, y = points.T
+    return np.stack(
+        [x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)], 1
+    )
+
+
+def logo_svg(size: int = 64, lines: int = 3) -> str:
+    """The logo: a grid that bends, white on blue, so that it shows on light and dark pages."""
+    along = np.linspace(-0.95, 0.95, 41)
+    paths = []
+    for at in np.linspace(-0.6, 0.6, lines):
+        for points in (np.stack([along, 0 * along + at], 1), np.stack([0 * along + at, along], 1)):
+            drawn = size / 2 * (1 + 0.82 * twisted(points))
+            paths.append("M" + " ".join(f"{x:.1f},{y:.1f}" for x, y in drawn))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}" role="img" '
+        'aria-label="regkit: a grid that bends">\n'
+        f'<rect width="{size}" height="{size}" rx="{size // 6}" fill="#0072b2"/>\n'
+        f'<g fill="none" stroke="#ffffff" stroke-width="{size / 18:.1f}" stroke-linecap="round">\n'
+        + "".join(f'<path d="{path}"/>\n' for path in paths)
+        + "</g>\n</svg>\n"
+    )
+
+
+def logo() -> None:
+    """Write logo.svg, which is also the icon of the pages."""
+    (STATIC / "logo.svg").write_text(logo_svg(), encoding="utf-8")
+
+
+# what is written to book/_static, which holds what pages name without Sphinx
+FRONT: dict[str, Callable[[], None]] = {"hero": hero, "logo": logo}
+
 # figure -> how it is drawn, and the file in results/ that its numbers come from
 FIGURES: dict[str, tuple[Callable[[], plt.Figure], str | None]] = {
     "idea": (idea, None),
@@ -244,7 +340,10 @@ def drawn_from(name: str) -> str | None:
 
 def main(names: list[str]) -> None:
     FOLDER.mkdir(exist_ok=True)
-    for name in names or FIGURES:
+    for name in names or [*FIGURES, *FRONT]:
+        if name in FRONT:
+            FRONT[name]()
+            continue
         draw, source = FIGURES[name]
         metadata = {"Source": fingerprint(source)} if source else {}
         with matplotlib.rc_context({} if name == "idea" else STYLE):
