@@ -128,9 +128,13 @@ def test_it_fits_a_phone_and_can_be_touched(opened):
     assert page.locator(".regkit-item label, .regkit-predict button").evaluate_all(low) >= 30
 
 
-def test_on_paper_the_answers_are_folded_and_nothing_can_be_clicked(opened):
+def test_on_paper_answers_of_a_quiz_are_folded_and_those_to_a_guess_open(opened):
     page = opened()
+    answers = page.locator(".regkit-predict details")
+    seen = "all => all.map(e => e.querySelector('p').checkVisibility())"
+    assert set(answers.evaluate_all(seen)) == {False}
     page.emulate_media(media="print")
+    assert set(answers.evaluate_all(seen)) == {True}
     assert page.locator(".regkit-item > p").first.is_visible()
     for kind in ("button", "details li"):
         shown = page.locator(f".regkit-quiz {kind}").evaluate_all(
