@@ -11,6 +11,7 @@
 #                  (DATA=folder: the tables of a prepared set; MINUTES=10: a piece of ten minutes)
 # make gpu-ten-minutes  what a GPU can measure in ten minutes, into results/
 #                  (both with VENV=no PYTHON=python3: in an environment that is there, as in Colab)
+# make gift        the quizzes of the chapters for Moodle, into build/quizzes/
 # make wheel       wheel and source distribution, into dist/
 # make wheel-test  install the wheel alone into a clean environment and register with it (minutes)
 # make colab-test  each notebook alone in an empty folder, with Colab's versions and the wheel
@@ -39,7 +40,7 @@ COVERAGE := 95.5
 
 .DEFAULT_GOAL := help
 .PHONY: help book test unit coverage test-slow test-site test-cpu attack notebooks bench gpu-results \
-    gpu-ten-minutes lint format wheel wheel-test colab-test clean
+    gpu-ten-minutes lint format gift wheel wheel-test colab-test clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -131,6 +132,9 @@ format: $(READY)
 	$(BIN)/python book/tools/notebooks.py sync
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
+
+gift: $(READY)
+	$(BIN)/python book/tools/gift.py build/quizzes
 
 # From an empty build/: setuptools would pack what an earlier build has left there.
 wheel: $(READY)

@@ -216,6 +216,17 @@ def quoted(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() for line in text.splitlines())
 
 
+def folded(title: str, body: str) -> str:
+    return f"<details>\n<summary>{title}</summary>\n\n{body}\n\n</details>"
+
+
+def quiz_of(chapter: str) -> str:
+    """The questions of a chapter's quiz with folded answers, and how to have them counted."""
+    from regkit.book.quiz import invitation, quiz  # with torch: only where it is needed
+
+    return f"{invitation(chapter)}\n\n{quiz(chapter).markdown()}"
+
+
 def glued(notebook: NotebookNode) -> dict[str, str]:
     """The values that the code has handed to the prose, by name, as Python writes them."""
     found = {}
@@ -332,11 +343,23 @@ class Chapter:
             return f"### {title}\n\n{self.markdown(block.content)}"
         if block.kind == "solution":
             title = f"Solution to {self.labels[block.title].text.lower()}"
-            body = self.markdown(block.content)
-            return f"<details>\n<summary>{title}</summary>\n\n{body}\n\n</details>"
+            return folded(title, self.markdown(block.content))
+        if block.kind == "quiz":
+            return quiz_of(block.title)
+        if block.kind == "predict":
+            return self.predict(block)
         if block.options is not None or block.kind.startswith("myst"):
             raise ValueError(f"No plain Markdown is known for {block.kind}: {block.source[:80]!r}.")
         return self.inline(block.source)
+
+    def predict(self, block: Block) -> str:
+        """A question in bold, what one may guess, and the folded answer."""
+        parts = [f"**{self.inline(block.title)}**"]
+        if guesses := (block.options or {}).get("guess"):
+            parts.append("\n".join(f"- {self.inline(g.strip())}" for g in guesses.split("|")))
+        if block.content:
+            parts.append(folded("Look", self.markdown(block.content)))
+        return "\n\n".join(parts)
 
     def result_table(self, block: Block) -> str:
         name, keys = block.title.split()
