@@ -253,11 +253,12 @@ def test_a_saved_page_needs_nothing_beside_it(tmp_path):
     assert page.count("<script class") == 1 and "Not a medical device" in page
 
 
+@pytest.mark.slow
 def test_what_was_registered_is_shown_on_its_upright_grid():
     """An image whose first axis runs to the left is turned; the still picture says which way."""
     affine = np.diag([-1.0, 2.0, 1.0, 1.0])
     image = nib.Nifti1Image(blocks()[0, 0, :, :, None].numpy(), affine)
-    result = register(image, image, method="rigid", device="cpu")
+    result = register(image, image, method="greedy", effort="fast", device="cpu")
     found = pictures(widgets.show(result, what="a block"))
     assert list(found) == ["moving", "fixed", "moved"]
     assert found["fixed"]["alt"] == "fixed: a block" and "48 / 64" in found["fixed"]["style"]

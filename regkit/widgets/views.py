@@ -97,10 +97,9 @@ def show(result: Result, what: str = "") -> View:
         result: of `regkit.register`.
         what: what the images show, for readers who cannot see them.
     """
-    page = {name: x for name, x in result._page.items() if name not in ("orientation", "trust")}
+    page = {name: result._page[name] for name in ("moving", "fixed", "moved", "spacing")}
     if page["fixed"].ndim == 5:
-        return volumes(**page, what=what or "a volume")
-    del page["disp"]
+        return volumes(**page, disp=result._page["disp"], what=what or "a volume")
     return compare(**page, what=what or "a slice")
 
 
