@@ -40,7 +40,7 @@
     const which = choice("image to compare with fixed", others, others[0]);
     const swap = make("button", { type: "button", textContent: "swap" });
     const play = make("button", { type: "button" });
-    const label = make("label", { className: "rv-long" });
+    const tray = make("div", { className: "rv-long" });
     const modes = ["wipe", "flicker", "checkerboard"];
     const buttons = modes.map((mode) => make("button", { type: "button", textContent: mode }));
     let mode = "wipe", shown = true, timer = 0;
@@ -78,8 +78,8 @@
       const tools = {
         wipe: ["edge", place], flicker: [swap, play], checkerboard: ["squares", squares],
       }[mode];
-      if (label.dataset.mode !== mode) label.replaceChildren(...tools);
-      label.dataset.mode = mode;
+      if (tray.dataset.mode !== mode) tray.replaceChildren(...tools);
+      tray.dataset.mode = mode;
     }
     const still = matchMedia("(prefers-reduced-motion: reduce)");
     buttons.forEach((button, k) => button.addEventListener("click", () => {
@@ -103,7 +103,7 @@
     const bar = make("div", { className: "rv-bar" }, group);
     if (others.length > 1) bar.append(make("label", {}, "fixed and", which));
     draw();
-    return [bar, stage, make("div", { className: "rv-bar" }, label)];
+    return [bar, stage, make("div", { className: "rv-bar" }, tray)];
   }
 
   function series(root) {

@@ -43,11 +43,11 @@ def opened(request, browser, book):
         context.close()
 
 
-# Elements, pictures apart, whose ground is brighter than half, and larger than a handle of a slider.
+# Elements, pictures apart, brighter than half and larger than the handle of a slider.
 BRIGHT = """() => [...document.querySelectorAll("body, body *")].filter(element => {
     if (element.matches("img, canvas, svg *, .rv-name, option")) return false;
     const box = element.getBoundingClientRect();
-    if (box.width < 40 || box.height < 10) return false;
+    if (box.width < 40 || box.height < 10 || box.bottom <= 0) return false;
     const style = getComputedStyle(element);
     const [r, g, b, a] = style.backgroundColor.match(/[\\d.]+/g).map(Number);
     return (a ?? 1) > 0.5 && 0.3 * r + 0.59 * g + 0.11 * b > 127 && style.visibility !== "hidden";
@@ -78,7 +78,8 @@ PALE = """() => {
 
 
 # Scans are shown with their own grey values; figures on white paper may be dimmed.
-FILTERED = """() => [...document.querySelectorAll(".bd-article :is(img, canvas)")].filter(picture => {
+FILTERED = """() => [...document.querySelectorAll(".bd-article :is(img, canvas)")]
+  .filter(picture => {
     const { filter } = getComputedStyle(picture);
     const scan = picture.closest("[data-view='compare'], [data-view='volumes']");
     return scan ? filter !== "none" : /contrast|invert/.test(filter);
@@ -121,7 +122,7 @@ BROKEN = """height => {
     const width = 680;
     article.style.cssText += `;columns: auto ${width}px; column-fill: auto; column-gap: 40px;
         height: ${height}px; width: ${width}px; max-width: none; overflow: visible`;
-    const parts = ".cell_input div.highlight, div.highlight, .cell_output img, figure img, tr";
+    const parts = ".cell_input, div.highlight, .cell_output img, figure img, tr";
     return [...article.querySelectorAll(parts)].filter(part => {
         const boxes = [...part.getClientRects()];
         const tall = boxes.reduce((sum, box) => sum + box.height, 0);
@@ -135,6 +136,6 @@ def test_paper_is_white_without_handles_and_breaks_nothing_that_fits_on_a_sheet(
     page.emulate_media(media="print")
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == "rgb(255, 255, 255)"
-    for hidden in (".bd-header-article", ".bd-sidebar-primary", ".copybtn", ".prev-next-footer"):
+    for hidden in (".bd-header-article", ".bd-sidebar-primary", ".prev-next-footer", ".rv-live"):
         assert [part for part in page.locator(hidden).all() if part.is_visible()] == [], hidden
     assert page.evaluate(BROKEN, 960) == []
