@@ -214,7 +214,7 @@ def test_a_large_volume_is_averaged_to_the_longest_side():
     volume = torch.rand(1, 1, 40, 20, 30)
     data = stored(widgets.volumes(volume, volume, longest=20))
     assert data["shape"] == [20, 10, 15] and data["voxels"] == [40, 20, 30]
-    small = views._small(volume, [20, 10, 15])
+    small = views._small(volume, (20, 10, 15))
     assert np.allclose(small[0, 0, 0], volume[0, 0, :2, :2, :2].mean(), atol=1e-6)
 
 

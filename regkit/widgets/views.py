@@ -156,7 +156,8 @@ def _grey(array: NDArray[Any], limits: tuple[float, float]) -> Pixels:
     unit = np.clip(
         (np.nan_to_num(array, nan=limits[0]) - limits[0]) / (limits[1] - limits[0]), 0, 1
     )
-    return np.round(255 * unit).astype(np.uint8)
+    grey: Pixels = np.round(255 * unit).astype(np.uint8)
+    return grey
 
 
 def _upright(plane: Pixels) -> Pixels:
@@ -304,7 +305,7 @@ def volumes(
             raise ValueError(
                 f"{name} has shape {tuple(x.shape)}, expected (1, 1, *S) with three axes, as fixed."
             )
-    small = [max(1, round(n * min(1.0, longest / max(shape)))) for n in shape]
+    small = _at_most(longest, shape)
     layers = {name: _small(x.detach().cpu().float(), small) for name, x in arrays.items()}
     windows = {
         name: plot.window(layers["fixed" if name == "fixed" else "moving"]) for name in layers
@@ -331,19 +332,25 @@ def volumes(
     return View(_root("volumes", what, still, kept))
 
 
-def _small(x: Tensor, shape: Sequence[int]) -> NDArray[Any]:
+def _at_most(longest: int, shape: Sequence[int]) -> tuple[int, int, int]:
+    """The shape of a volume whose longest side is made so short, its proportions kept."""
+    nx, ny, nz = (max(1, round(n * min(1.0, longest / max(shape)))) for n in shape)
+    return nx, ny, nz
+
+
+def _small(x: Tensor, shape: tuple[int, int, int]) -> NDArray[Any]:
     """(1, 1, *S) as array of another, not larger shape, averaged."""
-    small: NDArray[Any] = functional.adaptive_avg_pool3d(x[0], list(shape))[0].numpy()
+    small: NDArray[Any] = functional.adaptive_avg_pool3d(x[0], shape)[0].numpy()
     return small
 
 
-def _coded(det: Tensor, shape: Sequence[int]) -> Pixels:
+def _coded(det: Tensor, shape: tuple[int, int, int]) -> Pixels:
     """A Jacobian determinant (1, *S) as grey values: 1 to 255 on a log scale about 128, or FOLDED.
 
     A voxel of the smaller shape counts as folded where one inside it is.
     """
-    folded = functional.adaptive_max_pool3d((det <= 0).float(), list(shape))[0].numpy() > 0
-    mean = functional.adaptive_avg_pool3d(det, list(shape))[0].numpy()
+    folded = functional.adaptive_max_pool3d((det <= 0).float(), shape)[0].numpy() > 0
+    mean = functional.adaptive_avg_pool3d(det, shape)[0].numpy()
     log = np.log(np.clip(mean, 1 / GREATEST, GREATEST)) / np.log(GREATEST)
     steps = np.round(32 * log) / 32  # 65 colours are enough for an eye, and a third of the bytes
     return np.where(folded, FOLDED, np.round(128 + 127 * steps)).astype(np.uint8)
