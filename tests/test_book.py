@@ -301,7 +301,8 @@ def test_the_explorer_and_its_figure_on_paper_show_the_same():
 
 @pytest.mark.parametrize("shape", [(12, 14), (10, 12, 8)])
 def test_the_stages_begin_with_the_moving_image(shape, monkeypatch):
-    monkeypatch.setattr(widgets, "frames", lambda draw, values, label: (draw, list(values), label))
+    frames = lambda draw, values, label: (draw, list(values), label)  # noqa: E731
+    monkeypatch.setattr(widgets.sliders, "frames", frames)
     moving, fixed = torch.rand(1, 1, *shape), torch.rand(1, 1, *shape)
     shift = torch.zeros(1, len(shape), *shape)
     shift[:, 0] = 1

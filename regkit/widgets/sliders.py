@@ -1,4 +1,4 @@
-"""Sliders that work in Jupyter, in Colab, and on a page of the book that has no kernel behind it.
+"""Sliders of ipywidgets that work in Jupyter, in Colab, and on a page of the book without a kernel.
 
 A slider with a Python callback is dead on such a page. Here every position of the slider is drawn
 beforehand, and the browser alone switches between the pictures. Where a widget has live sliders as
