@@ -241,6 +241,7 @@ def test_a_few_numbers_come_in_any_container():
     exercise = values("numbers", (1, 0.5))
     for answer in ((1, 0.5), [torch.tensor(1.0), np.float64(0.5)], np.array([[1, 0.5]])):
         assert said(exercise, answer) == "Right."
+    assert said(values("numbers", (1, 2)), torch.tensor([1.0, 2.0])) == "Right."
     assert said(exercise, 1.0) == "The answer has shape (1,), expected (2,)."
     assert said(exercise, (1, ...)) == OPEN
 

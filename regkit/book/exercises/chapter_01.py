@@ -19,7 +19,7 @@ SHAPE = (80, 96)
 
 
 def _constant(*values: float) -> Tensor:
-    return torch.tensor(values).reshape(1, 2, 1, 1).expand(1, 2, 20, 20)
+    return torch.tensor(values, dtype=torch.float32).reshape(1, 2, 1, 1).expand(1, 2, 20, 20)
 
 
 # 3, an affine map and its inverse
