@@ -1,4 +1,5 @@
 # make book        build the HTML book, print where it is
+# make book-student   the same without solutions, and such notebooks, for a class
 # make test        lint, types, unit tests, every notebook at budget smoke
 # make coverage    the tests of `make test`, and the share of lines that they run, with a floor
 # make test-slow   the tests that take more than some seconds, and a fault in every function
@@ -39,8 +40,8 @@ BENCH := -m pytest benchmarks/bench.py --disable-warnings --quiet -p no:cachepro
 COVERAGE := 95.5
 
 .DEFAULT_GOAL := help
-.PHONY: help book test unit coverage test-slow test-site test-cpu attack notebooks bench gpu-results \
-    gpu-ten-minutes lint format gift wheel wheel-test colab-test clean
+.PHONY: help book book-student test unit coverage test-slow test-site test-cpu attack notebooks \
+    bench gpu-results gpu-ten-minutes lint format gift wheel wheel-test colab-test clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -68,6 +69,14 @@ book: $(READY)
 	@rm -rf _build  # an incremental build does not copy changed static files
 	$(BIN)/jupyter-book build -W -n --keep-going .
 	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+# What is shipped stands in html and notebooks; Sphinx's own copies of the sources do not stay.
+book-student: $(READY)
+	@rm -rf _build/student
+	REGKIT_STUDENT=1 $(BIN)/jupyter-book build -W -n --keep-going --path-output _build/student .
+	@mv _build/student/_build/html _build/student/html && rm -rf _build/student/_build
+	$(BIN)/python book/tools/notebooks.py student _build/student/notebooks
+	@echo "The book without solutions: $(CURDIR)/_build/student/html/index.html"
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -99,7 +108,7 @@ test-cpu: $(READY)
 	$(FRESH) REGKIT_BUDGET=cpu $(BIN)/python -m pytest \
 	    $(NBVAL) --nbval-cell-timeout=1200 --timeout=1800 notebooks
 
-test-site: book
+test-site: book book-student
 	$(BIN)/python -m pytest tests/site
 
 notebooks: $(READY)

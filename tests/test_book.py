@@ -16,6 +16,7 @@ from PIL import Image
 
 from regkit import book, plot, widgets
 from regkit.book import notebook
+from regkit.book.exercises import EXERCISES
 from regkit.training import recipes
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -349,30 +350,26 @@ def test_live_sliders_are_hidden_on_the_pages_of_the_book():
 # --------------------------------------------------------------------------------- solutions
 
 
-def solutions(name: str) -> list:
-    """The code of each worked solution of a chapter, which copies into a cell and runs."""
-    text = (NOTEBOOKS / name).read_text(encoding="utf-8")
-    found = re.findall(r"`{4}\{solution\} (\S+)\n(.*?)\n`{4}", text, re.DOTALL)
-    codes = [(label, re.findall(r"```python\n(.*?)```", body, re.DOTALL)) for label, body in found]
-    return [pytest.param(code, id=label) for label, blocks in codes for code in blocks]
+def solutions() -> list:
+    """The code of each worked solution, which copies into a cell and runs, with its exercise."""
+    found = []
+    for path in sorted(NOTEBOOKS.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        blocks = re.findall(r"`{4}\{solution\} (\S+)\n(.*?)\n`{4}", text, re.DOTALL)
+        for number, (label, body) in enumerate(blocks, 1):
+            exercise = f"{path.stem[:2]}-{number}"
+            for code in re.findall(r"```python\n(.*?)```", body, re.DOTALL):
+                found.append(pytest.param(exercise, code, id=label))
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "code",
-    [
-        *solutions("00_before_you_start.md"),
-        *solutions("01_images_grids_warps.md"),
-        *solutions("02_rigid.md"),
-        *solutions("03_voxelmorph.md"),
-        *solutions("04_dense_unet.md"),
-        *solutions("05_cascades.md"),
-        *solutions("06_dual_stream_pyramids.md"),
-        *solutions("08_deep_unfolding.md"),
-        *solutions("11_classical_deformable.md"),
-        *solutions("12_case_studies.md"),
-    ],
-)
-def test_a_solution_runs_as_it_is_printed(code, monkeypatch):
+@pytest.mark.parametrize(("exercise", "code"), solutions())
+def test_a_solution_runs_as_it_is_printed_and_its_answer_is_right(exercise, code, monkeypatch):
     monkeypatch.setenv("REGKIT_BUDGET", "smoke")  # a solution that trains takes four steps
+    verdicts = []
+    check = book.check
+    monkeypatch.setattr(book, "check", lambda *given: verdicts.append(check(*given)))
     exec(compile(code, "solution", "exec"), {})
+    if exercise in EXERCISES:
+        assert [(v.exercise, v.state) for v in verdicts] == [(exercise, "right")], verdicts

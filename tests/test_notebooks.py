@@ -88,7 +88,7 @@ def executed(folder: Path, body: str = TWO_CELLS) -> Path:
     """A pair in order, its outputs written by hand instead of by a kernel."""
     md = write(folder, body)
     text = tool.read_text(md)
-    for count, cell in enumerate(tool.code_cells(text), 1):
+    for count, cell in enumerate(tool.executed_cells(text), 1):
         cell.execution_count = count
     text.metadata.regkit = {"budget": "cpu", "seconds": 7, "source_hash": tool.source_hash(text)}
     nbformat.write(tool.made_plain(md, text), md.with_suffix(".ipynb"))
@@ -267,6 +267,81 @@ def test_unknown_name_is_refused(folder):
         tool.select(["02"])
 
 
+STUB = """\
+
+```{code-cell} ipython3
+:tags: [stub]
+
+answer = ...
+check("01-1", answer)
+```
+"""
+
+
+def test_a_stub_comes_and_changes_without_making_the_outputs_stale(folder):
+    md = executed(folder)
+    spoil(md, add_output("stream", name="stdout", text="21\n"))
+    before = tool.joined(md)
+    for body in (TWO_CELLS + STUB, TWO_CELLS + STUB.replace("...", "0"), TWO_CELLS + 2 * STUB):
+        md.write_text(HEADER + body)
+        assert tool.check_pair(md)[0] == DIFFERS
+        assert tool.update(md, "cpu") is False  # nothing ran
+        assert tool.check_pair(md) == []
+        assert tool.executed_cells(tool.joined(md))[1].outputs[0].text == "21\n"
+        assert tool.joined(md).metadata == before.metadata
+        stub, *_ = filter(tool.is_stub, nbformat.read(md.with_suffix(".ipynb"), 4).cells)
+        assert (stub.outputs, stub.execution_count) == ([], None)
+
+
+def test_a_stub_that_was_executed_is_seen(folder):
+    said = nbformat.v4.new_output("stream", text="a")
+    for change in ({"execution_count": 3}, {"outputs": [said]}):
+        md = executed(folder, TWO_CELLS)
+        md.write_text(HEADER + TWO_CELLS + STUB)
+        tool.update(md, "cpu")
+        assert spoil(md, lambda nb, change=change: nb.cells[-1].update(change)) == [DIFFERS]
+
+
+def test_a_stub_that_hands_nothing_over_is_seen(folder):
+    problem = "01_small.ipynb: a cell tagged `stub` ends in check(...)."
+    for last in ('check("01-1", ...)', "print(1)", 'check("1", answer)'):
+        md = executed(folder)
+        md.write_text(HEADER + TWO_CELLS + STUB.replace('check("01-1", answer)', last))
+        tool.update(md, "cpu")
+        assert tool.check_pair(md) == [problem]
+
+
+def test_a_change_of_other_code_is_seen_beside_a_stub(folder):
+    md = executed(folder)
+    md.write_text(HEADER + TWO_CELLS.replace("x + 1", "x + 2") + STUB)
+    assert tool.check_pair(md) == [STALE]
+
+
+def test_a_notebook_keeps_of_a_widget_only_what_is_not_null(folder):
+    state = {"layout": {"model_name": "LayoutModel", "state": {"width": "auto", "top": None}}}
+
+    def add(notebook):
+        notebook.metadata.widgets = {tool.WIDGETS: {"state": state}}
+
+    md = executed(folder)
+    assert spoil(md, add) == [DIFFERS]
+    tool.update(md, "cpu")
+    assert tool.check_pair(md) == []
+    kept = nbformat.read(md.with_suffix(".ipynb"), 4).metadata.widgets[tool.WIDGETS].state.layout
+    assert kept == {"model_name": "LayoutModel", "state": {"width": "auto"}}
+
+
+def test_notebooks_for_a_class_have_no_solutions(folder, tmp_path):
+    exercise = "````{exercise} A\n:label: ex-a\n\nShow it.\n````\n"
+    solution = "\n````{solution} ex-a\n\nLike this.\n````\n"
+    executed(folder, f"{TWO_CELLS}\n{exercise}{STUB}{solution}")
+    tool.student_command(tmp_path / "out")
+    text = (tmp_path / "out" / "01_small.ipynb").read_text()
+    assert "Show it." in text and "01-1" in text and "print(x + 1)" in text
+    assert "Like this." not in text and "Solution" not in text
+    assert "Like this." in (folder / "01_small.ipynb").read_text()
+
+
 # ------------------------------------------------------------------------ sync and execution
 
 
@@ -315,11 +390,12 @@ def test_a_notebook_with_an_address_says_it_in_the_button_the_links_and_the_setu
 @pytest.mark.slow
 def test_execution_writes_a_pair_in_order_and_text_edits_keep_it(folder):
     error = "\n```{code-cell} ipython3\n:tags: [raises-exception]\n\n1 / 0\n```\n"
-    md = write(folder, TWO_CELLS + error)
+    wrong = STUB.replace("...", "1 / 0")  # a stub is not run
+    md = write(folder, TWO_CELLS + wrong + error)
     assert tool.update(md, "cpu") is True
     assert tool.check_pair(md) == []
     notebook = nbformat.read(md.with_suffix(".ipynb"), as_version=4)
-    outputs = [cell.outputs for cell in tool.code_cells(notebook)]
+    outputs = [cell.outputs for cell in tool.executed_cells(notebook)]
     assert outputs[1][0].text == "21\n"
     assert outputs[2][0].traceback == ["ZeroDivisionError: division by zero"]
 
@@ -327,7 +403,7 @@ def test_execution_writes_a_pair_in_order_and_text_edits_keep_it(folder):
     assert tool.update(md, "cpu") is False  # nothing ran
     assert tool.check_pair(md) == []
     kept = nbformat.read(md.with_suffix(".ipynb"), as_version=4)
-    assert [cell.outputs for cell in tool.code_cells(kept)] == outputs
+    assert [cell.outputs for cell in tool.executed_cells(kept)] == outputs
     assert kept.metadata.regkit == notebook.metadata.regkit
 
     md.write_text(md.read_text().replace("x + 1", "x + 2"))

@@ -92,16 +92,21 @@ def test_every_figure_has_its_caption_below_and_alt_text(name):
 
 @every_chapter
 def test_every_exercise_has_a_heading_and_a_folded_solution(name):
-    found = [text for text in prose(name) if text.startswith("### Exercise")]
+    section = "\n\n".join(prose(name)).partition("\n## Exercises\n")[2].partition("\n\n## ")[0]
+    found = re.split(r"^(?=### Exercise)", section, flags=re.MULTILINE)[1:]
     source = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
     assert len(found) == source.count("{exercise}") == source.count("{solution}") > 4
     for count, text in enumerate(found, 1):
         number = f"{int(name[:2])}.{count}"
-        question, solution = text.split("<details>")
+        question, *hints, solution = text.strip().split("<details>")
         assert re.fullmatch(rf"### Exercise {number}\. .{{4,}}", question.splitlines()[0])
         assert len(question) > 100
         assert solution.startswith(f"\n<summary>Solution to exercise {number}</summary>\n\n")
         assert solution.endswith("\n\n</details>")
+        assert len(hints) == (source.count("{hint}") > 0)
+        for hint in hints:
+            assert hint.startswith("\n<summary>Hint</summary>\n\n")
+            assert hint.endswith("\n\n</details>\n\n")
         fences = [token for token in VIEWER.parse(text) if token.type == "fence"]
         assert {fence.info for fence in fences} == {"python"}
 
@@ -242,6 +247,35 @@ def test_an_exercise_and_its_solution():
         "<details>\n<summary>Solution to exercise 8.1</summary>\n\n"
         "```python\nprint(1)\n```\n\nIt is Hu (2024).\n\n$$\nx \\tag{8.1}\n$$\n\n</details>"
     )
+
+
+EXERCISE = (
+    "````{exercise} Is it?\n:label: ex-a\n\nShow it.\n````\n\n"
+    ":::{hint}\n:class: dropdown\nMind {eq}`eq-07-b`.\n:::"
+)
+SOLVED = "````{solution} ex-a\n:label: sol-a\n\nBy {cite:t}`hu2024`.\n````\n\n## Summary\n\nText."
+
+
+def test_a_hint_is_folded_and_a_stub_stands_before_the_solution():
+    stub = new_code_cell('check("08-1", ...)', metadata={"tags": ["stub"]})
+    made, notebook = chapter(EXERCISE, SOLVED)
+    notebook.cells.insert(1, stub)
+    question, asked, solution, *_ = made.cells(notebook)
+    assert question.source == (
+        "### Exercise 8.1. Is it?\n\nShow it.\n\n<details>\n<summary>Hint</summary>\n\n"
+        "Mind [(7.1)](07_other.ipynb).\n\n</details>"
+    )
+    assert (asked.source, asked.outputs, asked.execution_count) == (stub.source, [], None)
+    assert asked.metadata == {"tags": ["stub"]}
+    assert solution.source.startswith("<details>\n<summary>Solution to exercise 8.1</summary>")
+
+
+def test_a_student_gets_hints_and_no_solutions():
+    numbers = new_code_cell("x = 1", metadata={"tags": ["remove-cell", "solution"]})
+    made, notebook = chapter(EXERCISE, SOLVED, code=(numbers, new_code_cell("y")), solutions=False)
+    question, rest, code = made.cells(notebook)
+    assert "<summary>Hint</summary>" in question.source
+    assert (rest.source, code.source) == ("## Summary\n\nText.", "y")  # Hu was cited there only
 
 
 def test_numbers_and_tables_of_results(monkeypatch):

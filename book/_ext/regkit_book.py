@@ -128,6 +128,7 @@ def _configure(app, config):
     config.html_theme_options.update(theme_options(address, notebooks))
     if address and address.on_github:
         app.tags.add("public")  # {only} public: text that needs Colab
+    config.hide_solutions = bool(os.environ.get("REGKIT_STUDENT"))  # `make book-student`
     # Jupyter Book always loads sphinx-thebe, which names a CDN in a script of every page.
     for listeners in app.events.listeners.values():
         for listener in list(listeners):

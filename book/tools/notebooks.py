@@ -4,6 +4,7 @@
     python book/tools/notebooks.py try 01       run at REGKIT_BUDGET (default cpu), write nothing
     python book/tools/notebooks.py execute 01   run at REGKIT_BUDGET, write the .ipynb
     python book/tools/notebooks.py check        say what is wrong with the committed pairs
+    python book/tools/notebooks.py student DIR  write the notebooks without solutions into DIR
 
 A NAME is a chapter number (`01`) or a path; no NAME means all notebooks.
 
@@ -12,6 +13,9 @@ OMP_NUM_THREADS, and its checks were set with two.
 
 The .ipynb is made of the text of the .md, in plain Markdown (plain.py), and the outputs of its
 code. The book is made of both as well: of the text as it is, and the outputs (`joined`).
+
+A code cell tagged `stub` is for the reader's answer to an exercise. It is never executed here and
+has no outputs, so those of a chapter stay when a stub comes or changes; nbval runs it.
 """
 
 import hashlib
@@ -44,12 +48,14 @@ from nbformat import NotebookNode
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
 SETUP = 'import regkit.book\n\nregkit.book.setup("{}")'  # in the .md; setup_cell makes the reader's
+STUB = plain.STUB  # tags a cell that a reader fills in
 KEPT = ("language_info", "regkit", "widgets")  # metadata that an execution makes
 MAX_BYTES, MAX_BYTES_ALL = 1_000_000, 10_000_000
 WIDGET, WIDGETS = plain.WIDGET, "application/vnd.jupyter.widget-state+json"
 PROGRESS_BAR = re.compile(r"\d+%\||\dit \[")  # what tqdm writes as the text of its widget
 COLAB = "https://colab.research.google.com/github"
 COLAB_BADGE = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+CHECK = re.compile(r'check\("\d\d-\d+", \w+\)$')  # how a stub ends
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|work|Users)/|ipykernel_\d+")
 
 app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
@@ -114,9 +120,18 @@ def is_setup(cell: NotebookNode) -> bool:
     return "setup" in cell.metadata.get("tags", [])
 
 
+def is_stub(cell: NotebookNode) -> bool:
+    return STUB in cell.metadata.get("tags", [])
+
+
+def executed_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """The code cells but for those that a reader fills in."""
+    return [c for c in code_cells(notebook) if not is_stub(c)]
+
+
 def source_hash(text: NotebookNode) -> str:
-    """Names the code that the outputs belong to: the code of the .md without its setup cell."""
-    code = [c.source for c in code_cells(text) if not is_setup(c)]
+    """Names the code that the outputs belong to: that of the .md without setup cell and stubs."""
+    code = [c.source for c in executed_cells(text) if not is_setup(c)]
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 
 
@@ -128,17 +143,19 @@ def joined(md: Path) -> NotebookNode:
     """
     text, notebook = read_text(md), nbformat.read(md.with_suffix(".ipynb"), as_version=4)
     same = notebook.metadata.get("regkit", {}).get("source_hash") == source_hash(text)
-    if not same or len(code_cells(text)) != len(code_cells(notebook)):
+    if not same or len(executed_cells(text)) != len(executed_cells(notebook)):
         raise ValueError(f"{md.stem}.ipynb is stale: its outputs come from other code; execute it.")
     for key in KEPT:
         if key in notebook.metadata:
             text.metadata[key] = notebook.metadata[key]
-    for cell, known in zip(code_cells(text), code_cells(notebook)):
+    for cell, known in zip(executed_cells(text), executed_cells(notebook)):
         cell.update(outputs=known.outputs, execution_count=known.execution_count)
     return text
 
 
-def reader_version(md: Path, address: Address | None = None, branch: str = "") -> NotebookNode:
+def reader_version(
+    md: Path, address: Address | None = None, branch: str = "", solutions: bool = True
+) -> NotebookNode:
     """The notebook that a reader opens, in plain Markdown, with the outputs of the .ipynb.
 
     Args:
@@ -147,27 +164,35 @@ def reader_version(md: Path, address: Address | None = None, branch: str = "") -
             opens the notebook in Colab, and links say the whole address. Without one, links lead
             from file to file.
         branch: on which the notebooks lie, if not on the address's own.
+        solutions: False leaves them out, for a class.
 
     Raises:
         ValueError: if the outputs come from other code, or the text has something of which
             plain.py knows nothing.
     """
-    return made_plain(md, joined(md), address, branch)
+    return made_plain(md, joined(md), address, branch, solutions)
 
 
 def made_plain(
-    md: Path, text: NotebookNode, address: Address | None = None, branch: str = ""
+    md: Path,
+    text: NotebookNode,
+    address: Address | None = None,
+    branch: str = "",
+    solutions: bool = True,
 ) -> NotebookNode:
     """The reader's version of a chapter and its outputs."""
     on_github = address is not None and address.on_github
     chapters = f"{address.repository}/blob/{branch or address.ref}/notebooks" if on_github else ""
     pages = f"{address.repository}/blob/{address.ref}" if on_github else ""
     texts = {path.stem: read_text(path) for path in sorted(FOLDER.glob("*.md"))}
-    chapter = plain.Chapter(md.stem, texts, plain.glued(text), pages, chapters)
+    chapter = plain.Chapter(md.stem, texts, plain.glued(text), pages, chapters, solutions)
     notebook = nbformat.v4.new_notebook(cells=chapter.cells(text))
     for key in ("kernelspec", "accelerator", "colab", *KEPT):
         if key in text.metadata:
-            notebook.metadata[key] = text.metadata[key]
+            notebook.metadata[key] = deepcopy(text.metadata[key])
+    for model in notebook.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {}).values():
+        # what is null is null by default as well, and makes a notebook with sliders much larger
+        model["state"] = {k: v for k, v in model.get("state", {}).items() if v is not None}
     made = text.metadata.regkit
     for cell in filter(is_setup, code_cells(notebook)):
         origin = address.pip if address else ""
@@ -194,6 +219,7 @@ def run(notebook: NotebookNode, budget: str) -> None:
             kernel_name="python3",
             record_timing=False,
             coalesce_streams=True,
+            skip_cells_with_tag=STUB,
             resources={"metadata": {"path": str(FOLDER)}},
         ).execute(env=env)
     for cell in notebook.cells:
@@ -272,11 +298,16 @@ def check_pair(md: Path, budget: str = "cpu") -> list[str]:
             problems.append(f"{path.name} is not what {md.name} and its outputs make: execute it.")
     except ValueError as error:
         return [*problems, str(error)]
-    made, code = notebook.metadata.get("regkit", {}), code_cells(text)
+    made, code = notebook.metadata.get("regkit", {}), executed_cells(text)
     if made.get("budget") != budget:
         problems.append(f"{path.name} was executed at budget {made.get('budget')}, not {budget}.")
     if [c.execution_count for c in code] != list(range(1, len(code) + 1)):
         problems.append(f"{path.name} was not executed in order, once, from its first cell.")
+    problems += [
+        f"{path.name}: a cell tagged `stub` ends in check(...)."
+        for cell in filter(is_stub, code_cells(text))
+        if not CHECK.match(cell.source.splitlines()[-1])
+    ]
     setup = [n for n, c in enumerate(code) if is_setup(c)]
     if setup != [0]:
         problems.append(f"{path.name}: the first code cell, and no other, is tagged `setup`.")
@@ -362,6 +393,14 @@ def check_command(names: Names = None) -> None:
     problems = check_all(names)
     print("\n".join(problems) or "The notebooks are in order.")
     raise typer.Exit(bool(problems))
+
+
+@app.command("student")
+def student_command(folder: Path, names: Names = None) -> None:
+    """Write each notebook without its solutions into FOLDER."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for md in select(names):
+        nbformat.write(reader_version(md, solutions=False), folder / f"{md.stem}.ipynb")
 
 
 def budget_now() -> str:

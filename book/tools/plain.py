@@ -37,6 +37,7 @@ from pybtex.richtext import Text
 ROOT = Path(__file__).resolve().parents[2]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SLIDER = "A slider: run this cell to move it."
+STUB, SOLUTION = "stub", "solution"  # tags of cells: for an answer; with what a solution computes
 CHECKS = "Numbers and checks of this section (for the book; you may skip it)"
 
 # What may stand inside a line. Code and formulas come first, so that nothing in them is replaced.
@@ -212,6 +213,11 @@ def _describe(output: NotebookNode, alt: str | None) -> None:
         data["text/plain"] = SLIDER
 
 
+def folded(title: str, markdown: str) -> str:
+    """What opens with a click, in every viewer."""
+    return f"<details>\n<summary>{title}</summary>\n\n{markdown}\n\n</details>"
+
+
 def quoted(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() for line in text.splitlines())
 
@@ -245,6 +251,7 @@ class Chapter:
         values: what the code of this chapter has handed to its prose.
         pages: address of the folder of the repository's files, "" for links between files.
         chapters: address of the folder of the notebooks, "" for links between files.
+        solutions: False leaves out worked solutions, and cells tagged `solution`.
     """
 
     def __init__(
@@ -254,9 +261,10 @@ class Chapter:
         values: Mapping[str, str],
         pages: str = "",
         chapters: str = "",
+        solutions: bool = True,
     ) -> None:
         self.name, self.texts, self.values = name, texts, values
-        self.pages, self.chapters = pages, chapters
+        self.pages, self.chapters, self.solutions = pages, chapters, solutions
         self.labels = labels(texts)
         self.cited: set[str] = set()
 
@@ -268,7 +276,8 @@ class Chapter:
         found = []
         for cell in notebook.cells:
             if cell.cell_type == "code":
-                found += self.code(cell)
+                kept = self.solutions or SOLUTION not in cell.metadata.get("tags", [])
+                found += self.code(cell) if kept else []
             else:
                 found += map(new_markdown_cell, self.sections(cell.source))
         if self.cited:
@@ -309,7 +318,7 @@ class Chapter:
     def sections(self, text: str) -> list[str]:
         """The Markdown of a text, cut at its headings."""
         found: list[str] = []
-        for block in blocks(text):
+        for block in self.blocks(text):
             markdown = self.block(block)
             if found and not markdown.startswith("#"):
                 found[-1] += f"\n\n{markdown}"
@@ -318,7 +327,10 @@ class Chapter:
         return found
 
     def markdown(self, text: str) -> str:
-        return "\n\n".join(self.block(block) for block in blocks(text))
+        return "\n\n".join(self.block(block) for block in self.blocks(text))
+
+    def blocks(self, text: str) -> list[Block]:
+        return [b for b in blocks(text) if self.solutions or b.kind != "solution"]
 
     def block(self, block: Block) -> str:
         """The Markdown of one block.
@@ -348,6 +360,8 @@ class Chapter:
             return quiz_of(block.title)
         if block.kind == "predict":
             return self.predict(block)
+        if block.kind == "hint":
+            return folded("Hint", self.markdown(block.content))
         if block.options is not None or block.kind.startswith("myst"):
             raise ValueError(f"No plain Markdown is known for {block.kind}: {block.source[:80]!r}.")
         return self.inline(block.source)

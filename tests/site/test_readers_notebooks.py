@@ -53,7 +53,8 @@ def prose_of(path) -> str:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_says_what_its_page_says(book, path):
     page, prose = page_of(path), prose_of(path)
-    for other in page.select(".solution > .admonition-title, summary, .output"):
+    folds = ".solution > .admonition-title, .hint > .admonition-title"
+    for other in page.select(f"{folds}, summary, .output"):
         other.decompose()
     for title in page.select(".exercise > .admonition-title"):
         number, name = re.fullmatch(r"(Exercise [\d.]+) \((.*)\)", words(title.get_text())).groups()
