@@ -86,11 +86,25 @@ def test_the_parts_of_the_course_grade_to_a_hundred():
     assert 2 * len(rows(project["Rubric of the talk (8 points)"])) == 8
 
 
-def test_every_deck_that_a_page_names_exists():
-    decks = {path.stem for path in (ROOT / "book" / "slides").glob("[0-9][0-9].md")}
+def test_every_deck_and_slide_that_a_page_names_exists():
+    paths = (ROOT / "book" / "slides").glob("[0-9][0-9].md")
+    sizes = {path.stem: len(re.findall(r"(?m)^#{1,2} ", path.read_text("utf-8"))) for path in paths}
     for path in FOLDER.glob("*.md"):
-        named = re.findall(r'href="\.\./\.\./slides/(\d\d)/', path.read_text(encoding="utf-8"))
-        assert set(named) <= decks, path.name
+        text = path.read_text(encoding="utf-8")
+        named = re.findall(r'href="\.\./\.\./slides/(\d\d)/', text)
+        assert set(named) <= sizes.keys(), path.name
+        for first, last in re.findall(r"slides? (\d+)(?: (?:to|and) (\d+))?", text):
+            assert 0 < int(first) <= int(last or first) <= sizes[named[0]], path.name
+
+
+def test_every_exercise_and_page_that_a_page_refers_to_exists():
+    chapters = [path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.md")]
+    labels = set(re.findall(r"(?m)^:label: (\S+)$", "".join(chapters)))
+    for path in FOLDER.glob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        assert set(re.findall(r"\{ref\}`([^`]+)`", text)) <= labels, path.name
+        for target in re.findall(r"\{doc\}`(?:[^`<]+<)?([^`>]+)>?`", text):
+            assert (FOLDER / f"{target}.md").is_file(), f"{path.name}: {target}"
 
 
 def test_a_measured_time_is_that_of_the_notebook():
