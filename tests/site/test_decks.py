@@ -28,7 +28,7 @@ async () => {
       const shown = Math.min(image.clientWidth / image.naturalWidth,
                              image.clientHeight / image.naturalHeight);
       const [w, h] = [shown * image.naturalWidth, shown * image.naturalHeight];
-      if (w < 640 && h < 380) found.push(`${title}: a picture of ${w | 0} x ${h | 0}`);
+      if (w < 640 && h < 360) found.push(`${title}: a picture of ${w | 0} x ${h | 0}`);
     }
   }
   return found;
