@@ -1,5 +1,7 @@
 # make book        build the HTML book, print where it is
 # make book-student   the same without solutions, and such notebooks, for a class
+# make slides      the decks of reveal.js, into the folder of the built book (make book does it, too)
+# make usb         one zip for a room without a network, into build/ (WHEELS=no: a small one)
 # make test        lint, types, unit tests, every notebook at budget smoke
 # make coverage    the tests of `make test`, and the share of lines that they run, with a floor
 # make test-slow   the tests that take more than some seconds, and a fault in every function
@@ -40,8 +42,8 @@ BENCH := -m pytest benchmarks/bench.py --disable-warnings --quiet -p no:cachepro
 COVERAGE := 95.5
 
 .DEFAULT_GOAL := help
-.PHONY: help book book-student test unit coverage test-slow test-site test-cpu attack notebooks \
-    bench gpu-results gpu-ten-minutes lint format gift wheel wheel-test colab-test clean
+.PHONY: help book book-student slides usb test unit coverage test-slow test-site test-cpu attack \
+    notebooks bench gpu-results gpu-ten-minutes lint format gift wheel wheel-test colab-test clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -68,6 +70,7 @@ $(READY): pyproject.toml constraints.txt
 book: $(READY)
 	@rm -rf _build  # an incremental build does not copy changed static files
 	$(BIN)/jupyter-book build -W -n --keep-going .
+	@$(BIN)/python book/tools/slides.py _build/html >/dev/null
 	@echo "The book: $(CURDIR)/_build/html/index.html"
 
 # What is shipped stands in html and notebooks; Sphinx's own copies of the sources do not stay.
@@ -77,6 +80,27 @@ book-student: $(READY)
 	@mv _build/student/_build/html _build/student/html && rm -rf _build/student/_build
 	$(BIN)/python book/tools/notebooks.py student _build/student/notebooks
 	@echo "The book without solutions: $(CURDIR)/_build/student/html/index.html"
+
+slides: $(READY)
+	$(BIN)/python book/tools/slides.py _build/html $(NAMES)
+
+# Pages, slides, notebooks, regkit, and the wheels of its libraries, unless WHEELS=no: for the Python
+# and the system of .venv, or for USB_PLATFORM (such as win_amd64) and USB_PYTHON (such as 3.12).
+# A class gets the book without solutions: make book-student, and then
+# make usb SITE=_build/student/html NOTEBOOKS=_build/student/notebooks (the book is not built again).
+WHEELS ?= yes
+SITE ?=
+NOTEBOOKS ?= notebooks
+USB_PLATFORM ?=
+USB_PYTHON ?= 3.11
+ELSEWHERE := $(if $(USB_PLATFORM),--platform $(USB_PLATFORM) --python-version $(USB_PYTHON) \
+    --only-binary=:all:)
+usb: $(READY) $(if $(SITE),,book) wheel
+	@$(BIN)/python book/tools/slides.py $(or $(SITE),_build/html) >/dev/null
+	$(if $(filter no,$(WHEELS)),,$(BIN)/pip download --quiet --disable-pip-version-check --dest build/wheels \
+	    --constraint constraints.txt $(ELSEWHERE) "$$(ls dist/*.whl)[notebook]" jupyterlab)
+	$(BIN)/python book/tools/usb.py build/regkit-course.zip dist/*.whl --site $(or $(SITE),_build/html) \
+	    --notebooks $(NOTEBOOKS) $(if $(filter no,$(WHEELS)),,--wheels build/wheels)
 
 lint: $(READY)
 	$(BIN)/ruff check .

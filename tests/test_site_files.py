@@ -74,7 +74,8 @@ def test_the_contents_list_each_page_once():
     chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
     sections = [section for chapter in chapters for section in chapter.get("sections", [])]
     listed = [page["file"] for page in chapters + sections] + [toc["root"]]
-    files = [*(ROOT / "book").glob("*.md"), *(ROOT / "book" / "reference").glob("*.md")]
+    folders = ("book", "book/reference", "book/teaching")
+    files = [path for folder in folders for path in (ROOT / folder).glob("*.md")]
     pages = [path.relative_to(ROOT).with_suffix("").as_posix() for path in files]
     assert len(set(listed)) == len(listed)
     assert sorted(f for f in listed if f.startswith("book/")) == sorted(pages)
