@@ -190,6 +190,13 @@ def test_layers_are_what_they_say():
     assert (layer(view, "Jacobian") == 128).all()  # a shift keeps sizes
 
 
+def test_layers_keep_the_grey_values_of_the_moving_image():
+    moving = torch.zeros(1, 1, 16, 18, 20)
+    moving[..., 8:, :, :] = 1
+    view = widgets.volumes(moving, moving, 0.5 * moving)
+    assert abs(layer(view, "moved")[14, 9, 10] - 127.5) < 8
+
+
 def test_the_jacobian_is_coded_on_a_log_scale_and_folds_are_kept():
     det = torch.ones(1, 8, 8, 8)
     det[..., 0, 0], det[..., 2, 2], det[..., 4, 4] = 3, 1 / 3, 3**0.5

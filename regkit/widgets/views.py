@@ -133,9 +133,7 @@ def compare(
     for name, array in arrays.items():
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}, expected that of fixed, {shape}.")
-    limits = {
-        name: plot.window(arrays["fixed" if name == "fixed" else "moving"]) for name in arrays
-    }
+    limits = {name: plot.window(arrays[_measure(name)]) for name in arrays}
     pictures = {
         name: _upright(plot._cut(_grey(array, limits[name]), axis, index))
         for name, array in arrays.items()
@@ -153,9 +151,8 @@ def _measure(name: str) -> str:
 
 def _grey(array: NDArray[Any], limits: tuple[float, float]) -> Pixels:
     """Intensities as 0 (the lower limit, and NaN) to 255."""
-    unit = np.clip(
-        (np.nan_to_num(array, nan=limits[0]) - limits[0]) / (limits[1] - limits[0]), 0, 1
-    )
+    low, high = limits
+    unit = np.clip((np.nan_to_num(array, nan=low) - low) / (high - low), 0, 1)
     grey: Pixels = np.round(255 * unit).astype(np.uint8)
     return grey
 
@@ -307,10 +304,7 @@ def volumes(
             )
     small = _at_most(longest, shape)
     layers = {name: _small(x.detach().cpu().float(), small) for name, x in arrays.items()}
-    windows = {
-        name: plot.window(layers["fixed" if name == "fixed" else "moving"]) for name in layers
-    }
-    grey = {name: _grey(x, windows[name]) for name, x in layers.items()}
+    grey = {name: _grey(x, plot.window(layers[_measure(name)])) for name, x in layers.items()}
     if disp is not None:
         grey["Jacobian"] = _coded(jacobian_determinant(disp.detach().cpu().float()), small)
     size = np.broadcast_to(np.asarray(spacing, dtype=float), 3) * shape
