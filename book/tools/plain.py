@@ -222,10 +222,6 @@ def quoted(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() for line in text.splitlines())
 
 
-def folded(title: str, body: str) -> str:
-    return f"<details>\n<summary>{title}</summary>\n\n{body}\n\n</details>"
-
-
 def quiz_of(chapter: str) -> str:
     """The questions of a chapter's quiz with folded answers, and how to have them counted."""
     from regkit.book.quiz import invitation, quiz  # with torch: only where it is needed
