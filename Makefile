@@ -76,9 +76,11 @@ book: $(READY)
 # What is shipped stands in html and notebooks; Sphinx's own copies of the sources do not stay.
 book-student: $(READY)
 	@rm -rf _build/student
-	REGKIT_STUDENT=1 $(BIN)/jupyter-book build -W -n --keep-going --path-output _build/student .
-	@mv _build/student/_build/html _build/student/html && rm -rf _build/student/_build
 	$(BIN)/python book/tools/notebooks.py student _build/student/notebooks
+	REGKIT_STUDENT=1 $(BIN)/jupyter-book build -W -n --keep-going --path-output _build/student \
+	    --toc _build/student/notebooks/_toc.yml .
+	@mv _build/student/_build/html _build/student/html && rm -rf _build/student/_build
+	@rm _build/student/notebooks/_toc.yml
 	@echo "The book without solutions: $(CURDIR)/_build/student/html/index.html"
 
 slides: $(READY)

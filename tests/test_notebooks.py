@@ -439,3 +439,9 @@ def test_progress_bars_are_dropped_and_other_widgets_kept(folder):
     assert state[shown].state.value == 7
     kinds = {model.model_name for model in state.values()}
     assert kinds == {"IntSliderModel", "LayoutModel", "SliderStyleModel"}
+
+
+def test_a_class_gets_every_part_but_the_lecturers():
+    written = tool.student_contents()
+    assert "notebooks/08_deep_unfolding" in written and "book/reference/index" in written
+    assert "teaching" not in written and "teaching" in (tool.ROOT / "_toc.yml").read_text()

@@ -39,6 +39,7 @@ import nbformat
 import plain
 import setup_cell
 import typer
+import yaml
 from address import Address
 from jupytext.config import load_jupytext_config
 from nbclient import NotebookClient
@@ -49,6 +50,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
 SETUP = 'import regkit.book\n\nregkit.book.setup("{}")'  # in the .md; setup_cell makes the reader's
 STUB = plain.STUB  # tags a cell that a reader fills in
+LECTURERS = "For lecturers"  # the part that a class does not get
 KEPT = ("language_info", "regkit", "widgets")  # metadata that an execution makes
 MAX_BYTES, MAX_BYTES_ALL = 1_000_000, 10_000_000
 WIDGET, WIDGETS = plain.WIDGET, "application/vnd.jupyter.widget-state+json"
@@ -395,10 +397,18 @@ def check_command(names: Names = None) -> None:
     raise typer.Exit(bool(problems))
 
 
+def student_contents() -> str:
+    """The table of contents of the book without the lecturer's part."""
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    kept = [part for part in contents["parts"] if part["caption"] != LECTURERS]
+    return yaml.safe_dump(contents | {"parts": kept}, sort_keys=False)
+
+
 @app.command("student")
 def student_command(folder: Path, names: Names = None) -> None:
-    """Write each notebook without its solutions into FOLDER."""
+    """Write each notebook without its solutions, and the book's contents, into FOLDER."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "_toc.yml").write_text(student_contents(), encoding="utf-8")
     for md in select(names):
         nbformat.write(reader_version(md, solutions=False), folder / f"{md.stem}.ipynb")
 
