@@ -8,7 +8,7 @@ import notebooks as tool
 
 MOST_LINES, MOST_MINUTES = 250, 90
 # Chapters that are still too long, with what they have today: a number here may only shrink.
-LINES = {"01": 312, "02": 537, "03": 346, "06": 326, "07": 271, "11": 555}
+LINES = {"01": 269, "02": 537, "03": 323, "06": 307, "07": 255, "11": 555}
 MINUTES = {"02": 118, "11": 114}
 
 # Where a word is taught: no earlier chapter may use it.
