@@ -28,11 +28,10 @@ UNKNOWN = "Not right, and it is no mistake that this exercise knows."
 class Verdict:
     """What is said of an answer. It is true where the answer is right.
 
-    Attributes:
-        exercise: its name, such as "02-3".
-        state: "right", "open" (not answered yet) or "wrong".
-        text: one or two sentences for the reader.
-        mistake: the name of the mistake that was recognised, "" if none.
+    exercise: its name, such as "02-3".
+    state: "right", "open" (not answered yet) or "wrong".
+    text: one or two sentences for the reader.
+    mistake: the name of the mistake that was recognised, "" if none.
     """
 
     exercise: str
@@ -55,10 +54,9 @@ class Verdict:
 class Mistake:
     """A wrong answer that people give.
 
-    Attributes:
-        name: a few words.
-        answer: makes the wrong answer; where a function is asked, it is the wrong function.
-        hint: one or two sentences that help and do not give the answer away.
+    name: a few words.
+    answer: makes the wrong answer; where a function is asked, it is the wrong function.
+    hint: one or two sentences that help and do not give the answer away.
     """
 
     name: str
@@ -70,16 +68,15 @@ class Mistake:
 class Exercise:
     """What is asked, and what is known of the answers.
 
-    Attributes:
-        asks: "number"; "numbers", a few in a row; "tensor"; or "choice", one of some words.
-        reference: makes the right answer; where a function is asked, it is the right function.
-        mistakes: known wrong answers, no two of them alike.
-        inputs: makes the arguments of each call where a function is asked, which returns what
-            `asks` says; None where a value is asked.
-        measure: what is compared of an answer that is free, such as "does it fold?"; of the
-            reference and of mistakes as well. None: the answer itself.
-        tolerance: two numbers a and b are alike if |a - b| is at most tolerance (1 + |b|).
-        remark: what is said beside "Right.", for instance what was not checked.
+    asks: "number"; "numbers", a few in a row; "tensor"; or "choice", one of some words.
+    reference: makes the right answer; where a function is asked, it is the right function.
+    mistakes: known wrong answers, no two of them alike.
+    inputs: makes the arguments of each call where a function is asked, which returns what
+        `asks` says; None where a value is asked.
+    measure: what is compared of an answer that is free, such as "does it fold?"; of the
+        reference and of mistakes as well. None: the answer itself.
+    tolerance: two numbers a and b are alike if |a - b| is at most tolerance (1 + |b|).
+    remark: what is said beside "Right.", for instance what was not checked.
     """
 
     asks: Asked

@@ -28,10 +28,9 @@ _EMPHASIS = re.compile(r"\*([^*]+)\*")
 class Option:
     """One option of a question.
 
-    Attributes:
-        text: what it says.
-        right: whether it answers the question.
-        why: the explanation of that.
+    text: what it says.
+    right: whether it answers the question.
+    why: the explanation of that.
     """
 
     text: str
@@ -43,10 +42,9 @@ class Option:
 class Item:
     """One question.
 
-    Attributes:
-        question: what is asked.
-        options: in the order in which they are shown.
-        several: whether more than one of them may be right.
+    question: what is asked.
+    options: in the order in which they are shown.
+    several: whether more than one of them may be right.
     """
 
     question: str
@@ -67,9 +65,8 @@ class Item:
 class Quiz:
     """The quiz of one chapter. As the last line of a cell it is shown, and can be answered.
 
-    Attributes:
-        chapter: its number, such as "07".
-        items: the questions, in order.
+    chapter: its number, such as "07".
+    items: the questions, in order.
     """
 
     chapter: str
