@@ -37,7 +37,7 @@ def taught(name: str) -> str:
 def terms() -> set[str]:
     """What the glossary explains."""
     text = (ROOT / "book" / "glossary.md").read_text(encoding="utf-8")
-    return {line.lower() for line in re.findall(r"(?m)^(\w.*)\n  ", text)}
+    return {line.lower() for line in re.findall(r"(?m)^(\w.*)\n(?:\w.*\n)?  ", text)}
 
 
 def said(item: Item) -> list[str]:

@@ -74,7 +74,7 @@ def test_the_contents_list_each_page_once():
     chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
     sections = [section for chapter in chapters for section in chapter.get("sections", [])]
     listed = [page["file"] for page in chapters + sections] + [toc["root"]]
-    folders = ("book", "book/reference", "book/teaching")
+    folders = ("book", "book/reference", "book/results", "book/teaching")
     files = [path for folder in folders for path in (ROOT / folder).glob("*.md")]
     pages = [path.relative_to(ROOT).with_suffix("").as_posix() for path in files]
     assert len(set(listed)) == len(listed)

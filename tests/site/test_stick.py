@@ -1,8 +1,8 @@
 """The archive of the built book, unpacked and opened in a browser with every request refused."""
 
-import zipfile
-from pathlib import Path
+from pathlib import shutil
 
+import Path
 import pytest
 import usb
 from page_checks import TIMEOUT_MS, problems
@@ -23,8 +23,7 @@ def stick(book, tmp_path_factory) -> Path:
     wheel.touch()
     notebooks = book.parents[1] / "notebooks"
     usb.pack(folder / "course.zip", wheel, book, notebooks)
-    with zipfile.ZipFile(folder / "course.zip") as packed:
-        packed.extractall(folder)
+    shutil.unpack_archive(folder / "course.zip", folder)
     return folder / usb.TOP
 
 
