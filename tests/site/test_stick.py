@@ -1,8 +1,8 @@
 """The archive of the built book, unpacked and opened in a browser with every request refused."""
 
-from pathlib import shutil
+import shutil
+from pathlib import Path
 
-import Path
 import pytest
 import usb
 from page_checks import TIMEOUT_MS, problems
