@@ -1,9 +1,9 @@
 """The archive for a room without a network: what is in it, and that its regkit can be installed."""
 
 import os
+import shutil
 import subprocess
 import sys
-import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -29,8 +29,7 @@ def parts(tmp_path) -> dict[str, Path]:
 
 
 def unpacked(archive: Path, folder: Path) -> Path:
-    with zipfile.ZipFile(archive) as packed:
-        packed.extractall(folder)
+    shutil.unpack_archive(archive, folder)
     return folder / usb.TOP
 
 
