@@ -61,7 +61,8 @@ def test_formulas_stand_where_all_viewers_draw_them(name):
         for block in MarkdownIt("commonmark").use(dollarmath_plugin).parse(cell.source)
         if block.type in ("math_block", "math_block_label")
     ]
-    assert len(drawn) == len(written) > 2
+    least = 1 if name.startswith("12") else 3  # chapter 12 tells of cases
+    assert len(drawn) == len(written) >= least
     for text in prose(name):  # GitHub wants the dollars of a display on lines of their own
         lines = text.splitlines()
         for n in (n for n, line in enumerate(lines) if "$$" in line):
@@ -129,12 +130,12 @@ def test_links_lead_to_files_and_headings_that_exist(name):
         assert (FOLDER / path).is_file(), target
         assert not re.match(r"\d\d_.*\.md", path), target  # a reader's chapter is its notebook
         if anchor:
-            headings = [
-                line.lstrip("# ").replace(" ", "-")
-                for text in prose(Path(path).stem)
-                for line in text.splitlines()
-                if line.startswith("#")
-            ]
+            page = path.endswith(".md")
+            texts = [(FOLDER / path).read_text()] if page else prose(Path(path).stem)
+            lines = [line for text in texts for line in text.splitlines() if line.startswith("#")]
+            headings = [line.lstrip("# ").replace(" ", "-") for line in lines]
+            if page:  # as GitHub and the book name them; Jupyter keeps every character
+                headings = [re.sub(r"[^\w-]", "", heading.lower()) for heading in headings]
             assert anchor in headings
 
 

@@ -116,7 +116,9 @@ def test_numbers_of_equations_stand_beside_them(page):
 
 
 def test_solutions_are_folded_and_open_with_coloured_code(page):
-    details = page.locator(".jp-RenderedMarkdown details")
+    details = page.locator(
+        ".jp-RenderedMarkdown details", has=page.locator("summary", has_text="Solution to")
+    )
     written = (ROOT / "notebooks" / f"{CHAPTER}.md").read_text(encoding="utf-8")
     assert details.count() == written.count("````{solution}") > 0
     code = details.first.locator("pre")
@@ -142,7 +144,8 @@ def test_captions_stand_below_their_pictures(page):
         })"""
     )
     assert below == [[f"Figure 8.{n}", True] for n in range(1, len(below) + 1)]
-    assert len(below) >= 10
+    written = (ROOT / "notebooks" / f"{CHAPTER}.md").read_text(encoding="utf-8")
+    assert len(below) == written.count(f"name: fig-{CHAPTER[:2]}-") > 5
 
 
 def test_cells_of_the_author_are_one_line_each(page):

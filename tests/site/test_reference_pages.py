@@ -34,8 +34,8 @@ def test_names_that_a_chapter_defines_itself_are_not_linked(browser, book):
     page = browser.new_page()
     page.goto((book / "notebooks/05_cascades.html").as_uri())
     texts = page.locator("article a > code").all_inner_texts()
-    assert "resize_disp" in texts
-    assert not {"segment", "join(disp, step)", "moving", "stages"} & set(texts)
+    assert {"losses.diffusion", "compose(first, then)"} <= set(texts)
+    assert not {"look_again", "join(disp, step)", "moving", "path_of"} & set(texts)
     page.close()
 
 
