@@ -414,6 +414,7 @@ def test_tau_has_no_interval_where_rows_do_not_belong_together():
     three, two = np.full((3, 9), 0.7), np.full((2, 9), 0.7)
     for rows in ([nine], [nine, eight], [three, two], [nine[:, :1]] * 2, [nine, np.nan * nine]):
         assert tau_interval([0.1, 0.2][: len(rows)], rows) is None
+    assert tau_interval([0.1, 0.2], [nine, nine]) is None  # level
 
 
 # ------------------------------------------------------------------------------------ runs

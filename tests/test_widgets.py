@@ -117,6 +117,11 @@ def test_a_slice_takes_less_than_100_kb_with_its_script():
     assert len(widgets.compare(one, two, three)._repr_html_()) < 100_000
 
 
+def test_grey_values_are_stored_with_a_small_loss():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    assert len(views._encoded(noise)) < 0.8 * len(views._encoded(noise, lossless=True))
+
+
 # ------------------------------------------------------------------------------------ series
 
 

@@ -172,7 +172,8 @@ def tau_interval(
 
     Returns:
         The lower and the upper bound, in [-1, 1]; None with fewer than two rows or pairs, with
-        numbers of pairs or seeds that differ, or with a number that is not finite.
+        numbers of pairs or seeds that differ, with a number that is not finite, or where all rows
+        are level.
     """
     pairs = {values.shape[1] for values in ours}
     seeds = {len(values) for values in ours} - {1}
@@ -183,7 +184,8 @@ def tau_interval(
     every = np.stack([np.broadcast_to(values, (number, *pairs)) for values in ours])
     weights = _drawn(every.shape[1:], resamples, seed)
     means = np.einsum("rs,msp,rp->rm", weights[0], every, weights[1], optimize=True)
-    return _ends([_tau(printed, mean) for mean in means], level)
+    taus = [_tau(printed, mean) for mean in means]
+    return _ends(taus, level) if np.isfinite(taus).any() else None
 
 
 def _tau(printed: Sequence[float], ours: Sequence[float] | np.ndarray) -> float:
