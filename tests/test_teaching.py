@@ -1,26 +1,17 @@
 """The lecturer's pages: a plan fills its lecture, a sheet has ten points, an answer is folded."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from test_site_files import load
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "book" / "teaching"
 LECTURES = sorted(FOLDER.glob("lecture_*.md"))
 PARTS = ("Aims", "Plan", "On the board", "Questions students ask")
-
-
-def load(path: str):
-    """A file of the folder book as a module."""
-    path = ROOT / "book" / path
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def sections(path: Path) -> dict[str, str]:
