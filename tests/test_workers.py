@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -221,6 +222,36 @@ def test_a_worker_that_is_killed_is_one_sentence():
         batches.living_workers(),
     ):
         made(Kills(task.pairs, None), 1)
+    assert children() == []
+
+
+def cut(pid):
+    """What unpickling does where a worker dies in the middle of handing over a tensor."""
+    threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
+    raise ConnectionResetError("Connection reset by peer")
+
+
+class CutOff(str):
+    """A name that cannot be handed over to another process."""
+
+    def __reduce__(self):
+        return cut, (os.getpid(),)
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_the_same_sentence():
+    """The connection is cut before PyTorch knows that the worker is dead."""
+
+    class Cuts(Failing):
+        def __getitem__(self, index):
+            name = self.pairs[index]["name"]
+            return {"name": CutOff(name) if index == 5 else name}
+
+    _, task = small("RandomPairs")
+    with (
+        pytest.raises(ValueError, match="A process that makes pairs has died, expected it to"),
+        batches.living_workers(),
+    ):
+        made(Cuts(task.pairs, None), 1)
     assert children() == []
 
 

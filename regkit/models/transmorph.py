@@ -228,6 +228,12 @@ def windows(window: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
 
 
 def check_size(size: Size) -> None:
+    """Refuse a size whose stages do not fit together.
+
+    Raises:
+        ValueError: `layers` that are not four numbers of 1 or more, or `heads` that are not four
+            divisors of the channels of the four levels.
+    """
     if len(size.layers) != 4 or min(size.layers) < 1:
         raise ValueError(f"layers is {tuple(size.layers)}, expected four numbers of 1 or more")
     widths = [size.channels * 2**k for k in range(4)]

@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # it belongs to the extra "train"
 
 MOST = 4  # workers that nobody has asked for
 ON_PARENT_DEATH = 1  # PR_SET_PDEATHSIG of Linux
+SECONDS_TO_DIE = 5.0  # a killed process of some GB is gone in less
 
 
 def worker_count(workers: int | None, device: torch.device, processes: int = 1) -> int:
@@ -74,10 +76,16 @@ def batches(
             generator=torch.Generator(),  # else workers would draw from the run's random numbers
         )
     )
-    for batch in loader:
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    except (ConnectionError, EOFError):
+        # A worker that dies while it hands over a batch cuts the connection before PyTorch knows
+        # of its death. The signal that tells it interrupts the sleep, see `living_workers`.
+        time.sleep(SECONDS_TO_DIE)
+        raise
 
 
 @contextmanager
