@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import figures
 import numpy as np
@@ -65,6 +66,23 @@ def test_the_one_line_of_results_is_what_was_measured():
     assert re.findall(r"0\.\d+", line) == [f"{dice[method]:.3f}" for method in named]
     assert dice["auto"] > dice["greedy"] > dice["syn_as_it_comes"] > dice["affine"]
     assert "13 structures" in line and "`results/what_you_get.json`" in line
+
+
+def test_the_badges_say_what_is_so():
+    """Counted anew, and as wide as what they say."""
+    shown = re.findall(r"!\[[^\]]+\]\((book/_figures/badge_\w+\.svg)\)", README)
+    texts = figures.badge_texts()
+    assert shown == [f"book/_figures/badge_{name}.svg" for name in texts]
+    for name, (left, right) in zip(shown, texts.values()):
+        drawn = (ROOT / name).read_text(encoding="utf-8")
+        assert drawn == figures.badge_svg(left, right), "python book/tools/figures.py badges"
+        assert ElementTree.fromstring(drawn).get("aria-label") == f"{left}: {right}"
+    stubs = [
+        re.findall(r'(?m)^check\("(\d\d-\d+)"', path.read_text(encoding="utf-8"))
+        for path in sorted((ROOT / "notebooks").glob("[0-9]*.md"))
+    ]
+    assert texts["chapters"][1] == str(len(stubs))
+    assert texts["exercises"][1] == str(sum(len(set(found)) for found in stubs))
 
 
 # ---------------------------------------------------------------------------- the first page

@@ -4,12 +4,13 @@
 
 in the project's folder draws them again, all or the named ones. A figure whose numbers come from a
 file in results/ carries the sha256 of that file; a test compares the two. `hero`, the moving
-picture of the index, and `logo` go to book/_static.
+picture of the index, and `logo` go to book/_static; `badges` of the README say what is counted.
 """
 
 import io
 import json
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from PIL import Image
 
 from regkit import record
+from regkit.book.exercises import EXERCISES
+from regkit.book.quiz import chapters as chapters_with_quiz
+from regkit.book.quiz import quiz
 from regkit.data import population, true_displacement
 from regkit.plot import GREY, STYLE
 from regkit.spatial import identity_grid, warp
@@ -317,8 +321,45 @@ def logo() -> None:
     (STATIC / "logo.svg").write_text(logo_svg(), encoding="utf-8")
 
 
-# what is written to book/_static, which holds what pages name without Sphinx
-FRONT: dict[str, Callable[[], None]] = {"hero": hero, "logo": logo}
+def badge_texts() -> dict[str, tuple[str, str]]:
+    """What the badges of the README say, counted here: file name -> left, right."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    chapters = {path.name[:2] for path in (ROOT / "notebooks").glob("[0-9]*.md")}
+    questions = sum(len(quiz(number).items) for number in chapters_with_quiz())
+    return {
+        "python": ("Python", project["requires-python"].replace(">=", "") + " or newer"),
+        "licence": ("licence", f"{project['license']}, text CC BY 4.0"),
+        "chapters": ("chapters", str(len(chapters))),
+        "exercises": ("exercises that check answers", str(len(EXERCISES))),
+        "questions": ("quiz questions", str(questions)),
+    }
+
+
+def badge_svg(left: str, right: str, letter: float = 6.2, height: int = 20) -> str:
+    """A badge: two words side by side. letter: how wide one is, on the average."""
+    first, second = (round(len(text) * letter) + 12 for text in (left, right))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{first + second}" height="{height}" '
+        f'role="img" aria-label="{left}: {right}">\n'
+        f'<rect width="{first}" height="{height}" fill="#444444"/>\n'
+        f'<rect x="{first}" width="{second}" height="{height}" fill="#0072b2"/>\n'
+        '<g fill="#ffffff" font-family="Verdana, DejaVu Sans, sans-serif" font-size="11">\n'
+        + "".join(
+            f'<text x="{x + 6}" y="14" textLength="{width - 12}">{text}</text>\n'
+            for x, width, text in ((0, first, left), (first, second, right))
+        )
+        + "</g>\n</svg>\n"
+    )
+
+
+def badges() -> None:
+    """Write the badges of the README to book/_figures."""
+    for name, (left, right) in badge_texts().items():
+        (FOLDER / f"badge_{name}.svg").write_text(badge_svg(left, right), encoding="utf-8")
+
+
+# what is no figure: hero and logo go to book/_static, which holds what pages name without Sphinx
+FRONT: dict[str, Callable[[], None]] = {"hero": hero, "logo": logo, "badges": badges}
 
 # figure -> how it is drawn, and the file in results/ that its numbers come from
 FIGURES: dict[str, tuple[Callable[[], plt.Figure], str | None]] = {
