@@ -1,6 +1,7 @@
 # make book        build the HTML book, print where it is
 # make book-student   the same without solutions, and such notebooks, for a class
 # make slides      the decks of reveal.js, into the folder of the built book (make book does it, too)
+# make handouts    a PDF of each chapter, into build/handouts (SITE=_build/student/html: without solutions)
 # make usb         one zip for a room without a network, into build/ (WHEELS=no: a small one)
 # make test        lint, types, unit tests, every notebook at budget smoke
 # make coverage    the tests of `make test`, and the share of lines that they run, with a floor
@@ -42,7 +43,7 @@ BENCH := -m pytest benchmarks/bench.py --disable-warnings --quiet -p no:cachepro
 COVERAGE := 95.5
 
 .DEFAULT_GOAL := help
-.PHONY: help book book-student slides usb test unit coverage test-slow test-site test-cpu attack \
+.PHONY: help book book-student slides handouts usb test unit coverage test-slow test-site test-cpu attack \
     notebooks bench gpu-results gpu-ten-minutes lint format gift wheel wheel-test colab-test clean
 
 help:
@@ -86,12 +87,15 @@ book-student: $(READY)
 slides: $(READY)
 	$(BIN)/python book/tools/slides.py _build/html $(NAMES)
 
+SITE ?=
+handouts: $(READY) $(if $(SITE),,book)
+	$(BIN)/python book/tools/handouts.py $(or $(SITE),_build/html) build/handouts $(NAMES)
+
 # Pages, slides, notebooks, regkit, and the wheels of its libraries, unless WHEELS=no: for the Python
 # and the system of .venv, or for USB_PLATFORM (such as win_amd64) and USB_PYTHON (such as 3.12).
 # A class gets the book without solutions: make book-student, and then
 # make usb SITE=_build/student/html NOTEBOOKS=_build/student/notebooks (the book is not built again).
 WHEELS ?= yes
-SITE ?=
 NOTEBOOKS ?= notebooks
 USB_PLATFORM ?=
 USB_PYTHON ?= 3.11

@@ -1,33 +1,18 @@
 """A browser and the built book, or one sentence that says how to get them."""
 
-import shutil
 from pathlib import Path
 
 import pytest
+from browser import FLAGS, find
 from page_checks import BOOK
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 def find_browser() -> str:
     """The path of a Chromium or Chrome on the PATH; fails the test where there is none."""
-    for name in BROWSERS:
-        if path := shutil.which(name):
-            return path
-    pytest.fail(
-        "The site test needs Chromium or Chrome on the PATH: install it, on Debian and Ubuntu with "
-        "'apt-get install chromium'.",
-        pytrace=False,
-    )
+    try:
+        return find()
+    except FileNotFoundError as error:
+        pytest.fail(f"The site test needs a browser. {error}", pytrace=False)
 
 
 @pytest.fixture(scope="session")

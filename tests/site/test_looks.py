@@ -1,6 +1,7 @@
 """How the pages look where most readers do not look: in the dark, on a phone, on paper."""
 
 import pytest
+from browser import COMPLETE
 from page_checks import TIMEOUT_MS
 
 PAGES = (
@@ -27,15 +28,7 @@ def opened(request, browser, book):
         page.goto((book / request.param).as_uri())
         if page.locator("script[type='application/vnd.jupyter.widget-view+json']").count():
             page.wait_for_selector(".jupyter-widgets img")
-        page.evaluate(
-            """async () => {
-                for (const image of document.images) {
-                    image.loading = "eager";
-                    await image.decode().catch(() => {});
-                }
-                if (window.MathJax?.startup?.promise) await window.MathJax.startup.promise;
-            }"""
-        )
+        page.evaluate(COMPLETE)
         return page
 
     yield open_page

@@ -1,0 +1,32 @@
+"""The chapters on paper: every page of the file is there, and what is folded stays folded."""
+
+import re
+
+import handouts
+import pytest
+
+
+@pytest.fixture(scope="module")
+def printed(book, tmp_path_factory) -> bytes:
+    (path,) = handouts.handouts(book, tmp_path_factory.mktemp("paper"), ["00"])
+    assert path.name == "00.pdf"
+    return path.read_bytes()
+
+
+def test_a_chapter_on_paper_has_pages_of_a4_and_its_pictures(printed):
+    assert printed.startswith(b"%PDF") and len(printed) < 5_000_000
+    pages = re.findall(rb"/Type /Page\b", printed)
+    boxes = {
+        tuple(round(float(x)) for x in box.split())
+        for box in re.findall(rb"/MediaBox \[([\d. ]+)\]", printed)
+    }
+    assert len(pages) >= 5 and boxes == {(0, 0, 595, 842)}  # points, 1/72 inch
+    assert len(re.findall(rb"/Subtype /Image", printed)) >= 3
+    assert b"Before you start" in printed  # its title
+
+
+def test_what_is_not_there_is_named(book, tmp_path):
+    with pytest.raises(FileNotFoundError, match="numbers holds 99, expected some of 00, 01"):
+        handouts.handouts(book, tmp_path, ["99"])
+    with pytest.raises(FileNotFoundError, match="holds no chapter, expected a book built by"):
+        handouts.handouts(tmp_path, tmp_path)
