@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import regkit_book
 import scipy.stats
 import torch
 from typer.testing import CliRunner
@@ -27,9 +28,7 @@ from regkit.training import loop, objective, recipes, tasks
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "data_scripts"))
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import layout  # noqa: E402
-import regkit_book  # noqa: E402
 
 SUN = {name: table for name, table in TABLES.items() if table.recipes == ("sun2025",)}
 RESULTS = sorted((ROOT / "results").glob("*-*_cpu.json"))

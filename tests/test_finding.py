@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import regkit_front
 import torch
 import typer
 import yaml
@@ -22,8 +23,6 @@ from regkit.transform import Grid, Transform
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
-sys.path.insert(0, str(BOOK / "_ext"))
-import regkit_front  # noqa: E402
 
 
 def page(name: str) -> str:

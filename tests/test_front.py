@@ -3,13 +3,13 @@
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import figures
 import numpy as np
 import pytest
+import regkit_front
 import yaml
 from address import Address
 from PIL import Image
@@ -19,8 +19,6 @@ from regkit.training import recipes
 
 ROOT = Path(__file__).parents[1]
 STATIC = ROOT / "book" / "_static"
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import regkit_front  # noqa: E402
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 WEIGHTS = (ROOT / "book" / "weights.md").read_text(encoding="utf-8")

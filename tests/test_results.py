@@ -13,6 +13,7 @@ import accuracy
 import figures
 import numpy as np
 import pytest
+import regkit_book
 import torch
 
 from regkit import models, record
@@ -20,8 +21,6 @@ from regkit.book import cost
 from regkit.training import recipes
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import regkit_book  # noqa: E402
 
 HELD = json.loads((ROOT / "results" / "accuracy.json").read_text())
 

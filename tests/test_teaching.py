@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+import regkit_teaching as teaching
 import yaml
-from test_site_files import load
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "book" / "teaching"
@@ -99,7 +99,6 @@ def test_every_exercise_and_page_that_a_page_refers_to_exists():
 
 
 def test_a_measured_time_is_that_of_the_notebook():
-    teaching = load("_ext/regkit_teaching.py")
     (path,) = (ROOT / "notebooks").glob("03_*.ipynb")
     seconds = json.loads(path.read_text(encoding="utf-8"))["metadata"]["regkit"]["seconds"]
     assert teaching.measured("03") == teaching.spoken(seconds)
@@ -117,11 +116,11 @@ def test_a_measured_time_is_that_of_the_notebook():
 )
 def test_a_measured_number_that_does_not_exist_is_an_error(text, said):
     with pytest.raises(ValueError, match=said):
-        load("_ext/regkit_teaching.py").measured(text)
+        teaching.measured(text)
 
 
 def test_a_measured_number_is_what_the_run_has_handed_to_the_prose():
-    value = float(load("_ext/regkit_teaching.py").measured("01 ch01-dice-before .4f"))
+    value = float(teaching.measured("01 ch01-dice-before .4f"))
     assert 0 < value < 1
 
 
@@ -131,3 +130,36 @@ def test_the_lecturers_part_is_a_part_of_its_own():
     listed = [page["file"] for page in part["chapters"]]
     listed += [page["file"] for c in part["chapters"] for page in c.get("sections", [])]
     assert sorted(listed) == sorted(f"book/teaching/{p.stem}" for p in FOLDER.glob("*.md"))
+
+
+def test_the_page_of_features_says_yes_and_names_files_that_are_there():
+    text = (FOLDER / "what_is_there.md").read_text(encoding="utf-8")
+    table = rows(text)
+    assert len(table) >= 13 and all(row[1].startswith("yes") for row in table)
+    for row in table:
+        evidence = re.findall(r"`(tests/[\w/]+\.py)`", row[3])
+        assert evidence and all((ROOT / name).is_file() for name in evidence), row
+        for name in re.findall(r"`((?:regkit|book)/\w+)`", row[2]):
+            assert (ROOT / name).is_dir(), name
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`make ([\w-]+)`", text):
+        assert re.search(rf"(?m)^{target}:", makefile), target
+
+
+def test_what_a_chapter_holds_is_counted():
+    """Beside another count, from the files themselves."""
+    found = {row.number: row for row in teaching.what_chapters_hold(ROOT)}
+    notebooks = sorted((ROOT / "notebooks").glob("[0-9]*.md"))
+    assert sorted(found) == [path.name[:2] for path in notebooks]
+    for path in notebooks:
+        row, text = found[path.name[:2]], path.read_text(encoding="utf-8")
+        checks = re.findall(r'(?m)^check\("\d\d-(\d+)"', text)
+        assert row.exercises == len(set(checks)) and row.mistakes >= 3 * row.exercises
+        bank = ROOT / "regkit" / "book" / "quizzes" / f"{row.number}.toml"
+        items = bank.read_text(encoding="utf-8").count("[[item]]") if bank.is_file() else 0
+        assert row.questions == items
+        assert 3 <= row.aims <= 10 and row.minutes > 5 and row.seconds > 5
+    table = teaching.table_of(list(found.values()))
+    assert len(table) == 2 + len(found) + 1 and len({line.count("|") for line in table}) == 1
+    exercises = sum(row.exercises for row in found.values())
+    assert table[-1].split("|")[5].strip() == str(exercises)

@@ -143,10 +143,10 @@ class ChapterMinutes(SphinxDirective):
             self.env.note_dependency(str(root / f"{chapter.page}.md"))
             self.env.note_dependency(str(root / f"{chapter.page}.ipynb"))
         self.env.note_dependency(str(root / "_toc.yml"))
-        return _markdown(self, path_table(known, about))
+        return markdown(self, path_table(known, about))
 
 
-def _markdown(directive: SphinxDirective, lines: list[str]) -> list[nodes.Node]:
+def markdown(directive: SphinxDirective, lines: list[str]) -> list[nodes.Node]:
     """The nodes of these lines of Markdown."""
     holder = nodes.Element()
     directive.state.nested_parse(StringList(lines), directive.content_offset, holder)
@@ -178,7 +178,7 @@ class FrontButtons(SphinxDirective):
             "[Register your scans](/book/how_to_use.md#register-two-scans-of-your-own)",
         ]
         box = nodes.container(classes=["front-buttons"])
-        box += _markdown(self, [" ".join(links)])
+        box += markdown(self, [" ".join(links)])
         return [box]
 
 
@@ -268,7 +268,7 @@ class WeightsCard(SphinxDirective):
                 raise self.error(f"weights-card is {name!r}, expected a name of shipped weights.")
             self.env.note_dependency(str(path))
         held = json.loads(result.read_text(encoding="utf-8"))
-        return _markdown(self, card(name, held, file.stat().st_size))
+        return markdown(self, card(name, held, file.stat().st_size))
 
 
 def setup(app):

@@ -1,24 +1,40 @@
-"""The lecturer's pages of the book, book/teaching: what a chapter has measured, in running text.
+"""The lecturer's pages of the book, book/teaching: what a chapter has measured, and what it holds.
 
     {measured}`03`                          how long the chapter took when its outputs were made
     {measured}`03 ch03-gap .0f`             a number that the chapter's run has handed to its prose
 
 The first is the metadata that book/tools/notebooks.py writes. So nobody types a time, and a chapter
 that is executed again says its new one.
+
+    ```{what-chapters-hold}
+    ```
+
+a table of the chapters in _toc.yml, counted in their sources: aims, minutes, exercises and what
+they recognise, quiz questions, slides, and views without a kernel.
 """
 
+import re
 import sys
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import nbformat
 from docutils import nodes
-from sphinx.util.docutils import SphinxRole
+from regkit_front import chapters, markdown
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+from regkit.book.exercises import EXERCISES
+from regkit.book.quiz import chapters as chapters_with_quiz
+from regkit.book.quiz import quiz
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 import plain  # noqa: E402
+import slides  # noqa: E402
 
-from notebooks import joined, select  # noqa: E402
+from notebooks import code_cells, is_stub, joined, read_text, select  # noqa: E402
+
+VIEW = re.compile(r"\bwidgets\.[a-z_]+\(")  # a call that makes a picture to compare, or sliders
 
 
 def spoken(seconds: float) -> str:
@@ -66,6 +82,90 @@ class Measured(SphinxRole):
             return [], [self.inliner.reporter.error(str(error), line=self.lineno)]
 
 
+@dataclass(frozen=True)
+class Holds:
+    """What there is of a chapter, counted; `mistakes` are the wrong answers that checks name."""
+
+    number: str
+    page: str
+    title: str
+    aims: int
+    minutes: float
+    seconds: float
+    exercises: int
+    mistakes: int
+    questions: int
+    slides: int
+    views: int
+
+
+def what_chapters_hold(root: Path) -> list[Holds]:
+    """A row for each chapter that _toc.yml lists, in its order."""
+    decks = {path.stem: len(slides.read_deck(path)) for path in slides.decks()}
+    with_quiz = chapters_with_quiz()
+    found = []
+    for chapter in chapters(root):
+        text = (root / f"{chapter.page}.md").read_text(encoding="utf-8")
+        aims = re.search(
+            r"What you will be able to do\n(?::class: \w+\n)?(.*?)\n:::", text, re.DOTALL
+        )
+        code = [
+            c.source for c in code_cells(read_text(root / f"{chapter.page}.md")) if not is_stub(c)
+        ]
+        known = [e for name, e in EXERCISES.items() if name.startswith(f"{chapter.number}-")]
+        found.append(
+            Holds(
+                number=chapter.number,
+                page=chapter.page,
+                title=chapter.title,
+                aims=len(re.findall(r"(?m)^- ", aims[1])) if aims else 0,
+                minutes=chapter.reading,
+                seconds=60 * chapter.running,
+                exercises=len(known),
+                mistakes=sum(len(exercise.mistakes) for exercise in known),
+                questions=len(quiz(chapter.number).items) if chapter.number in with_quiz else 0,
+                slides=decks.get(chapter.number, 0),
+                views=sum(len(VIEW.findall(source)) for source in code),
+            )
+        )
+    return found
+
+
+def table_of(found: list[Holds]) -> list[str]:
+    """The lines of a Markdown table of them, the sum last."""
+    counted = ("aims", "exercises", "mistakes", "questions", "slides", "views")
+    rows = [
+        f"| {{doc}}`{row.number} {row.title} </{row.page}>` | {row.minutes:.0f} "
+        f"| {spoken(row.seconds)} | "
+        + " | ".join(str(getattr(row, name)) for name in counted)
+        + " |"
+        for row in found
+    ]
+    sums = [sum(getattr(row, name) for row in found) for name in counted]
+    return [
+        "| chapter | reading, min | running | aims | exercises | mistakes known | quiz questions "
+        "| slides | views |",
+        "|---|---:|---:|" + "---:|" * len(counted),
+        *rows,
+        f"| together | {sum(row.minutes for row in found):.0f} "
+        f"| {spoken(sum(row.seconds for row in found))} | " + " | ".join(map(str, sums)) + " |",
+    ]
+
+
+class WhatChaptersHold(SphinxDirective):
+    """The table of `table_of`."""
+
+    def run(self):
+        for path in select(None):
+            self.env.note_dependency(str(path))
+        try:
+            lines = table_of(what_chapters_hold(Path(self.env.srcdir)))
+        except ValueError as error:
+            return [self.state.document.reporter.error(str(error), line=self.lineno)]
+        return markdown(self, lines)
+
+
 def setup(app):
     app.add_role("measured", Measured())
+    app.add_directive("what-chapters-hold", WhatChaptersHold)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -33,7 +33,9 @@ def handouts(site: Path, out: Path, numbers: list[str] | None = None) -> list[Pa
     Raises:
         FileNotFoundError: no browser, no built book, or no such chapter in it.
     """
-    pages = {page.name[:2]: page for page in sorted((site / "notebooks").glob("[0-9]*.html"))}
+    pages = {
+        page.name[:2]: page for page in sorted((site.resolve() / "notebooks").glob("[0-9]*.html"))
+    }
     if not pages:
         raise FileNotFoundError(f"{site} holds no chapter, expected a book built by 'make book'.")
     if unknown := set(numbers or ()) - set(pages):
