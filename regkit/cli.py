@@ -273,11 +273,12 @@ def register(
         bool, typer.Option("--trust", help="Write trust.nii.gz: 0 to 1, how far to trust a voxel.")
     ] = False,
 ) -> None:
-    """Register MOVING to FIXED: writes moved.nii.gz, disp.nii.gz, metrics.json and report.png.
+    """Register MOVING to FIXED: writes moved.nii.gz, disp.nii.gz, metrics.json and two reports.
 
-    disp.nii.gz is a displacement field as ITK, ANTs and 3D Slicer read it. The outputs hold no file
-    names and nothing of the inputs' description fields. For research and teaching, not a medical
-    device.
+    disp.nii.gz is a displacement field as ITK, ANTs and 3D Slicer read it. report.png is a page of
+    pictures; report.html lets you compare the images by hand, in any browser, without a network.
+    The outputs hold no file names and nothing of the inputs' description fields. For research and
+    teaching, not a medical device.
     """
     from regkit.files import check_writable
     from regkit.registration import register as run
@@ -304,7 +305,17 @@ def register(
         )
         bar("writing", 1.0)
         result.save(out)
+        _look(result, out)
     _tell(result)
+
+
+def _look(result: Result, out: Path) -> None:
+    """Write report.html beside what `Result.save` has written."""
+    from regkit.files import staged
+    from regkit.widgets import show
+
+    with staged(out) as folder:
+        show(result).save(folder / "report.html", title="Registration")
 
 
 @app.command()
@@ -416,6 +427,7 @@ def _demonstrate(
             progress=bar,
         )
         result.save(out / name)
+        _look(result, out / name)
     _tell(result)
     typer.echo(f"{'report':<16}{out / name / 'report.png'}")
 

@@ -56,13 +56,15 @@ DEFORMABLE = (ENGINE, *PAIRWISE, SYN)
 IN_VIEW = 0.75  # of what a start had inside the moving image, the engine has to leave so much in it
 PREFERRED = {2: "vxm_diff_brain_2d", 3: "any_contrast_brain_3d"}
 CT = -200.0  # an image with lower intensities is no brain MR
-# what `Result.save` may write; when the last one is there, the others are complete
+# What `Result.save` may write; when the last one is there, the others are complete. report.html is
+# added by the command line; `save` removes that of an earlier run.
 FILES = (
     "moved.nii.gz",
     "disp.nii.gz",
     "moved_labels.nii.gz",
     "trust.nii.gz",
     "report.png",
+    "report.html",
     "metrics.json",
 )
 Progress = Callable[[str, float], None]

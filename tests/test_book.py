@@ -300,24 +300,6 @@ def test_the_explorer_and_its_figure_on_paper_show_the_same():
     assert [ax.get_title() for ax in fig.axes[:2]] == ["0 × disp", "2 × disp"]
 
 
-@pytest.mark.parametrize("shape", [(12, 14), (10, 12, 8)])
-def test_the_stages_begin_with_the_moving_image(shape, monkeypatch):
-    frames = lambda draw, values, label: (draw, list(values), label)  # noqa: E731
-    monkeypatch.setattr(widgets.sliders, "frames", frames)
-    moving, fixed = torch.rand(1, 1, *shape), torch.rand(1, 1, *shape)
-    shift = torch.zeros(1, len(shape), *shape)
-    shift[:, 0] = 1
-    draw, values, label = widgets.stages(moving, fixed, [shift, 2 * shift])
-    assert values == [0, 1, 2] and label == "stage"
-    for stage in values:
-        axes = draw(stage).axes
-        assert len(axes) == 4 * (1 if len(shape) == 2 else 3)
-        start, moved, goal, _ = (np.asarray(ax.images[0].get_array()) for ax in axes[:4])
-        middle = (0, 0, ..., shape[2] // 2) if len(shape) == 3 else (0, 0)
-        assert np.allclose(start, moving[middle].T) and np.allclose(goal, fixed[middle].T)
-        assert np.allclose(moved[:, : shape[0] - stage], start[:, stage:], atol=1e-5)
-
-
 @pytest.mark.slow
 def test_turning_by_hand_finds_the_motion_that_was_made():
     i, k = torch.meshgrid(torch.arange(40.0) - 22, torch.arange(48.0) - 20, indexing="ij")

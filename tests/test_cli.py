@@ -17,7 +17,7 @@ from scipy import ndimage
 from typer.testing import CliRunner
 
 import regkit
-from regkit import cli, io, models
+from regkit import cli, io, models, widgets
 from regkit.data import samples
 from regkit.spatial import warp
 from regkit.training import recipes
@@ -80,16 +80,32 @@ def test_every_help_page_opens_and_the_first_says_what_this_is_not():
         assert "Usage" in run(command, "--help").stdout
 
 
-def test_register_writes_its_four_files_and_says_what_came_out(pair, tmp_path):
+def test_register_writes_its_five_files_and_says_what_came_out(pair, tmp_path):
     out = tmp_path / "out"
     result = run("register", *pair, "-o", out, "--method", "affine", "--refine", 5)
-    names = ["disp.nii.gz", "metrics.json", "moved.nii.gz", "report.png"]
+    names = ["disp.nii.gz", "metrics.json", "moved.nii.gz", "report.html", "report.png"]
     assert sorted(p.name for p in out.iterdir()) == names
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<title>Registration</title>" in page and "://" not in page  # asks nobody for anything
+    assert "m.nii" not in page and "Not a medical device" in page
     numbers = json.loads((out / "metrics.json").read_text())
     assert numbers["refine"] == 5 and numbers["method"] == "affine"
     assert f"{numbers['lncc']['after']:.4f}" in result.stdout
     assert "100%" in result.stderr  # the progress bar
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f.nii.gz", "m.nii.gz", "out"]
+
+
+def test_a_report_is_never_that_of_another_registration(pair, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    options = ["-o", out, "--method", "affine", "--device", "cpu"]
+    run("register", *pair, *options)
+
+    def fail(*arguments):
+        raise RuntimeError("no page today")
+
+    monkeypatch.setattr(widgets, "show", fail)
+    run("register", *pair, *options, code=1)
+    assert (out / "metrics.json").is_file() and not (out / "report.html").exists()
 
 
 def test_options_reach_the_library(pair, tmp_path):

@@ -245,7 +245,9 @@ def test_a_command_with_a_wrong_option_is_noticed():
 
 
 def test_every_file_of_a_result_is_explained():
-    table = re.findall(r"(?m)^\| `([\w.]+\.(?:nii\.gz|png|json))` \| ", page("what_people_type"))
+    table = re.findall(
+        r"(?m)^\| `([\w.]+\.(?:nii\.gz|png|html|json))` \| ", page("what_people_type")
+    )
     assert table == list(FILES)
 
 

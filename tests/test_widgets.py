@@ -17,6 +17,7 @@ from PIL import Image
 
 from regkit import plot, register, widgets
 from regkit.data import population
+from regkit.registration import Result
 from regkit.widgets import sliders, views
 
 ROOT = Path(__file__).parents[1]
@@ -246,6 +247,12 @@ def test_volumes_of_another_shape_are_one_sentence():
             widgets.volumes(moving, fixed)
 
 
+def test_a_few_thick_slices_are_kept():
+    volume = torch.rand(1, 1, 40, 20, 5)
+    data = stored(widgets.volumes(volume, volume, longest=20, spacing=(1, 1, 8)))
+    assert data["shape"] == [20, 10, 5]  # voxels of 2 mm, and of 8 mm as they were
+
+
 @pytest.mark.slow
 def test_seven_layers_of_a_head_take_less_than_a_page_may():
     one, two = (subject.image[None] for subject in population(2, (80, 96, 80)))
@@ -276,6 +283,44 @@ def test_what_was_registered_is_shown_on_its_upright_grid():
     assert found["fixed"]["alt"] == "fixed: a block" and "48 / 64" in found["fixed"]["style"]
     shown = pixels(found["fixed"]["src"])
     assert shown[18:30, 2:14].min() > 240 and shown[:, 18:].max() < 15  # below on the left now
+
+
+def shown_result(shape, spacing, orientation=()):
+    """A result of which `show` sees its pictures alone."""
+    image = torch.rand(1, 1, *shape)
+    disp = torch.zeros(1, len(shape), *shape)
+    names = ("moving", "fixed", "moved")
+    page = dict.fromkeys(names, image) | {"disp": disp, "spacing": spacing}
+    page["orientation"] = orientation
+    return Result(image, disp, None, {}, [], None, None, None, page)
+
+
+def test_a_large_slice_is_averaged_for_a_page():
+    view = widgets.show(shown_result((3000, 1500), [0.5, 1.0]))
+    fixed = pictures(view)["fixed"]
+    assert pixels(fixed["src"]).shape == (500, 1000)  # the first axis runs to the right
+    assert "aspect-ratio: 1500 / 1500" in fixed["style"]
+
+
+def test_planes_have_anatomical_names_where_the_header_tells_them():
+    named, plain = (
+        stored(widgets.show(shown_result((8, 9, 10), [1.0, 1.0, 1.0], letters)))["planes"]
+        for letters in ("RAS", ())
+    )
+    assert named == ["sagittal", "coronal", "axial"] and plain == ["axis-0", "axis-1", "axis-2"]
+
+
+def test_a_notebook_stores_a_view_once():
+    assert repr(widgets.compare(blocks(), blocks())) == "View()"
+
+
+def test_the_script_is_on_one_line_and_keeps_what_is_no_comment():
+    script = re.search(r'<script class="regkit-assets">(.*?)</script>', views.assets(), re.DOTALL)
+    assert "\n" not in script[1] and "//" not in script[1]
+    for name in ("stack", "views"):
+        text = (Path(views.__file__).parent / f"{name}.js").read_text(encoding="utf-8")
+        code = [line for line in text.splitlines() if not line.strip().startswith("//")]
+        assert all(line.split(" // ")[0].strip() in script[1] for line in code)
 
 
 def test_the_book_takes_the_script_out_of_stored_outputs():

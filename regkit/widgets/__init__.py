@@ -4,7 +4,7 @@
 browser alone: what it makes also works in a saved file, without network.
 """
 
-from regkit.widgets.sliders import amplitude, explore, frames, moved_by, stages, turn
+from regkit.widgets.sliders import amplitude, explore, frames, moved_by, turn
 from regkit.widgets.views import View, compare, path, series, show, volumes
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "path",
     "series",
     "show",
-    "stages",
     "turn",
     "volumes",
 ]

@@ -123,33 +123,6 @@ def _draw(image: Tensor, disp: Tensor, axes: Sequence[Axes] | np.ndarray) -> Non
     plot.jacobian(disp, axes[2], bar=False)
 
 
-def stages(moving: Tensor, fixed: Tensor, disps: Sequence[Tensor]) -> ipywidgets.VBox:
-    """A slider through the answers of a method that works in stages; at 0 nothing has moved yet.
-
-    Each picture shows moving, moved, fixed, and the last two as overlay: a slice, or three planes
-    through the middle of a volume.
-
-    Args:
-        moving, fixed: (1, 1, *S).
-        disps: one (1, d, *S) a stage, voxels, each from the fixed grid to the moving image.
-    """
-    nothing = torch.zeros_like(disps[0])
-    limits, planes = plot.window(moving), (2, 1, 0) if moving.ndim == 5 else (2,)
-
-    def draw(stage: float) -> Figure:
-        moved = warp(moving, (nothing, *disps)[int(stage)])
-        fig, axes = plot.panels(4, len(planes), size=1.5, height=1.65)
-        for row, axis in zip(np.atleast_2d(axes), planes):
-            titles = ("moving", "moved", "fixed", "overlay") if axis == planes[0] else [""] * 4
-            plot.image(moving, row[0], titles[0], limits, axis=axis)
-            plot.image(moved, row[1], titles[1], limits, axis=axis)
-            plot.image(fixed, row[2], titles[2], axis=axis)
-            plot.overlay(fixed, moved, row[3], titles[3], axis=axis)
-        return fig
-
-    return frames(draw, range(len(disps) + 1), label="stage")
-
-
 def turn(
     moving: Tensor,
     fixed: Tensor,

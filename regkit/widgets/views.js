@@ -110,20 +110,21 @@
     const pictures = [...root.querySelectorAll(".rv-still img")];
     const input = range(root.dataset.label, 0, pictures.length - 1, data(root).start);
     const picture = make("img", { draggable: false });
+    const box = make("div", { className: "rv-scroll" }, picture);
+    const fit = window.regkitStack(picture, box);
     const said = make("output");
     const draw = () => {
       const one = pictures[input.value];
       picture.src = one.src;
       picture.alt = one.alt;
+      picture.dataset.cuts = one.dataset.cuts;
       said.textContent = one.dataset.name;
       input.setAttribute("aria-valuetext", one.dataset.name);
+      fit();
     };
     input.addEventListener("input", draw);
     draw();
     const label = make("label", { className: "rv-long" }, input, said);
-    const box = make("div", { className: "rv-scroll", role: "region" }, picture);
-    box.setAttribute("aria-label", "the figure; on a narrow screen it scrolls sideways");
-    new ResizeObserver(() => { box.tabIndex = box.scrollWidth > box.clientWidth ? 0 : -1; }).observe(box);
     return [make("div", { className: "rv-bar" }, label), box];
   }
 

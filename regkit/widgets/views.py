@@ -17,8 +17,9 @@ import html
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -35,11 +36,15 @@ from torch.nn import functional
 from regkit import plot
 from regkit.registration import Result
 from regkit.spatial import jacobian_determinant, warp
+from regkit.widgets.cuts import cuts
 
 Pixels = NDArray[np.uint8]
 LONGEST = 96  # voxels along an axis of a volume: seven layers of a head are then about a megabyte
+WIDEST = 1000  # pixels along the longer axis of a slice that `show` shows
+PLANES = ("sagittal", "coronal", "axial")  # across axis 0, 1 and 2 of an upright volume
 GREATEST = 3.0  # the Jacobian determinant in the darkest orange, as in `regkit.plot.jacobian`
 FOLDED = 0  # the grey value that stands for a folded voxel
+COMMENT = re.compile(r"(^|\s)//\s.*$")  # in a script, up to the end of the line
 PAGE_STYLE = """:root { color-scheme: light dark }
 body { margin: 1rem auto; max-width: 56rem; padding: 0 1rem; font-family: system-ui, sans-serif }
 """
@@ -47,13 +52,17 @@ body { margin: 1rem auto; max-width: 56rem; padding: 0 1rem; font-family: system
 
 @cache
 def assets() -> str:
-    """The script and the style sheet as HTML; the book loads them once and takes these out."""
+    """The script and the style sheet as HTML, on one line each, as notebooks count lines.
+
+    The book loads them once and takes these out.
+    """
     folder = files(__name__.rpartition(".")[0])
     style, script = (
-        "\n".join(
-            line.strip()
-            for line in (folder / f"views.{kind}").read_text("utf-8").splitlines()
-            if not line.strip().startswith("//")
+        " ".join(
+            stripped
+            for name in ("stack", "views")
+            for line in (folder / f"{name}.{kind}").read_text("utf-8").splitlines()
+            if (stripped := COMMENT.sub("", line).strip())
         )
         for kind in ("css", "js")
     )
@@ -70,7 +79,7 @@ class View:
     markup: the HTML, without the script and the style sheet that all views share.
     """
 
-    markup: str
+    markup: str = field(repr=False)  # a notebook stores the repr beside the HTML
 
     def _repr_html_(self) -> str:
         # each time, as in Colab every cell is a page of its own
@@ -93,13 +102,22 @@ class View:
 def show(result: Result, what: str = "") -> View:
     """What `regkit.register` has found: `compare` for two slices, `volumes` for two volumes.
 
+    Large images are averaged down, so that a saved page has less than about three megabytes.
+
     Args:
         result: of `regkit.register`.
         what: what the images show, for readers who cannot see them.
     """
     page = {name: result._page[name] for name in ("moving", "fixed", "moved", "spacing")}
     if page["fixed"].ndim == 5:
-        return volumes(**page, disp=result._page["disp"], what=what or "a volume")
+        planes = PLANES if result._page["orientation"] else [f"axis-{k}" for k in range(3)]
+        disp = result._page["disp"]
+        return volumes(**page, disp=disp, planes=planes, what=what or "a volume")
+    shape = page["fixed"].shape[2:]
+    few = [max(1, round(n * min(1.0, WIDEST / max(shape)))) for n in shape]
+    for name in ("moving", "fixed", "moved"):
+        page[name] = functional.adaptive_avg_pool2d(page[name].float(), few)
+    page["spacing"] = [mm * n / m for mm, n, m in zip(page["spacing"], shape, few)]
     return compare(**page, what=what or "a slice")
 
 
@@ -163,11 +181,21 @@ def _upright(plane: Pixels) -> Pixels:
 
 
 def _encoded(pixels: Pixels, lossless: bool = False) -> str:
+    return _webp(Image.fromarray(pixels).convert("RGB"), quality=80, lossless=lossless)
+
+
+def _webp(picture: Image.Image, quality: int, lossless: bool = False) -> str:
     """A picture as a data URI; WebP, as a PNG of the same slice has about four times the bytes."""
     buffer = io.BytesIO()
-    picture = Image.fromarray(pixels).convert("RGB")
-    picture.save(buffer, "webp", quality=80, method=6, lossless=lossless)
+    picture.save(buffer, "webp", quality=quality, method=6, lossless=lossless)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _drawn(fig: Figure) -> Image.Image:
+    """The figure as a picture, a hundred pixels an inch."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=100)
+    return Image.open(buffer).convert("RGB")
 
 
 def _still(pictures: Mapping[str, Pixels], what: str, extent: tuple[float, float]) -> str:
@@ -214,14 +242,13 @@ def series(
         raise ValueError(f"start is {start}, expected a position among {len(values)} values.")
     still = []
     for value in values:
-        buffer = io.BytesIO()
         name = value if isinstance(value, str) else f"{value:.3g}"
         text = html.escape(f"{label} {name}".strip())
-        draw(value).savefig(buffer, format="webp", dpi=100, pil_kwargs={"quality": 50, "method": 6})
-        uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+        picture = _drawn(draw(value))
+        columns = " ".join(map(str, cuts(picture)))
         still.append(
-            f'<figure style="margin: 0"><img data-name="{text}" alt="{text}" src="{uri}" '
-            f'style="max-width: 100%">'
+            f'<figure style="margin: 0"><img data-name="{text}" data-cuts="{columns}" '
+            f'alt="{text}" src="{_webp(picture, quality=50)}" style="max-width: 100%">'
             f"<figcaption>{text}</figcaption></figure>"
         )
     kept = f'<script type="application/json" class="rv-data">{{"start": {start}}}</script>'
@@ -234,6 +261,7 @@ def path(
     disps: Mapping[float, Tensor] | Mapping[str, Tensor],
     label: str = "stage",
     start: int = 0,
+    size: float = 1.7,
 ) -> View:
     """A slider over displacements of a pair: moved image, overlay, grid, Jacobian determinant.
 
@@ -242,13 +270,15 @@ def path(
         disps: value or name -> (1, 2, H, W), voxels, each from the fixed grid to the moving image.
         label: what the values are, such as "stage".
         start: position at first.
+        size: width of a panel, inches. A smaller one takes less of a notebook: at 1.7 a position
+            takes about 25 kB.
     """
     limits = plot.window(moving), plot.window(fixed)
 
     def draw(value: Any) -> Figure:
         disp = disps[value]
         moved = warp(moving, disp)
-        fig, axes = plot.panels(4, size=1.7, height=2.1)
+        fig, axes = plot.panels(4, size=size, height=1.25 * size)
         plot.image(moved, axes[0], "moved", limits[0])
         plot.overlay(fixed, moved, axes[1], "with fixed", (limits[1], limits[0]))
         plot.grid(disp, axes[2], "grid")
@@ -269,7 +299,7 @@ def volumes(
     stages: Sequence[Tensor] = (),
     what: str = "a volume",
     spacing: float | Sequence[float] = 1.0,
-    planes: Sequence[str] = ("sagittal", "coronal", "axial"),
+    planes: Sequence[str] = PLANES,
     longest: int = LONGEST,
 ) -> View:
     """Three planes through volumes that move together, with a list of what they show.
@@ -286,7 +316,7 @@ def volumes(
         what: what they show, for readers who cannot see them.
         spacing: voxel size along each axis.
         planes: names of the planes across axis 0, 1 and 2.
-        longest: voxels along the longest axis; larger volumes are averaged down to it.
+        longest: voxels along the longest axis, in space; larger volumes are averaged down to it.
 
     Raises:
         ValueError: no three axes, or the shapes differ.
@@ -302,12 +332,12 @@ def volumes(
             raise ValueError(
                 f"{name} has shape {tuple(x.shape)}, expected (1, 1, *S) with three axes, as fixed."
             )
-    small = _at_most(longest, shape)
+    size = np.broadcast_to(np.asarray(spacing, dtype=float), 3) * shape
+    small = _at_most(longest, shape, size)
     layers = {name: _small(x.detach().cpu().float(), small) for name, x in arrays.items()}
     grey = {name: _grey(x, plot.window(layers[_measure(name)])) for name, x in layers.items()}
     if disp is not None:
         grey["Jacobian"] = _coded(jacobian_determinant(disp.detach().cpu().float()), small)
-    size = np.broadcast_to(np.asarray(spacing, dtype=float), 3) * shape
     data = {
         "shape": small,
         "extent": [float(e) for e in size],
@@ -326,9 +356,15 @@ def volumes(
     return View(_root("volumes", what, still, kept))
 
 
-def _at_most(longest: int, shape: Sequence[int]) -> tuple[int, int, int]:
-    """The shape of a volume whose longest side is made so short, its proportions kept."""
-    nx, ny, nz = (max(1, round(n * min(1.0, longest / max(shape)))) for n in shape)
+def _at_most(
+    longest: int, shape: Sequence[int], extent: Sequence[float] | NDArray[Any]
+) -> tuple[int, int, int]:
+    """The shape of a volume whose longest side, in space, gets so many voxels.
+
+    They become cubes at most: an axis of few thick slices keeps them.
+    """
+    step = max(extent) / longest
+    nx, ny, nz = (min(n, max(1, round(size / step))) for n, size in zip(shape, extent, strict=True))
     return nx, ny, nz
 
 

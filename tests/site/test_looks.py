@@ -94,6 +94,32 @@ SMALL = """() => [...document.querySelectorAll(".bd-article :is(.cell_output, fi
     .map(image => `${image.clientWidth} of ${image.naturalWidth}: ${image.alt.slice(0, 40)}`)"""
 
 
+# Figures in parts: those whose parts do not add up to the whole, or are too small.
+TORN = """() => [...document.querySelectorAll(".regkit-stacked")].map(box => {
+    const image = box.querySelector("img");
+    const parts = [...box.querySelectorAll(".regkit-stack > div")].map(part => {
+        const [w, h] = part.style.aspectRatio.split("/").map(Number);
+        return { w, h, scale: part.getBoundingClientRect().width / w };
+    });
+    const whole = parts.reduce((sum, part) => sum + part.w, 0) === image.naturalWidth;
+    const tall = parts.every(part => part.h === image.naturalHeight);
+    return whole && tall && parts.length > 1 && parts.every(part => part.scale > 0.74)
+        ? "" : `${image.alt.slice(0, 40)}: ${JSON.stringify(parts)}`;
+}).filter(Boolean)"""
+
+
+def test_a_phone_shows_figures_in_parts_that_can_be_read(opened):
+    page = opened(viewport=PHONE)
+    assert page.evaluate(TORN) == []
+    stacks = page.locator(".regkit-stacked > .regkit-stack")
+    for stack in stacks.all():
+        assert stack.get_attribute("role") == "img" and stack.get_attribute("aria-label")
+    if "notebooks/" in page.url:
+        assert stacks.count() > 3
+    page.emulate_media(media="print")
+    assert [stack for stack in stacks.all() if stack.is_visible()] == []
+
+
 def test_a_phone_scrolls_figures_by_finger_and_key_and_not_the_page(opened):
     page = opened(viewport=PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

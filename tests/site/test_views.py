@@ -2,13 +2,15 @@
 
 import io
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from page_checks import TIMEOUT_MS
 from PIL import Image
+from typer.testing import CliRunner
 
-from regkit import plot, widgets
+from regkit import cli, plot, widgets
 
 PAGE = "book/seeing.html"
 WHOLE_PAGE = 1_500_000  # bytes of a page with views, without the scripts that pages share
@@ -136,6 +138,78 @@ def test_a_series_shows_the_figure_of_its_value(opened):
     slider.press("ArrowRight")
     assert page.locator(".rv-live img").get_attribute("alt") == "stage 4"
     assert slider.get_attribute("aria-valuetext") == "stage 4"
+
+
+PHONE = {"width": 390, "height": 844}
+PARTS = """() => [...document.querySelectorAll(".regkit-stack > div")].map(part => {
+    const { width, height, left, top } = part.getBoundingClientRect();
+    const [w, h] = part.style.aspectRatio.split("/").map(Number);
+    return { width, height, left, top, scale: width / w };
+})"""
+
+
+def in_four(value):
+    """Four panels side by side, each of one grey: 0, 40, 80 and 120, and a little more."""
+    fig, axes = plot.panels(4, size=1.7)
+    for k, ax in enumerate(axes):
+        plot.image(torch.full((1, 1, 40, 40), 40.0 * k + value), ax, limits=(0, 255))
+    return fig
+
+
+def test_on_a_phone_the_panels_of_a_series_stand_below_one_another(opened):
+    page = opened(widgets.series(in_four, [0, 20], label="stage"), viewport=PHONE)
+    page.wait_for_function("document.querySelectorAll('.regkit-stack > div').length === 2")
+    first, second = page.evaluate(PARTS)
+    assert second["top"] >= first["top"] + first["height"] and first["left"] == second["left"]
+    assert first["scale"] == pytest.approx(second["scale"]) and first["scale"] > 0.74
+    assert not page.locator(".rv-live img").is_visible()
+    assert page.get_by_role("img", name="stage 0").is_visible()
+
+    def middles() -> list[int]:
+        greys = []
+        for part in page.locator(".regkit-stack > div").all():
+            picture = Image.open(io.BytesIO(part.screenshot())).convert("L")
+            for share in (0.25, 0.75):
+                place = int(share * picture.width), picture.height // 2
+                greys.append(picture.getpixel(place))
+        return greys
+
+    assert np.allclose(middles(), [0, 40, 80, 120], atol=6)
+    page.get_by_role("slider", name="stage").press("ArrowRight")
+    page.wait_for_selector(".regkit-stack[aria-label='stage 20']")
+    assert np.allclose(middles(), [20, 60, 100, 140], atol=6)
+    page.emulate_media(media="print")
+    assert not page.locator(".regkit-stack").is_visible()
+
+
+def test_on_a_desk_a_series_is_whole(opened):
+    page = opened(
+        widgets.series(in_four, [0], label="stage"), viewport={"width": 900, "height": 700}
+    )
+    page.wait_for_function("document.querySelector('.rv-live img').naturalWidth > 0")
+    assert page.locator(".rv-live img").is_visible() and page.evaluate(PARTS) == []
+
+
+def test_the_report_of_the_command_line_opens_from_the_disk_and_asks_for_nothing(browser, tmp_path):
+    ramp = np.linspace(0, 1, 40, dtype="f4")
+    scan = np.minimum.outer(ramp, ramp)[..., None]
+    for name in ("m.nii.gz", "f.nii.gz"):
+        nibabel.save(nibabel.Nifti1Image(scan, np.diag([2.0, 2.0, 2.0, 1.0])), tmp_path / name)
+    command = ["register", tmp_path / "m.nii.gz", tmp_path / "f.nii.gz", "-o", tmp_path / "out"]
+    command += ["--method", "affine", "--device", "cpu"]
+    done = CliRunner().invoke(cli.app, [str(word) for word in command])
+    assert done.exit_code == 0, done.output
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    errors, asked = [], []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tmp_path / "out" / "report.html").as_uri())
+    page.wait_for_selector(".regkit-view.rv-ready")
+    page.get_by_role("button", name="checkerboard").click()
+    assert page.get_by_role("heading", name="Registration").is_visible()
+    assert errors == [] and [url for url in asked if not url.startswith("data:")] == [page.url]
+    context.close()
 
 
 def head():
