@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 WHITE = 250  # grey values from here on are paper
-NARROW = (
-    60  # pixels; what is narrower is no panel: a name of a row, numbers beside it, a colour bar
-)
+NARROW = 60  # pixels; what is narrower is no panel: a name of a row, its numbers, a colour bar
 GAP = 6  # pixels of paper between two panels, at least
 
 
