@@ -44,8 +44,9 @@ def _inked(picture: Image.Image) -> NDArray[Any]:
     """(width,) bool: the columns that are not paper from top to bottom."""
     paper = Image.new("RGBA", picture.size, "white")
     paper.alpha_composite(picture.convert("RGBA"))
-    ink: NDArray[Any] = (np.asarray(paper.convert("RGB")) < WHITE).any(axis=(0, 2))
-    return ink
+    ink = np.asarray(paper.convert("RGB")) < WHITE
+    inked: NDArray[Any] = np.any(ink, axis=(0, 2))
+    return inked
 
 
 def _runs(inked: NDArray[Any]) -> list[tuple[int, int]]:

@@ -113,8 +113,9 @@ def show(result: Result, what: str = "") -> View:
         planes = PLANES if result._page["orientation"] else [f"axis-{k}" for k in range(3)]
         disp = result._page["disp"]
         return volumes(**page, disp=disp, planes=planes, what=what or "a volume")
-    shape = page["fixed"].shape[2:]
-    few = [max(1, round(n * min(1.0, WIDEST / max(shape)))) for n in shape]
+    h, w = shape = page["fixed"].shape[2:]
+    less = min(1.0, WIDEST / max(shape))
+    few = max(1, round(h * less)), max(1, round(w * less))
     for name in ("moving", "fixed", "moved"):
         page[name] = functional.adaptive_avg_pool2d(page[name].float(), few)
     page["spacing"] = [mm * n / m for mm, n, m in zip(page["spacing"], shape, few)]
