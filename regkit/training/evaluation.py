@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regkit import losses, metrics
+from regkit import classical, losses, metrics
 from regkit.data.population import true_displacement
 from regkit.data.rigid import RigidPair
 from regkit.data.subject import Subject
 from regkit.models import Registration
-from regkit.spatial import warp
+from regkit.spatial import affine_to_disp, warp
 
 Method = Callable[[Tensor, Tensor], Registration]
 
@@ -264,6 +264,31 @@ def motion_rows(
             who = {"moving": pair.moving.name, "fixed": pair.fixed.name}
             rows.append(who | {"rotation_error": turn, "translation_error": shift})
     return rows
+
+
+def by_descent(
+    similarity: str = "ncc", kind: str = "rigid", first: Method | None = None, steps: int = 10
+) -> Method:
+    """A method that looks for the rigid or affine map of each pair by `classical.fit`.
+
+    Args:
+        similarity, kind: what it makes best, and "rigid" or "affine"; see `regkit.classical.fit`.
+        first: a method whose `theta` it starts from, with so many `steps` of descent at full size
+            at most; by default it searches from coarse to fine, from the identity.
+    """
+
+    def method(moving: Tensor, fixed: Tensor) -> Registration:
+        if first is None:
+            theta = classical.fit(moving, fixed, kind, similarity)
+        else:
+            start = first(moving, fixed).theta
+            theta = classical.fit(
+                moving, fixed, kind, similarity, start, iterations=steps, search=False, levels=1
+            )
+        disp = affine_to_disp(theta, fixed.shape[2:])
+        return Registration(warp(moving, disp), disp, theta=theta)
+
+    return method
 
 
 def motion_errors(
