@@ -36,10 +36,11 @@ def test_a_path_is_measured_place_by_place():
         gap = next(gaps)
         return [looks(0), looks(gap / 2), looks(gap)]
 
-    before, half, after = map(summary, evaluate_path(path_of, pairs))
+    before, half, after = map(summary, evaluate_path(path_of, pairs, distances=True))
     assert before["dice"] == before["dice_before"] == pytest.approx((0.6 + 0.8) / 2)
     assert half["dice"] == pytest.approx((0.8 + 0.9) / 2)
     assert after["dice"] == pytest.approx(1) and after["folding_percent"] == 0
+    assert [score["hd95"] for score in (before, half, after)] == pytest.approx([3, 1.5, 0])
     assert half["dice_before"] == before["dice_before"]
 
 

@@ -152,13 +152,14 @@ def evaluate_path(
     path_of: Callable[[Tensor, Tensor], Sequence[Tensor]],
     pairs: Iterable[tuple[Subject, Subject]],
     labels: Sequence[int] | None = None,
+    distances: bool = False,
     ceiling: bool = False,
 ) -> list[list[dict[str, Any]]]:
     """Measure each of several displacements of a pair, such as those after each stage of a network.
 
     Args:
         path_of: maps two (1, 1, *S) images to displacements (1, d, *S), equally many for each pair.
-        pairs, labels, ceiling: as of `evaluate`.
+        pairs, labels, distances, ceiling: as of `evaluate`.
 
     Raises:
         ValueError: no pair, or not equally many displacements for each.
@@ -174,7 +175,7 @@ def evaluate_path(
             f"path_of gave {lengths} displacements, expected one number for all pairs."
         )
     return [
-        evaluate(_known(disps), pairs, labels, ceiling=ceiling)
+        evaluate(_known(disps), pairs, labels, distances, ceiling)
         for disps in zip(*paths, strict=True)
     ]
 
