@@ -8,8 +8,8 @@ import notebooks as tool
 
 MOST_LINES, MOST_MINUTES = 250, 90
 # Chapters that are still too long, with what they have today: a number here may only shrink.
-LINES = {"01": 269, "02": 537, "03": 323, "06": 307, "07": 255, "11": 555}
-MINUTES = {"02": 118, "11": 114}
+LINES = {"02": 370, "07": 255, "11": 408}
+MINUTES: dict[str, int] = {}
 
 # Where a word is taught: no earlier chapter may use it.
 TAUGHT = {

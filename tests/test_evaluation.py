@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from regkit.data.subject import Subject
-from regkit.training.evaluation import dice_by_label, evaluate_path, nothing, summary
+from regkit.metrics import rotation_error, translation_error
+from regkit.models import Registration
+from regkit.spatial import affine_to_disp, invert_theta, rigid_theta, warp
+from regkit.training.evaluation import by_descent, dice_by_label, evaluate_path, nothing, summary
 
 
 def bar(start: int, name: str) -> Subject:
@@ -33,10 +36,11 @@ def test_a_path_is_measured_place_by_place():
         gap = next(gaps)
         return [looks(0), looks(gap / 2), looks(gap)]
 
-    before, half, after = map(summary, evaluate_path(path_of, pairs))
+    before, half, after = map(summary, evaluate_path(path_of, pairs, distances=True))
     assert before["dice"] == before["dice_before"] == pytest.approx((0.6 + 0.8) / 2)
     assert half["dice"] == pytest.approx((0.8 + 0.9) / 2)
     assert after["dice"] == pytest.approx(1) and after["folding_percent"] == 0
+    assert [score["hd95"] for score in (before, half, after)] == pytest.approx([3, 1.5, 0])
     assert half["dice_before"] == before["dice_before"]
 
 
@@ -66,3 +70,34 @@ def test_nothing_moves(shape):
     result = nothing(moving, fixed)
     torch.testing.assert_close(result.moved, moving)
     assert result.disp.shape == (2, len(shape), *shape) and not result.disp.any()
+
+
+def comma() -> torch.Tensor:
+    """A large and a small blob, (1, 1, 48, 48): turned, it is never like itself."""
+    place = torch.stack(torch.meshgrid(*2 * [torch.arange(48.0)], indexing="ij"))
+    large, small = (
+        torch.exp(-((place - torch.tensor(at)[:, None, None]) ** 2).sum(0) / (2 * width**2))
+        for at, width in (((23.0, 20.0), 6.0), ((28.0, 32.0), 3.0))
+    )
+    return (large + small)[None, None]
+
+
+def test_descent_finds_a_known_motion_and_starts_where_it_is_told():
+    """Turned by 150 degrees: found from nothing, and from 5 degrees beside it, not from 0."""
+    fixed = comma()
+    truth = rigid_theta(torch.tensor([[np.deg2rad(150.0)]]), torch.tensor([[1.5, -1.0]])).float()
+    moving = warp(fixed, affine_to_disp(invert_theta(truth), (48, 48)))
+
+    def answers(degrees):
+        theta = rigid_theta(torch.tensor([[np.deg2rad(degrees)]]), torch.tensor([[1.5, -1.0]]))
+        return lambda moving, fixed: Registration(moving, moving, theta=theta.float())
+
+    for method in (by_descent(), by_descent(first=answers(145.0), steps=20)):
+        found = method(moving, fixed)
+        assert rotation_error(found.theta, truth) < 0.5
+        assert translation_error(found.theta, truth) < 0.2
+        torch.testing.assert_close(found.moved, warp(moving, found.disp))
+    lost = by_descent(first=answers(0.0), steps=20)(moving, fixed)
+    assert rotation_error(lost.theta, truth) > 20
+    still = by_descent(first=answers(145.0), steps=0)(moving, fixed)
+    assert rotation_error(still.theta, truth).item() == pytest.approx(5, abs=0.01)

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regkit import losses, metrics
+from regkit import classical, losses, metrics
 from regkit.data.population import true_displacement
 from regkit.data.rigid import RigidPair
 from regkit.data.subject import Subject
 from regkit.models import Registration
-from regkit.spatial import warp
+from regkit.spatial import affine_to_disp, warp
 
 Method = Callable[[Tensor, Tensor], Registration]
 
@@ -152,13 +152,14 @@ def evaluate_path(
     path_of: Callable[[Tensor, Tensor], Sequence[Tensor]],
     pairs: Iterable[tuple[Subject, Subject]],
     labels: Sequence[int] | None = None,
+    distances: bool = False,
     ceiling: bool = False,
 ) -> list[list[dict[str, Any]]]:
     """Measure each of several displacements of a pair, such as those after each stage of a network.
 
     Args:
         path_of: maps two (1, 1, *S) images to displacements (1, d, *S), equally many for each pair.
-        pairs, labels, ceiling: as of `evaluate`.
+        pairs, labels, distances, ceiling: as of `evaluate`.
 
     Raises:
         ValueError: no pair, or not equally many displacements for each.
@@ -174,7 +175,7 @@ def evaluate_path(
             f"path_of gave {lengths} displacements, expected one number for all pairs."
         )
     return [
-        evaluate(_known(disps), pairs, labels, ceiling=ceiling)
+        evaluate(_known(disps), pairs, labels, distances, ceiling)
         for disps in zip(*paths, strict=True)
     ]
 
@@ -264,6 +265,31 @@ def motion_rows(
             who = {"moving": pair.moving.name, "fixed": pair.fixed.name}
             rows.append(who | {"rotation_error": turn, "translation_error": shift})
     return rows
+
+
+def by_descent(
+    similarity: str = "ncc", kind: str = "rigid", first: Method | None = None, steps: int = 10
+) -> Method:
+    """A method that looks for the rigid or affine map of each pair by `classical.fit`.
+
+    Args:
+        similarity, kind: what it makes best, and "rigid" or "affine"; see `regkit.classical.fit`.
+        first: a method whose `theta` it starts from, with so many `steps` of descent at full size
+            at most; by default it searches from coarse to fine, from the identity.
+    """
+
+    def method(moving: Tensor, fixed: Tensor) -> Registration:
+        if first is None:
+            theta = classical.fit(moving, fixed, kind, similarity)
+        else:
+            start = first(moving, fixed).theta
+            theta = classical.fit(
+                moving, fixed, kind, similarity, start, iterations=steps, search=False, levels=1
+            )
+        disp = affine_to_disp(theta, fixed.shape[2:])
+        return Registration(warp(moving, disp), disp, theta=theta)
+
+    return method
 
 
 def motion_errors(
