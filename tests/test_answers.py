@@ -158,7 +158,7 @@ def test_a_name_that_does_not_exist_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=text):
         book.check("01-99", 1)
     for name in ("99-1", "", None, 3):
-        with pytest.raises(ValueError, match="expected one of 01-1"):
+        with pytest.raises(ValueError, match="expected one of 00-1"):
             book.check(name, 1)
 
 
@@ -273,6 +273,16 @@ def test_a_function_is_called_with_arguments_of_the_exercise():
     assert said(doubled(), lambda x: x.nothing).startswith("The function stops with AttributeError")
     assert said(doubled(), lambda: 1).startswith("The function stops with TypeError: ")
     assert said(doubled(), lambda x: abs).startswith("The function returns a function")
+
+
+def test_a_function_may_ask_for_a_slope():
+    def slope(x):
+        x.requires_grad_()
+        x.square().sum().backward()
+        return x.grad
+
+    assert said(doubled(), slope) == "Right."
+    assert said(doubled(), lambda x: 2 * x.requires_grad_()) == "Right."
 
 
 def test_a_measure_compares_what_is_asked_of_a_free_answer():

@@ -112,11 +112,11 @@ def test_the_right_answer_has_no_favourite_place(name):
 
 
 def test_chapters_without_a_quiz_are_refused_with_the_nearest_that_has_one():
-    with pytest.raises(ValueError, match=r"chapter is '001', expected one of 01, .*mean '01'\.$"):
+    with pytest.raises(ValueError, match=r"chapter is '001', expected one of 00, .*mean '01'\.$"):
         book.quiz("001")
-    with pytest.raises(ValueError, match="chapter is 2, expected one of 01, "):
+    with pytest.raises(ValueError, match="chapter is 2, expected one of 00, "):
         book.quiz(2)
-    with pytest.raises(ValueError, match="chapter is '../quizzes/01', expected one of 01, "):
+    with pytest.raises(ValueError, match="chapter is '../quizzes/01', expected one of 00, "):
         book.quiz("../quizzes/01")
 
 

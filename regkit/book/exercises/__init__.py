@@ -7,17 +7,20 @@ from collections.abc import Mapping
 
 from regkit.book.exercise import Exercise
 from regkit.book.exercises import (
+    chapter_00,
     chapter_01,
     chapter_02,
     chapter_03,
     chapter_04,
+    chapter_05,
     chapter_06,
     chapter_07,
     chapter_11,
 )
 
 CHAPTERS = (
-    chapter_01, chapter_02, chapter_03, chapter_04, chapter_06, chapter_07, chapter_11,
+    chapter_00, chapter_01, chapter_02, chapter_03, chapter_04, chapter_05, chapter_06,
+    chapter_07, chapter_11,
 )  # fmt: skip
 #: All exercises by chapter and number, such as "02-3".
 EXERCISES: Mapping[str, Exercise] = {
