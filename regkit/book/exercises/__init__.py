@@ -15,12 +15,14 @@ from regkit.book.exercises import (
     chapter_05,
     chapter_06,
     chapter_07,
+    chapter_08,
     chapter_11,
+    chapter_12,
 )
 
 CHAPTERS = (
     chapter_00, chapter_01, chapter_02, chapter_03, chapter_04, chapter_05, chapter_06,
-    chapter_07, chapter_11,
+    chapter_07, chapter_08, chapter_11, chapter_12,
 )  # fmt: skip
 #: All exercises by chapter and number, such as "02-3".
 EXERCISES: Mapping[str, Exercise] = {
