@@ -21,7 +21,7 @@ def _some_images() -> list[tuple[Tensor, Tensor]]:
 
 
 def _formula(c_in: int, c_out: int, ndim: int, size: int = 3) -> int:
-    return c_out * c_in * size**ndim + c_out
+    return c_out * c_in * int(size**ndim) + c_out
 
 
 def _unet(skips: bool = True, added: bool = True, last: int = 1) -> int:

@@ -38,7 +38,8 @@ def _two_scans() -> list[tuple[np.ndarray, ...]]:
 
 def _led(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Points (N, 3) through a matrix (4, 4)."""
-    return points @ matrix[:3, :3].T + matrix[:3, 3]
+    led: np.ndarray = points @ matrix[:3, :3].T + matrix[:3, 3]
+    return led
 
 
 def _lengths(a: np.ndarray, b: np.ndarray) -> np.ndarray:
