@@ -75,8 +75,17 @@ def test_searches_are_ahead_of_unfolding_here_and_behind_it_in_the_paper(name):
         assert points(found[method]) > 0 > found[method]["paper_difference"]
 
 
-def test_unfolding_is_ahead_of_voxelmorph_in_3d():
-    assert points(labelled("sun2025-table1_3d_cpu")["VoxelMorph"]) < 0
+def test_in_3d_unfolding_is_ahead_and_the_other_networks_stand_in_the_opposite_order():
+    found = labelled("sun2025-table1_3d_cpu")
+    others = [found[name] for name in ("VoxelMorph", "H-SGANet", "UTSRMorph", "TransMorph")]
+    assert all(points(row) < 0 and row["paper_difference"] < 0 for row in others)
+    ours, printed = ([round(row[key], 3) for row in others] for key in ("dice", "paper_dice"))
+    assert ours == sorted(set(ours), reverse=True) and printed == sorted(set(printed))
+    networks = [*others, found["VoxelMorph, half resolution"], found["Unfolding"]]
+    assert {row["updates"] for row in networks} == {800}
+    assert {len(row["seeds"]) for row in networks} == {1}
+    weights = {row["label"]: row["parameters"] / 1e6 for row in others}
+    assert round(weights["H-SGANet"], 1) == 0.4 and round(weights["UTSRMorph"]) == 20
 
 
 def test_only_the_skips_are_worth_a_point():
