@@ -41,6 +41,10 @@ def broken(tmp_path, body: str) -> str:
     return str(raised.value)
 
 
+def test_every_chapter_has_a_deck():
+    assert NAMES == sorted(path.name[:2] for path in slides.FOLDER.glob("[0-9][0-9]_*.md"))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_deck_is_a_lecture(name):
     found = read_deck(decks([name])[0])
@@ -117,7 +121,7 @@ def test_a_wrong_reference_names_deck_slide_and_what_is_missing(tmp_path, body, 
 
 def test_a_deck_begins_with_a_title_and_has_a_name(tmp_path):
     assert "expected a title" in broken_start(tmp_path)
-    with pytest.raises(ValueError, match="no deck is called '77'; there are: 01"):
+    with pytest.raises(ValueError, match="no deck is called '77'; there are: 00, 01"):
         decks(["77"])
 
 
