@@ -136,19 +136,18 @@ def table_of(found: list[Holds]) -> list[str]:
     counted = ("aims", "exercises", "mistakes", "questions", "slides", "views")
     rows = [
         f"| {{doc}}`{row.number} {row.title} </{row.page}>` | {row.minutes:.0f} "
-        f"| {spoken(row.seconds)} | "
+        f"| {row.seconds / 60:.1f} | "
         + " | ".join(str(getattr(row, name)) for name in counted)
         + " |"
         for row in found
     ]
     sums = [sum(getattr(row, name) for row in found) for name in counted]
     return [
-        "| chapter | reading, min | running | aims | exercises | mistakes known | quiz questions "
-        "| slides | views |",
+        "| chapter | read, min | run, min | aims | exercises | mistakes | quiz | slides | views |",
         "|---|---:|---:|" + "---:|" * len(counted),
         *rows,
         f"| together | {sum(row.minutes for row in found):.0f} "
-        f"| {spoken(sum(row.seconds for row in found))} | " + " | ".join(map(str, sums)) + " |",
+        f"| {sum(row.seconds for row in found) / 60:.1f} | " + " | ".join(map(str, sums)) + " |",
     ]
 
 

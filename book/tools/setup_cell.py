@@ -46,10 +46,10 @@ def install(source):
     print(f"Installing regkit from {source}, which may take some minutes.")
     here = {d.name: d.version for d in metadata.distributions()}
     few = {name: here[name] for name in ("numpy", "torch") if name in here}
-    for stay in (here, few):  # all that is here stays, or, where that cannot be, at least these two
+    for kept in (here, few):  # all that is here stays, or, where that cannot be, at least these two
         with TemporaryDirectory() as folder:
             file = Path(folder, "stay.txt")
-            file.write_text("\n".join(f"{name}=={version}" for name, version in stay.items()))
+            file.write_text("\n".join(f"{name}=={version}" for name, version in kept.items()))
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(file)]
             pip.append(f"regkit-course[notebook] @ {source}")
             done = subprocess.run(pip, capture_output=True, text=True)
