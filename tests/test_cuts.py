@@ -41,6 +41,15 @@ def test_what_is_narrow_belongs_to_its_nearer_neighbour():
     assert cuts(drawn((0, 150), (190, 205), (215, 390))) == [170]  # the name of the second
 
 
+def test_a_name_written_upwards_belongs_to_the_axis_on_its_right():
+    """Though the panel on its left is nearer; a colour bar of the same width is solid."""
+    picture = drawn((10, 170), (220, 390))
+    for top in range(20, 80, 12):  # letters
+        ImageDraw.Draw(picture).rectangle((180, top, 190, top + 8), fill="black")
+    assert cuts(picture) == [175]
+    assert cuts(drawn((10, 170), (180, 191), (220, 390))) == [205]
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_panels_of_a_figure_are_found(rows):
     """With titles above, names on the left and a colour bar on the right."""

@@ -28,7 +28,7 @@ def cuts(picture: Image.Image) -> list[int]:
         Columns in pixels, from the left; none where nothing can be parted.
     """
     ink = _ink(picture)
-    parts = _runs(ink.any(axis=0))
+    parts = _runs(np.asarray(ink.any(axis=0)))
     for k in range(len(parts) - 2, -1, -1):
         if _is_label(ink, parts[k]):
             parts[k : k + 2] = [(parts[k][0], parts[k + 1][1])]
