@@ -132,9 +132,10 @@ def test_solutions_are_folded_and_open_with_coloured_code(page):
 
 
 def test_captions_stand_below_their_pictures(page):
+    """Those of figures; a view has its words inside."""
     below = page.evaluate(
         """() => [...document.querySelectorAll(".jp-Cell")].filter(
-            cell => cell.querySelector(".jp-OutputArea img")
+            cell => cell.querySelector(".jp-OutputArea img") && !cell.querySelector(".regkit-view")
         ).map(cell => {
             const caption = cell.nextElementSibling.querySelector(".jp-RenderedMarkdown");
             const picture = cell.querySelector(".jp-OutputArea img");

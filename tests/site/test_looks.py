@@ -38,7 +38,8 @@ def opened(request, browser, book):
 
 # Elements, pictures apart, brighter than half and larger than the handle of a slider.
 BRIGHT = """() => [...document.querySelectorAll("body, body *")].filter(element => {
-    if (element.matches("img, canvas, svg *, .rv-name, option")) return false;
+    const pictures = "img, canvas, svg *, .rv-name, option, .regkit-stack > div"; // in parts, too
+    if (element.matches(pictures)) return false;
     const box = element.getBoundingClientRect();
     if (box.width < 40 || box.height < 10 || box.bottom <= 0) return false;
     const style = getComputedStyle(element);
