@@ -302,5 +302,10 @@ def test_what_the_cards_compare_is_so():
     assert pairs[1] < pairs[0]  # it has seen fewer pairs; both have batches of one
     synthetic = [result_of(name)["summary"]["dice"] for name in three]
     assert synthetic[2] < min(synthetic[:2])
+    slices = [
+        round(result_of(f"{name}_brain_2d")["summary"]["dice"], 3)
+        for name in ("transmorph", "dense_unet_eca", "vxm_diff")
+    ]
+    assert slices[0] < min(slices[1:])  # the transformer is behind
     success = result_of("rigid_resnet34_2d_wide")["summary"]["success"]
     assert success < 50  # no last answer
