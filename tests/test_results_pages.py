@@ -88,6 +88,20 @@ def test_in_3d_unfolding_is_ahead_and_the_other_networks_stand_in_the_opposite_o
     assert round(weights["H-SGANet"], 1) == 0.4 and round(weights["UTSRMorph"]) == 20
 
 
+def test_in_2d_unfolding_is_ahead_of_each_network_and_voxelmorph_is_last():
+    name = "sun2025-table1_2d_cpu"
+    found = labelled(name)
+    networks = ("VoxelMorph", "TransMorph", "UTSRMorph", "H-SGANet")
+    assert all(found[label]["difference_interval"][1] < 0 for label in networks)
+    assert {len(found[label]["seeds"]) for label in (*networks, "Unfolding")} == {3}
+    for key in ("dice", "paper_dice"):
+        plain, *others = (round(found[label][key], 3) for label in networks)
+        assert plain < min(others)
+    file = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    low, high = file["order"]["kendall_tau_interval"]
+    assert low < 0 < high
+
+
 def test_only_the_skips_are_worth_a_point():
     found = labelled("sun2025-table2_2d_cpu")
     assert points(found["without skips"]) < -1
