@@ -1,6 +1,10 @@
 """The browser that opens, prints and photographs the built pages."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from playwright.sync_api import Browser, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = [
@@ -35,3 +39,17 @@ def find() -> str:
         "No Chromium or Chrome is on the PATH: install it, on Debian and Ubuntu with "
         "'apt-get install chromium'."
     )
+
+
+@contextmanager
+def opened() -> Iterator[Browser]:
+    """A browser without a window. Only one may be open in a process.
+
+    Raises:
+        FileNotFoundError: as `find`.
+    """
+    path = find()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()

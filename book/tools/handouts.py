@@ -11,7 +11,7 @@ from typing import Annotated
 
 import browser
 import typer
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 
 FOOT = (
     '<div style="font-size: 8px; width: 100%; text-align: center">'
@@ -20,18 +20,21 @@ FOOT = (
 )
 
 
-def handouts(site: Path, out: Path, numbers: list[str] | None = None) -> list[Path]:
+def handouts(
+    chromium: Browser, site: Path, out: Path, numbers: list[str] | None = None
+) -> list[Path]:
     """Write NN.pdf for each chapter, on A4.
 
     Args:
-        site: a built book, the folder with index.html. out: the folder to write to.
+        chromium: a browser, which stays open. site: a built book, the folder with index.html.
+        out: the folder to write to.
         numbers: of the chapters, such as "07"; None: all.
 
     Returns:
         The files.
 
     Raises:
-        FileNotFoundError: no browser, no built book, or no such chapter in it.
+        FileNotFoundError: no built book, or no such chapter in it.
     """
     pages = {
         page.name[:2]: page for page in sorted((site.resolve() / "notebooks").glob("[0-9]*.html"))
@@ -44,23 +47,20 @@ def handouts(site: Path, out: Path, numbers: list[str] | None = None) -> list[Pa
         )
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser.find(), args=browser.FLAGS)
-        for number in numbers or pages:
-            page = chromium.new_page()
-            page.goto(pages[number].as_uri())
-            page.evaluate(browser.COMPLETE)
-            written.append(out / f"{number}.pdf")
-            page.pdf(
-                path=written[-1],
-                format="A4",
-                margin={"top": "15mm", "bottom": "15mm", "left": "15mm", "right": "15mm"},
-                display_header_footer=True,
-                header_template="<span></span>",
-                footer_template=FOOT,
-            )
-            page.close()
-        chromium.close()
+    for number in numbers or pages:
+        page = chromium.new_page()
+        page.goto(pages[number].as_uri())
+        page.evaluate(browser.COMPLETE)
+        written.append(out / f"{number}.pdf")
+        page.pdf(
+            path=written[-1],
+            format="A4",
+            margin={"top": "15mm", "bottom": "15mm", "left": "15mm", "right": "15mm"},
+            display_header_footer=True,
+            header_template="<span></span>",
+            footer_template=FOOT,
+        )
+        page.close()
     return written
 
 
@@ -70,8 +70,9 @@ def main(
     numbers: Annotated[list[str] | None, typer.Argument(help="Such as 07; all by default.")] = None,
 ) -> None:
     """Print the chapters as PDF."""
-    for path in handouts(site, out, numbers):
-        print(path)
+    with browser.opened() as chromium:
+        for path in handouts(chromium, site, out, numbers):
+            print(path)
 
 
 if __name__ == "__main__":

@@ -3,28 +3,19 @@
 from pathlib import Path
 
 import pytest
-from browser import FLAGS, find
+from browser import find, opened
 from page_checks import BOOK
-
-
-def find_browser() -> str:
-    """The path of a Chromium or Chrome on the PATH; fails the test where there is none."""
-    try:
-        return find()
-    except FileNotFoundError as error:
-        pytest.fail(f"The site test needs a browser. {error}", pytrace=False)
 
 
 @pytest.fixture(scope="session")
 def browser():
     """A headless browser, shared by all tests."""
-    executable = find_browser()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+    try:
+        find()
+    except FileNotFoundError as error:
+        pytest.fail(f"The site test needs a browser. {error}", pytrace=False)
+    with opened() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def printed(book, tmp_path_factory) -> bytes:
+def printed(browser, book, tmp_path_factory) -> bytes:
     """Of a folder that is named from here, as `make handouts` does."""
     site = Path(os.path.relpath(book))
-    (path,) = handouts.handouts(site, tmp_path_factory.mktemp("paper"), ["00"])
+    (path,) = handouts.handouts(browser, site, tmp_path_factory.mktemp("paper"), ["00"])
     assert path.name == "00.pdf"
     return path.read_bytes()
 
@@ -30,8 +30,8 @@ def test_a_chapter_on_paper_has_pages_of_a4_and_its_pictures(printed):
     assert "Before you start".encode("utf-16-be").hex().upper().encode() in printed  # its title
 
 
-def test_what_is_not_there_is_named(book, tmp_path):
+def test_what_is_not_there_is_named(browser, book, tmp_path):
     with pytest.raises(FileNotFoundError, match="numbers holds 99, expected some of 00, 01"):
-        handouts.handouts(book, tmp_path, ["99"])
+        handouts.handouts(browser, book, tmp_path, ["99"])
     with pytest.raises(FileNotFoundError, match="holds no chapter, expected a book built by"):
-        handouts.handouts(tmp_path, tmp_path)
+        handouts.handouts(browser, tmp_path, tmp_path)
