@@ -308,3 +308,33 @@ def test_chapter_12_reads_other_scans():
     none, network = prostate["no registration"], prostate["network, weak labels"]
     assert 5 <= 100 * (network["dice"] - none["dice"]) <= 6
     assert network["distance"] > none["distance"] and round(network["folding_percent"]) == 2
+
+
+def test_chapter_07_reads_equal_means():
+    table = json.loads((ROOT / "results" / "transformers.json").read_text(encoding="utf-8"))
+    found = {row["equal"]: row for row in table["comparisons"]}
+    assert all(row["seeds"] == 3 for row in found.values())
+    assert all(above(found[f"equal {what}"]) for what in ("updates", "parameters"))
+    assert below(found["equal time"])
+    assert above(found["4 heads"]) and above(found["16 heads"])
+    mean = {(row["network"], row["subjects"]): row for row in table["means"]}
+    assert list(mean)[:2] + list(mean)[4:5] + list(mean)[7:] == [
+        *(("vxm", 100), ("transmorph", 100), ("vxm, equal time", 100)),
+        *(("vxm", 4), ("transmorph", 4)),
+    ]
+    few, many = mean["transmorph", 4], mean["transmorph", 100]
+    vxm_few, vxm_many = mean["vxm", 4], mean["vxm", 100]
+    lost = round(many["dice"], 3) - round(few["dice"], 3)
+    assert 0 < lost < round(vxm_many["dice"], 3) - round(vxm_few["dice"], 3)
+    folded = round(few["folding_percent"], 3)
+    assert folded > round(many["folding_percent"], 3) and folded > round(
+        vxm_few["folding_percent"], 3
+    )
+    gained = folded - round(many["folding_percent"], 3)
+    assert gained > vxm_few["folding_percent"] - vxm_many["folding_percent"]
+    assert many["parameters"] > 10 * vxm_many["parameters"]
+    # a shift is found less, and no head that differs three times as much is aligned
+    assert all(
+        round(many["shift_found"][k], 1) < round(vxm_many["shift_found"][k], 1) for k in (1, 2)
+    )
+    assert round(many["gap_at"][3]) < 15
