@@ -42,6 +42,8 @@ from measured import Words, lookup, numeric, table  # noqa: E402
 
 from notebooks import joined  # noqa: E402
 
+MOST_PROCESSES = 4  # that read and write pages; each holds all that Sphinx knows
+
 # matplotlib's to_jshtml() writes this link into the stored output; the theme ships the same icons.
 FONT_AWESOME_CDN = re.compile(r"<link[^>]+maxcdn\.bootstrapcdn\.com[^>]*>\s*")
 
@@ -128,6 +130,8 @@ def _configure(app, config):
     config.html_theme_options.update(theme_options(address, notebooks))
     if address and address.on_github:
         app.tags.add("public")  # {only} public: text that needs Colab
+    # It numbers sections when all pages have been read, but does not say so.
+    app.extensions["sphinx_multitoc_numbering"].parallel_read_safe = True
     config.hide_solutions = bool(os.environ.get("REGKIT_STUDENT"))  # `make book-student`
     # Jupyter Book always loads sphinx-thebe, which names a CDN in a script of every page.
     for listeners in app.events.listeners.values():
@@ -160,6 +164,7 @@ def _clean_page(app, pagename, templatename, context, doctree):
 
 
 def setup(app):
+    app.parallel = min(MOST_PROCESSES, os.cpu_count() or 1)  # Jupyter Book has no option for it
     app.add_role("result", Result())
     app.add_directive("result-table", ResultTable)
     app.connect("config-inited", _configure)
