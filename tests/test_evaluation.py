@@ -8,7 +8,16 @@ from regkit.data.subject import Subject
 from regkit.metrics import rotation_error, translation_error
 from regkit.models import Registration
 from regkit.spatial import affine_to_disp, invert_theta, rigid_theta, warp
-from regkit.training.evaluation import by_descent, dice_by_label, evaluate_path, nothing, summary
+from regkit.training.evaluation import (
+    by_descent,
+    by_disp,
+    dice_by_label,
+    evaluate,
+    evaluate_path,
+    half_interval,
+    nothing,
+    summary,
+)
 
 
 def bar(start: int, name: str) -> Subject:
@@ -70,6 +79,29 @@ def test_nothing_moves(shape):
     result = nothing(moving, fixed)
     torch.testing.assert_close(result.moved, moving)
     assert result.disp.shape == (2, len(shape), *shape) and not result.disp.any()
+
+
+def test_the_interval_of_a_mean_is_that_of_the_tables():
+    """1, 2, 3: a standard error of 1/sqrt(3), and for n - 1 = 2 the tables have 4.303 and 2.920."""
+    assert half_interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / 3**0.5, abs=1e-3)
+    assert half_interval([1.0, 2.0, 3.0], level=0.9) == pytest.approx(2.920 / 3**0.5, abs=1e-3)
+    assert half_interval([0.7, 0.7]) == 0
+    with pytest.raises(ValueError, match="values holds 1 of them, expected two or more"):
+        half_interval([0.9])
+
+
+def test_a_method_of_a_displacement_is_told_both_images_and_warps_the_moving_one():
+    """A bar that begins at 14 is looked up 4 voxels further on, and then lies on one at 10."""
+    moving, fixed = bar(14, "moving"), bar(10, "fixed")
+    first = [s.labels[0, :, 0].nonzero()[0, 0] for s in (moving, fixed)]
+
+    def find(a, b):
+        torch.testing.assert_close((a, b), (moving.image[None], fixed.image[None]))
+        return looks(float(first[0] - first[1]))
+
+    result = by_disp(find)(moving.image[None], fixed.image[None])
+    torch.testing.assert_close(result.moved, fixed.image[None])
+    assert evaluate(by_disp(find), [(moving, fixed)])[0]["dice"] == 1
 
 
 def comma() -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from regkit import classical, losses, metrics
@@ -139,6 +140,36 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         gained, possible = (mean[k] - mean["dice_before"] for k in ("dice", "dice_ceiling"))
         mean["gap_closed"] = 100 * gained / possible if possible else math.nan
     return mean
+
+
+def half_interval(values: Sequence[float], level: float = 0.95) -> float:
+    """How far the interval of a mean reaches to each side of it, by Student's t.
+
+    Args:
+        values: at least two, drawn independently and about normally, such as the Dice of pairs.
+        level: how often such an interval holds the true mean.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"values holds {n} of them, expected two or more.")
+    return float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+
+
+def by_disp(find: Callable[[Tensor, Tensor], Tensor]) -> Method:
+    """The method whose displacement is what `find` gives.
+
+    Args:
+        find: maps two images (1, 1, *S), moving and fixed, to a displacement (1, d, *S), voxels.
+    """
+
+    def method(moving: Tensor, fixed: Tensor) -> Registration:
+        disp = find(moving, fixed)
+        return Registration(warp(moving, disp), disp)
+
+    return method
 
 
 def nothing(moving: Tensor, fixed: Tensor) -> Registration:
