@@ -7,9 +7,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 import notebooks as tool
 
 MOST_LINES, MOST_MINUTES = 250, 90
-# Chapters that are still too long, with what they have today: a number here may only shrink.
-LINES = {"02": 370}
-MINUTES: dict[str, int] = {}
 
 # Where a word is taught: no earlier chapter may use it.
 TAUGHT = {
@@ -30,23 +27,15 @@ each_chapter = pytest.mark.parametrize("md", tool.select(None), ids=lambda md: m
 @each_chapter
 def test_a_chapter_shows_so_much_code(md):
     lines = reading.of(tool.read_text(md)).lines
-    most = LINES.get(md.stem[:2], MOST_LINES)
-    assert lines <= most, f"{md.stem} shows {lines} lines of code: fold what only draws."
+    assert lines <= MOST_LINES, f"{md.stem} shows {lines} lines of code: fold what only draws."
 
 
 @each_chapter
 def test_a_chapter_takes_so_many_minutes(md):
     minutes = reading.of(tool.read_text(md)).minutes
-    most = MINUTES.get(md.stem[:2], MOST_MINUTES)
-    assert minutes <= most, f"{md.stem} takes {minutes:.0f} minutes: cut it, or move a part out."
-
-
-def test_an_exception_is_one():
-    counted = {md.stem[:2]: reading.of(tool.read_text(md)) for md in tool.select(None)}
-    for number, lines in LINES.items():
-        assert counted[number].lines > MOST_LINES < lines, f"{number} needs no exception any more"
-    for number, minutes in MINUTES.items():
-        assert counted[number].minutes > MOST_MINUTES < minutes, f"{number} needs none any more"
+    assert minutes <= MOST_MINUTES, (
+        f"{md.stem} takes {minutes:.0f} minutes: cut it, or move a part out."
+    )
 
 
 @each_chapter

@@ -131,5 +131,7 @@ def test_descent_finds_a_known_motion_and_starts_where_it_is_told():
         torch.testing.assert_close(found.moved, warp(moving, found.disp))
     lost = by_descent(first=answers(0.0), steps=20)(moving, fixed)
     assert rotation_error(lost.theta, truth) > 20
+    plain = by_descent(plain=True)(moving, fixed)  # from the identity, too, and to the nearest top
+    assert rotation_error(plain.theta, truth) > 20
     still = by_descent(first=answers(145.0), steps=0)(moving, fixed)
     assert rotation_error(still.theta, truth).item() == pytest.approx(5, abs=0.01)

@@ -449,6 +449,24 @@ def test_brainweb_shift_is_the_one_its_name_says(sample):
 
 
 @pytest.mark.real
+def test_the_matrix_of_two_visits_leads_from_baseline_to_follow_up(sample):
+    """It is a rotation and a shift, and aligns the images as it is, not inverted."""
+    sample("longitudinal_t1_2d")
+    followup, baseline, matrix = module.load_two_visits()
+    assert baseline.spacing == pytest.approx((1.0, 1.2), abs=1e-3)
+    assert set(baseline.labels.unique().tolist()) == {0, 1}
+    np.testing.assert_allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-4)
+    there, back = (
+        np.corrcoef(
+            resample(followup.image[None], followup.grid, baseline.grid, matrix=m).flatten(),
+            baseline.image.flatten(),
+        )[0, 1]
+        for m in (matrix, np.linalg.inv(matrix))
+    )
+    assert there > back + 0.3
+
+
+@pytest.mark.real
 def test_ants_slices_have_the_known_correlation(sample):
     sample("ants_slices")
     scans = module.load_ants_slices()

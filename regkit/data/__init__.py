@@ -8,7 +8,15 @@ sets that a script of data_scripts/ has prepared.
 from regkit.data import prepared
 from regkit.data.pairs import GivenPairs, RandomPairs, chain
 from regkit.data.population import population, true_displacement
-from regkit.data.rigid import RigidPair, RigidPairs, centre_crop, heads, moved_heads
+from regkit.data.rigid import (
+    RigidPair,
+    RigidPairs,
+    centre_crop,
+    heads,
+    known_pair,
+    moved_heads,
+    noisy,
+)
 from regkit.data.samples import cached, fetch
 from regkit.data.subject import Subject
 from regkit.data.template import LABELS
@@ -25,7 +33,9 @@ __all__ = [
     "chain",
     "fetch",
     "heads",
+    "known_pair",
     "moved_heads",
+    "noisy",
     "population",
     "prepared",
     "true_displacement",

@@ -102,6 +102,10 @@ class RigidPairs(Dataset[dict[str, Tensor | str]]):
             sides.append(replace(subject, image=image, labels=labels))
         return RigidPair(moving=sides[0], fixed=sides[1], theta=drawn.answer)
 
+    def pairs(self) -> list[RigidPair]:
+        """All pairs, in order."""
+        return [self.pair(index) for index in range(len(self))]
+
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
         index = place_of(index, self)
         drawn = self._draw(index)
@@ -151,6 +155,35 @@ class _Drawn:
     thetas: tuple[Tensor, Tensor | None]
     images: list[Tensor]
     answer: Tensor
+
+
+def known_pair(subject: Subject, theta: Tensor, noise: float = 0.02, seed: int = 0) -> RigidPair:
+    """A head beside itself, moved so that registration should find this very motion.
+
+    Args:
+        theta: (1, d, d+1), voxels, of the fixed image, which is the head as it is.
+        noise: standard deviation of fresh noise inside the head, on either image.
+        seed: of the noise.
+    """
+    back = invert_theta(theta)
+    moved = _looked_up(subject.image, back)
+    labels = _looked_up(subject.labels, back, "nearest")
+    return RigidPair(
+        moving=replace(subject, image=noisy(moved, 2 * seed, noise), labels=labels),
+        fixed=replace(subject, image=noisy(subject.image, 2 * seed + 1, noise)),
+        theta=theta,
+    )
+
+
+def noisy(image: Tensor, seed: int, level: float = 0.02) -> Tensor:
+    """The image with fresh noise where it is above 0, inside the head.
+
+    Args:
+        image: of any shape.
+        seed: of the draw. level: the standard deviation of the noise.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    return image + level * torch.randn(image.shape, generator=draw) * (image > 0)
 
 
 def _looked_up(

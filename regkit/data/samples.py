@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -480,6 +480,29 @@ def load_brainweb(progress: bool = False) -> dict[str, Subject]:
     }
     pictures = {n: _picture(folder / f"{f}.png") for n, f in files.items()}
     return {n: Subject(n, picture, NONE, np.eye(4)) for n, picture in pictures.items()}
+
+
+def load_two_visits(progress: bool = False) -> tuple[Subject, Subject, np.ndarray]:
+    """One person's T1 slice at two visits, voxels of 1 x 1.2 mm, and the motion between the two.
+
+    Pictures may appear on the reader's machine only.
+
+    Returns:
+        followup, baseline: images in the units of their files, on the files' own axes; the baseline
+            has the label 1 in the head.
+        matrix: (4, 4), RAS mm, as published: the answer of another program. The source does not say
+            which way it leads; as it is, baseline to follow-up, it aligns the images.
+    """
+    folder = fetch("longitudinal_t1_2d", progress)
+    scans = []
+    for name, visit in (("followup", "fu"), ("baseline", "bl")):
+        image, affine = _read(folder / f"t1longi_2d_{visit}.nii.gz")
+        scans.append(Subject(name, torch.from_numpy(image)[None], NONE, affine))
+    mask = _read(folder / "t1longi_2d_bl_mask.nii.gz", labels=True)[0]
+    followup, baseline = scans
+    matrix = np.eye(4)
+    matrix[np.ix_([0, 1, 3], [0, 1, 3])] = np.loadtxt(folder / "t1longi_2d_rigid.mat")
+    return followup, replace(baseline, labels=torch.from_numpy(mask)[None]), matrix
 
 
 def load_fundus_pair(progress: bool = False) -> tuple[Subject, Subject]:

@@ -381,8 +381,7 @@ def _test_pairs(
     names = LABELS if data is None else prepared.structures(data) or LABELS
     if table.measure == "motion":
         moved = rigid_pairs(recipe, table.split, count, data=data, progress=progress)
-        heads = [moved.pair(i) for i in range(len(moved))]
-        return _TestPairs(heads, table.measure, None, names)
+        return _TestPairs(moved.pairs(), table.measure, None, names)
     if table.measure == "landmarks":
         subjects(recipe, table.split, 1, data)  # that it is the set, and the size
         given: Any = prepared.pairs(data or "", table.split)  # it knows the categories, too

@@ -265,7 +265,11 @@ def landmark_errors(
 
 @torch.no_grad()
 def motion_rows(
-    method: Method, pairs: Sequence[RigidPair], device: str | torch.device = "cpu", batch: int = 32
+    method: Method,
+    pairs: Sequence[RigidPair],
+    device: str | torch.device = "cpu",
+    batch: int = 32,
+    inside: bool = False,
 ) -> list[dict[str, Any]]:
     """How far a rigid or affine method is from each of some known motions.
 
@@ -274,10 +278,11 @@ def motion_rows(
             such a `Registration`.
         pairs: with their truth.
         device: where the model is. batch: how many pairs it takes at a time.
+        inside: also how far places inside the fixed head are off.
 
     Returns:
         Per pair: moving, fixed (names), rotation_error (degrees) and translation_error (voxels, at
-        the centre).
+        the centre); with `inside` endpoint_error (voxels, the mean over the voxels with a label).
     """
     rows: list[dict[str, Any]] = []
     for start in range(0, len(pairs), batch):
@@ -295,11 +300,25 @@ def motion_rows(
         for pair, turn, shift in zip(part, turns, shifts, strict=True):
             who = {"moving": pair.moving.name, "fixed": pair.fixed.name}
             rows.append(who | {"rotation_error": turn, "translation_error": shift})
+        if inside:
+            for row, pair, found in zip(rows[start:], part, theta.cpu()[:, None], strict=True):
+                row["endpoint_error"] = _inside(found, pair)
     return rows
 
 
+def _inside(theta: Tensor, pair: RigidPair) -> float:
+    """Mean distance between where a map, (1, d, d+1), and the true one send the head, voxels."""
+    shape = pair.fixed.image.shape[1:]
+    found, truth = (affine_to_disp(one.float(), shape) for one in (theta, pair.theta))
+    return float(metrics.endpoint_error(found, truth, pair.fixed.labels[None] > 0))
+
+
 def by_descent(
-    similarity: str = "ncc", kind: str = "rigid", first: Method | None = None, steps: int = 10
+    similarity: str = "ncc",
+    kind: str = "rigid",
+    first: Method | None = None,
+    steps: int = 10,
+    plain: bool = False,
 ) -> Method:
     """A method that looks for the rigid or affine map of each pair by `classical.fit`.
 
@@ -307,10 +326,13 @@ def by_descent(
         similarity, kind: what it makes best, and "rigid" or "affine"; see `regkit.classical.fit`.
         first: a method whose `theta` it starts from, with so many `steps` of descent at full size
             at most; by default it searches from coarse to fine, from the identity.
+        plain: without `first`, descend from the identity at full size alone: the nearest top.
     """
 
     def method(moving: Tensor, fixed: Tensor) -> Registration:
-        if first is None:
+        if first is None and plain:
+            theta = classical.fit(moving, fixed, kind, similarity, search=False, levels=1)
+        elif first is None:
             theta = classical.fit(moving, fixed, kind, similarity)
         else:
             start = first(moving, fixed).theta

@@ -109,8 +109,7 @@ def measure(
         return _on_given_pairs(model, data, split, pairs, distances, device, names)
     if recipe.motion is not None:
         moved = rigid_pairs(recipe, split, pairs, data=data)
-        tests = [moved.pair(i) for i in range(len(moved))]
-        return _on_motions(model, tests, distances, device, names)
+        return _on_motions(model, moved.pairs(), distances, device, names)
     has_fixed = any(entry["split"] == "fixed" for entry in description["subjects"])
     recipe = replace(recipe, atlas=recipe.atlas or has_fixed)
     tested, labels = evaluation_pairs(recipe, split, pairs, data)

@@ -161,8 +161,7 @@ class RigidTask:
 
     def validate(self, model: RegistrationModel, device: torch.device) -> dict[str, float]:
         """See `Task`."""
-        tested = [self.tested.pair(i) for i in range(len(self.tested))]
-        return motion_errors(model, tested, device)
+        return motion_errors(model, self.tested.pairs(), device)
 
     def score(self, scores: dict[str, float]) -> float:
         """See `Task`."""
