@@ -36,6 +36,30 @@ def test_the_reference_is_right(name):
     assert verdict and verdict.state == "right" and verdict.text.startswith("Right."), verdict
 
 
+def forms(value) -> dict:
+    """A value in other types and containers; a word, in capitals."""
+    if isinstance(value, str):
+        return {"capitals": value.upper()}
+    x = torch.as_tensor(value, dtype=None if torch.is_tensor(value) else torch.float64)
+    found = {"array": x.numpy(), "list": x.tolist()}
+    if x.is_floating_point():
+        found |= {"single": x.float(), "double": x.double()}
+    return found
+
+
+@every_exercise
+def test_a_right_answer_is_right_in_any_type_and_container(name):
+    exercise = EXERCISES[name]
+    torch.manual_seed(0)
+    arguments = exercise.inputs()[0] if exercise.inputs else ()
+    for form in forms(exercise.reference(*arguments)):
+
+        def answer(*given, form=form):
+            return forms(exercise.reference(*given))[form]
+
+        assert book.check(name, handed_over(exercise, answer)), form
+
+
 @every_exercise
 def test_each_mistake_is_recognised_and_gets_its_own_hint(name):
     exercise = EXERCISES[name]

@@ -1,4 +1,4 @@
-"""What chapters 02, 04 and 06 say of their result tables, against the numbers in `results/`.
+"""What chapters 02, 04, 06 and 07 say of their result tables, against the numbers in `results/`.
 
 A chapter's own numbers are asserted in its cells. Those of a table come from a file that another
 program wrote, so that a sentence about them could become false without a cell that notices.
@@ -54,6 +54,10 @@ def test_the_short_skips_gain_on_children_and_eca_does_not():
     assert sure(less) and less["difference"] < 0 and not sure(rows["without ECA"])
     assert abs(less["dice"] - rows[VXM2]["dice"]) < 0.005
     assert sure(longer) and 0 < -longer["difference"] < rows[DENSE]["difference"] / 2
+    for name in ("2d", "ptbp"):  # an update of one takes "about as long as three" of the other
+        timed = table(f"zheng2023-table1_{name}_cpu")
+        dense, vxm2 = (timed[row]["training_seconds"] for row in (DENSE, VXM2))
+        assert 2.5 < dense / vxm2 < 3.5
     assert round(rows[DENSE]["lncc"], 2) > round(less["lncc"], 2)
     synthetic = table("zheng2023-table1_2d_cpu")["without dense skips"]
     assert less["difference"] < synthetic["difference"]
@@ -96,3 +100,18 @@ def test_the_order_of_the_pyramids_at_both_ends(amplitude):
     folding = {name for name, row in rows.items() if row["folding_percent"] > 0.1}
     assert folding == ({"VoxelMorph", "without SRF"} if amplitude == 3 else set())
     assert syn["dice"] > max(row["dice"] for row in rows.values())
+
+
+def test_attention_with_equal_means():
+    """Chapter 07, of its last tables."""
+    found = json.loads((RESULTS / "transformers.json").read_text(encoding="utf-8"))
+    equal = {row["equal"]: row for row in found["comparisons"]}
+    assert not sure(equal["equal updates"]) and abs(equal["equal updates"]["difference"]) < 0.02
+    assert sure(equal["equal time"]) and equal["equal time"]["difference"] < 0  # "it is behind"
+    means = {row["network"]: row for row in found["means"] if row["subjects"] == 100}
+    vxm, transmorph = means["vxm"], means["transmorph"]
+    assert transmorph["parameters"] > 10 * vxm["parameters"]  # "many times"
+    assert 1 < means["vxm, 36 channels"]["parameters"] / vxm["parameters"] < 1.3  # "slightly"
+    for k in (1, 2, 4):  # shifts by 3, 6 and 12 voxels: "no capture range"
+        assert round(transmorph["shift_found"][k], 1) < round(vxm["shift_found"][k], 1)
+    assert abs(transmorph["gap_at"][3] - vxm["gap_at"][3]) < 1

@@ -317,6 +317,10 @@ def test_chapter_12_reads_other_scans():
     none, network = prostate["no registration"], prostate["network, weak labels"]
     assert 5 <= 100 * (network["dice"] - none["dice"]) <= 6
     assert network["distance"] > none["distance"] and round(network["folding_percent"]) == 2
+    methods = {name: row for name, row in prostate.items() if name != "affine between the outlines"}
+    nearest = min(methods, key=lambda name: round(methods[name]["distance"], 1))
+    assert nearest == "engine, MI" and len(methods) == len(prostate) - 1
+    assert none["dice"] < prostate[nearest]["dice"] < network["dice"]  # "a smaller gain"
 
 
 def test_chapter_07_reads_equal_means():

@@ -8,10 +8,12 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
+import regkit_static
 import torch
 from PIL import Image
 
@@ -326,7 +328,14 @@ def test_the_script_is_on_one_line_and_keeps_what_is_no_comment():
 def test_the_book_takes_the_script_out_of_stored_outputs():
     view, found = widgets.compare(blocks(), blocks()), extension()
     assert found.INLINE.sub("", view._repr_html_()) == view.markup
-    assert all((found.SOURCES / name).is_file() for name in found.FILES)
+
+
+def test_the_book_copies_the_files_that_pages_load(tmp_path):
+    app = SimpleNamespace(outdir=tmp_path)
+    regkit_static.copy_to_static(app, extension().FILES)
+    for name in ("views.js", "views.css"):
+        copied = tmp_path / "_static" / f"regkit-{name}"
+        assert copied.read_bytes() == (Path(views.__file__).parent / name).read_bytes()
 
 
 def test_code_on_a_page_ends_in_a_value_and_shares_its_names():

@@ -9,13 +9,12 @@ A drawing that makes no sense in pieces has the class `regkit-whole`, in the hea
 """
 
 import re
-import shutil
 from functools import cache
 from pathlib import Path
 
 from PIL import Image
+from regkit_static import copy_to_static
 
-SOURCES = Path(__file__).parents[2] / "regkit" / "widgets"
 FILES = {name: f"regkit-{name}" for name in ("stack.js", "stack.css")}
 IMAGE = re.compile(r'<img\b(?P<before>[^>]*?)\bsrc="[^"]*?_images/(?P<name>[^"/]+\.png)"[^>]*?>')
 WHOLE = "regkit-whole"
@@ -48,13 +47,6 @@ def with_cuts(body: str, paths: dict[str, Path]) -> str:
     return IMAGE.sub(marked, body)
 
 
-def _copy(app):
-    folder = Path(app.outdir) / "_static"
-    folder.mkdir(parents=True, exist_ok=True)
-    for source, name in FILES.items():
-        shutil.copyfile(SOURCES / source, folder / name)
-
-
 def _mark(app, pagename, templatename, context, doctree):
     paths = {name: Path(app.srcdir) / source for source, name in app.builder.images.items()}
     if "body" in context:
@@ -62,7 +54,7 @@ def _mark(app, pagename, templatename, context, doctree):
 
 
 def setup(app):
-    app.connect("builder-inited", _copy)
+    app.connect("builder-inited", lambda app: copy_to_static(app, FILES))
     app.connect("html-page-context", _mark)
     app.add_css_file(FILES["stack.css"])
     app.add_js_file(FILES["stack.js"])

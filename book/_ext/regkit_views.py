@@ -16,13 +16,11 @@ stored notebook carries in its outputs are taken out.
 
 import ast
 import re
-import shutil
-from pathlib import Path
 
 from docutils import nodes
+from regkit_static import copy_to_static
 from sphinx.util.docutils import SphinxDirective
 
-SOURCES = Path(__file__).parents[2] / "regkit" / "widgets"
 FILES = {name: f"regkit-{name}" for name in ("views.js", "views.css")}
 INLINE = re.compile(r'<(style|script) class="regkit-assets">.*?</\1>', re.DOTALL)
 
@@ -58,13 +56,6 @@ class ShowView(SphinxDirective):
         ]
 
 
-def _copy(app):
-    folder = Path(app.outdir) / "_static"
-    folder.mkdir(parents=True, exist_ok=True)
-    for source, name in FILES.items():
-        shutil.copyfile(SOURCES / source, folder / name)
-
-
 def _share(app, pagename, templatename, context, doctree):
     if 'class="regkit-view"' in context.get("body", ""):
         context["body"] = INLINE.sub("", context["body"])
@@ -74,6 +65,6 @@ def _share(app, pagename, templatename, context, doctree):
 
 def setup(app):
     app.add_directive("view", ShowView)
-    app.connect("builder-inited", _copy)
+    app.connect("builder-inited", lambda app: copy_to_static(app, FILES))
     app.connect("html-page-context", _share)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

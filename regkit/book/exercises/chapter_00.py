@@ -132,6 +132,7 @@ EXERCISES = (
         asks="tensor",
         inputs=_some_images,
         reference=lambda a, b: 2 * (a - b) / a.numel(),
+        tolerance=1e-5,
         remark="The question about the learning rate is for you to answer.",
         mistakes=(
             Mistake(

@@ -8,8 +8,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from regkit import losses, metrics, models, spatial
+from regkit import losses, models, spatial
 from regkit.book.exercise import Exercise, Mistake
+from regkit.book.exercises.overlap import mean_dice
 from regkit.data import Subject, chain, population
 
 # 1, landmarks
@@ -73,16 +74,12 @@ def _pairs(amplitude: float) -> list[tuple[Subject, Subject]]:
 
 @cache
 def _mean_dice(amplitude: float = 1.6, mode: str = "nearest", share: float = 1.0) -> float:
-    network, values = models.load("vxm_diff_brain_2d"), []
-    for one, other in _pairs(amplitude):
-        disp = share * network(one.image[None], other.image[None]).disp
-        labels = one.labels[None]
-        if mode == "nearest":
-            warped = spatial.warp(labels, disp, mode="nearest")
-        else:
-            warped = spatial.warp(labels.float(), disp).round().to(labels.dtype)
-        values.append(metrics.dice(warped, other.labels[None]).nanmean().item())
-    return sum(values) / len(values)
+    network = models.load("vxm_diff_brain_2d")
+
+    def answer(moving: Subject, fixed: Subject) -> Tensor:
+        return share * network(moving.image[None], fixed.image[None]).disp
+
+    return mean_dice(_pairs(amplitude), answer, mode)
 
 
 # 6, labels of one side

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regkit import metrics, spatial
 from regkit.book.exercise import Exercise, Mistake
+from regkit.book.exercises.overlap import mean_dice
 from regkit.data import chain, population, true_displacement
 
 # 1, the formula
@@ -40,15 +40,8 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 @cache
 def _mean_dice(change: str, mode: str = "nearest") -> float:
     """Over four pairs of slices, whose true displacement is changed."""
-    values = []
-    for one, other in chain(population(4, (80, 96), seed=2)):
-        disp, labels = CHANGES[change](true_displacement(one, other)), one.labels[None]
-        if mode == "nearest":
-            warped = spatial.warp(labels, disp, mode="nearest")
-        else:
-            warped = spatial.warp(labels.float(), disp).round().to(labels.dtype)
-        values.append(metrics.dice(warped, other.labels[None]).nanmean().item())
-    return sum(values) / len(values)
+    pairs = chain(population(4, (80, 96), seed=2))
+    return mean_dice(pairs, lambda one, other: CHANGES[change](true_displacement(one, other)), mode)
 
 
 def _three(last: str, mode: str = "nearest", truth: str = "truth") -> tuple[float, float, float]:
