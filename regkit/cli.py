@@ -430,6 +430,7 @@ def _demonstrate(
         _look(result, out / name)
     _tell(result)
     typer.echo(f"{'report':<16}{out / name / 'report.png'}")
+    typer.echo(f"{'in a browser':<16}{out / name / 'report.html'}")
 
 
 @app.command()

@@ -214,6 +214,8 @@ def test_demo_runs_without_files_and_without_network(monkeypatch, tmp_path, smal
     result = run("demo", "-o", tmp_path / "demo")
     made = sorted(str(p.relative_to(tmp_path / "demo")) for p in tmp_path.glob("demo/*/*.png"))
     assert made == ["synthetic_2d/report.png", "synthetic_3d/report.png"]
+    for name in made:
+        assert str(Path(name).with_suffix(".html")) in result.stdout.replace("\n", "")
     assert "dice" in result.stdout and "No real brains: sample 'oasis_3d' is not" in result.stderr
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import figures
+import matplotlib
 import numpy as np
 import pytest
 import regkit_front
 import yaml
 from address import Address
-from PIL import Image
+from PIL import Image, ImageFont
 
 from regkit import models
 from regkit.training import recipes
@@ -68,13 +69,18 @@ def test_the_one_line_of_results_is_what_was_measured():
 
 def test_the_badges_say_what_is_so():
     """Counted anew, and as wide as what they say."""
+    font = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    letters = ImageFont.truetype(str(font), 11)  # has the widths of Verdana
     shown = re.findall(r"!\[[^\]]+\]\((book/_figures/badge_\w+\.svg)\)", README)
     texts = figures.badge_texts()
     assert shown == [f"book/_figures/badge_{name}.svg" for name in texts]
     for name, (left, right) in zip(shown, texts.values()):
         drawn = (ROOT / name).read_text(encoding="utf-8")
         assert drawn == figures.badge_svg(left, right), "python book/tools/figures.py badges"
-        assert ElementTree.fromstring(drawn).get("aria-label") == f"{left}: {right}"
+        badge = ElementTree.fromstring(drawn)
+        assert badge.get("aria-label") == f"{left}: {right}"
+        for text in badge.iter("{http://www.w3.org/2000/svg}text"):
+            assert abs(float(text.get("textLength")) - letters.getlength(text.text)) < 3
     stubs = [
         re.findall(r'(?m)^check\("(\d\d-\d+)"', path.read_text(encoding="utf-8"))
         for path in sorted((ROOT / "notebooks").glob("[0-9]*.md"))

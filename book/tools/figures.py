@@ -9,6 +9,7 @@ picture of the index, and `logo` go to book/_static; `badges` of the README say 
 
 import io
 import json
+import math
 import sys
 import tomllib
 from collections.abc import Callable
@@ -20,6 +21,8 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextToPath
 from matplotlib.ticker import NullLocator, ScalarFormatter
 from PIL import Image
 
@@ -335,9 +338,11 @@ def badge_texts() -> dict[str, tuple[str, str]]:
     }
 
 
-def badge_svg(left: str, right: str, letter: float = 6.2, height: int = 20) -> str:
-    """A badge: two words side by side. letter: how wide one is, on the average."""
-    first, second = (round(len(text) * letter) + 12 for text in (left, right))
+def badge_svg(left: str, right: str, height: int = 20) -> str:
+    """A badge: two words side by side, as wide as in DejaVu Sans, which has Verdana's widths."""
+    font = FontProperties(family="DejaVu Sans", size=11)
+    widths = (TextToPath().get_text_width_height_descent(t, font, False)[0] for t in (left, right))
+    first, second = (math.ceil(width) + 12 for width in widths)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{first + second}" height="{height}" '
         f'role="img" aria-label="{left}: {right}">\n'

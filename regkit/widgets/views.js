@@ -35,12 +35,14 @@
     const edge = make("div", { className: "rv-edge" });
     const stage = make("div", { className: "rv-stage" }, below, above, edge, left, right);
     stage.style.aspectRatio = named.fixed.style.aspectRatio;
+    stage.style.maxWidth = `min(26rem, 34rem * (${stage.style.aspectRatio}))`; // a tall one fits a screen
     const place = range("place of the edge, percent from the left", 0, 100, 50);
     const squares = range("squares along the width", 2, 24, 8);
     const which = choice("image to compare with fixed", others, others[0]);
     const swap = make("button", { type: "button", textContent: "swap" });
     const play = make("button", { type: "button" });
     const tray = make("div", { className: "rv-long" });
+    tray.style.maxWidth = stage.style.maxWidth;
     const modes = ["wipe", "flicker", "checkerboard"];
     const buttons = modes.map((mode) => make("button", { type: "button", textContent: mode }));
     let mode = "wipe", shown = true, timer = 0;
@@ -70,8 +72,11 @@
       above.style.mask = mask;
       edge.hidden = mode !== "wipe";
       edge.style.left = `${at}%`;
-      left.textContent = mode === "flicker" ? (shown ? other : "fixed") : other;
-      right.textContent = mode === "flicker" ? "" : "fixed";
+      [left.textContent, right.textContent] = {
+        wipe: [other, "fixed"],
+        flicker: [shown ? other : "fixed", ""],
+        checkerboard: ["fixed", n % 2 ? "fixed" : other], // the squares in the two upper corners
+      }[mode];
       right.hidden = mode === "flicker";
       place.setAttribute("aria-valuetext", `${other} up to ${at} percent, then fixed`);
       play.textContent = timer ? "stop" : "start";
@@ -178,6 +183,7 @@
       Object.assign(lines[1].style, { left: 0, right: 0, height: "1px" });
       const box = make("div", { className: "rv-plane" }, canvas, ...lines);
       box.style.flex = `${extent[right]} 1 0`;
+      box.style.setProperty("--rv-part", Math.min(1, extent[right] / (2 * extent[0])));
       const point = (event) => {
         if (!event.buttons) return;
         const { left, top, width, height } = canvas.getBoundingClientRect();

@@ -24,6 +24,12 @@ async () => {
     for (const part of section.querySelectorAll("pre, .formula, table, p, ul, ol"))
       if (part.scrollWidth > part.clientWidth + 1 || part.offsetLeft + part.scrollWidth > 1280)
         found.push(`${title}: ${part.tagName} is ${part.scrollWidth} wide in ${part.clientWidth}`);
+    for (const code of section.querySelectorAll("pre")) {
+      const lines = document.createRange(), box = code.getBoundingClientRect();
+      lines.selectNodeContents(code);
+      const free = (box.right - lines.getBoundingClientRect().right) * code.offsetWidth / box.width;
+      if (free < 15) found.push(`${title}: code ends ${free | 0} from the edge of its box`);
+    }
     for (const image of section.querySelectorAll("img")) {
       const shown = Math.min(image.clientWidth / image.naturalWidth,
                              image.clientHeight / image.naturalHeight);

@@ -78,6 +78,27 @@ def test_the_checkerboard_has_squares_of_both(opened):
     assert seen[20:45, 55:95].max() < 20 and seen[55:95, 5:45].max() < 20
 
 
+def test_the_names_on_the_checkerboard_are_those_of_its_upper_corners(opened):
+    page = opened(pair())
+    page.get_by_role("button", name="checkerboard").click()
+    squares = page.get_by_role("slider", name="squares along the width")
+    for key, names in (("Home", ["fixed", "moved"]), ("ArrowRight", ["fixed", "fixed"])):
+        squares.press(key)  # two, then three along the width
+        assert page.locator(".rv-name").all_inner_texts() == names
+        for name, place in zip(names, (slice(2, 28), slice(72, 98))):
+            square = shown(page)[10:25, place]  # below the name itself
+            assert square.min() > 235 if name == "fixed" else square.max() < 20
+
+
+def test_a_tall_picture_fits_a_screen(opened):
+    tall = torch.linspace(0, 1, 150).repeat(50, 1)[None, None]
+    page = opened(
+        widgets.compare(tall, tall, what="a ramp"), viewport={"width": 1280, "height": 720}
+    )
+    box = page.locator(".rv-stage").bounding_box()
+    assert box["height"] < 600 and box["height"] == pytest.approx(3 * box["width"], rel=0.01)
+
+
 def test_flicker_changes_the_picture_by_itself_unless_less_motion_is_asked_for(opened):
     page = opened(pair(), reduced_motion="no-preference")
     page.get_by_role("button", name="flicker").click()
@@ -246,6 +267,26 @@ def test_a_press_in_one_plane_moves_the_other_two(opened):
     assert np.abs(plane(page, "axial") - np.round(255 * np.arange(12) / 11)).max() < 25
     page.get_by_role("combobox", name="layer", exact=True).select_option("fixed")
     assert np.abs(plane(page, "axial") - 255 * np.arange(13, -1, -1)[:, None] / 13).max() < 25
+
+
+def test_a_phone_shows_three_planes_at_once_in_one_scale_and_scrolls_over_them(opened):
+    page = opened(head(), viewport=PHONE, has_touch=True, is_mobile=True)
+    page.wait_for_selector(".regkit-view[data-at='6 7 8']")
+    boxes = [canvas.bounding_box() for canvas in page.locator("canvas").all()]
+    widths = [box["width"] for box in boxes]  # axis 0, axis 0 and axis 1 run to the right
+    assert widths[0] == widths[1] == pytest.approx(widths[2] * 12 / 14, abs=1)
+    assert boxes[0]["y"] == pytest.approx(boxes[1]["y"] + boxes[1]["height"] - boxes[0]["height"])
+    assert boxes[2]["y"] >= boxes[0]["y"] + boxes[0]["height"]
+    assert boxes[2]["y"] + boxes[2]["height"] - boxes[0]["y"] < PHONE["height"]
+
+    page.evaluate("document.body.style.paddingBottom = '2000px'")
+    session = page.context.new_cdp_session(page)
+    for k, kind in enumerate(["touchStart"] + 14 * ["touchMove"] + ["touchEnd"]):
+        finger = {"x": boxes[0]["x"] + 60, "y": boxes[0]["y"] + 90 - 5 * k}
+        points = [] if kind == "touchEnd" else [finger]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.scrollY") > 30
 
 
 def test_planes_move_by_keys_and_by_their_sliders(opened):
