@@ -523,6 +523,50 @@ def resize_disp(disp: Tensor, shape: Sequence[int]) -> Tensor:
     return resize(disp, shape) * scale
 
 
+def spline_disp(points: Tensor, shape: Sequence[int]) -> Tensor:
+    """A displacement from its control points: a cubic B-spline along each axis.
+
+    The corner points lie on the corner voxels. Beyond them points go on in a straight line, so that
+    a linear displacement of the points is the same one of the voxels.
+
+    Args:
+        points: (B, d, *S), voxels of `shape`.
+        shape: the grid of the displacement.
+
+    Returns:
+        (B, d, *shape), voxels.
+
+    Source: Rueckert et al., "Nonrigid registration using free-form deformations", IEEE Transactions
+    on Medical Imaging 1999, equation 2. There points lie outside of the image as well.
+    """
+    check_disp(points, "points")
+    old = points.shape[2:]
+    if len(shape) != len(old) or min(shape) < 1:
+        raise ValueError(f"shape is {tuple(shape)}, expected {len(old)} positive sizes.")
+    disp = points
+    for axis, (new, n) in enumerate(zip(shape, old, strict=True), start=2):
+        weights = _spline_weights(new, n).to(disp)
+        disp = torch.tensordot(disp, weights, dims=([axis], [1])).movedim(-1, axis)
+    return disp
+
+
+def _spline_weights(new: int, n: int) -> Tensor:
+    """(new, n): how much of each of n control points is in each of `new` places along an axis."""
+    if n == 1:
+        return torch.ones(new, 1)
+    place = torch.linspace(0, n - 1, new, dtype=torch.float64)
+    first = place.long().clamp(max=n - 2)
+    t = place - first
+    # B_0 to B_3 of the paper, for the point before, the two around, and the one behind
+    basis = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
+    weights = torch.zeros(new, n + 2, dtype=torch.float64)
+    weights.scatter_(1, first[:, None] + torch.arange(4), torch.stack(basis, dim=1) / 6)
+    for beyond, last, before in ((0, 1, 2), (n + 1, n, n - 1)):  # point = 2 last - before
+        weights[:, last] += 2 * weights[:, beyond]
+        weights[:, before] -= weights[:, beyond]
+    return weights[:, 1:-1]
+
+
 def pad_to_multiple(image: Tensor, k: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Pad the spatial axes with zeros, evenly on both sides, until each is a multiple of k.
 

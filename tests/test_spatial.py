@@ -9,7 +9,7 @@ import SimpleITK as sitk
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
+from scipy import interpolate, ndimage
 from scipy.spatial.transform import Rotation
 
 from regkit import spatial
@@ -536,6 +536,30 @@ def test_resize_disp_leaves_values_along_a_singleton_axis():
     torch.testing.assert_close(resized, constant((0.0, 1.0), (1, 5)))
 
 
+@pytest.mark.parametrize(("old", "new"), [((5, 9), (17, 33)), ((2, 6), (7, 11)), ((4, 5, 6),) * 2])
+def test_a_spline_of_control_points_is_that_of_scipy(old, new):
+    """Beyond the corner points the points go on in a straight line, as they do inside here."""
+    points = torch.rand(1, len(old), *old, dtype=torch.float64)
+    expected = points[0, 1].numpy()
+    for axis, (n, m) in enumerate(zip(old, new, strict=True)):
+        x = np.moveaxis(expected, axis, 0)
+        x = np.concatenate([2 * x[:1] - x[1:2], x, 2 * x[-1:] - x[-2:-1]])
+        spline = interpolate.BSpline(np.arange(-2.0, n + 4) - 1, x, 3)
+        expected = np.moveaxis(spline(np.linspace(0, n - 1, m)), 0, axis)
+    np.testing.assert_allclose(spatial.spline_disp(points, new)[0, 1], expected, atol=1e-12)
+
+
+def test_a_linear_displacement_of_control_points_is_that_of_the_voxels():
+    ramp = 3 * torch.arange(5, dtype=torch.float64).reshape(1, 1, 5, 1).expand(1, 2, 5, 1)
+    found = spatial.spline_disp(ramp, (13, 4))
+    expected = torch.arange(13, dtype=torch.float64).reshape(1, 1, 13, 1).expand(1, 2, 13, 4)
+    torch.testing.assert_close(found, expected)  # 12 over 4 steps, in 12 steps
+    shift = constant((2.0, -1.0, 0.5), (1, 2, 3))
+    torch.testing.assert_close(
+        spatial.spline_disp(shift, (4, 1, 9)), constant((2.0, -1.0, 0.5), (4, 1, 9))
+    )
+
+
 @settings(max_examples=30, deadline=None)
 @given(shape=st.lists(st.integers(1, 20), min_size=2, max_size=3), k=st.integers(1, 16))
 def test_padding_reaches_the_next_multiple_and_crop_undoes_it(shape, k):
@@ -654,6 +678,8 @@ GOOD = torch.zeros(1, 2, 4, 5)
          ["theta", "(1, 2, 3)", "(B, 3, 4)"]),
         (lambda: spatial.resize_disp(GOOD, (4, 5, 6)), ["shape", "(4, 5, 6)", "2"]),
         (lambda: spatial.resize_disp(GOOD, (0, 5)), ["shape", "(0, 5)"]),
+        (lambda: spatial.spline_disp(GOOD, (4, 5, 6)), ["shape", "(4, 5, 6)", "2"]),
+        (lambda: spatial.spline_disp(GOOD[0], (4, 5)), ["points"]),
         (lambda: spatial.pad_to_multiple(torch.zeros(1, 1, 4, 5), 0), ["k is 0", "expected 1"]),
         (lambda: spatial.pad_to_multiple(torch.zeros(4, 5), 4), ["image", "(4, 5)", "expected"]),
         (lambda: spatial.warp_points(torch.zeros(1, 7, 3), GOOD),

@@ -426,6 +426,22 @@ def test_a_diffeomorphic_transmorph_integrates_its_velocity(ndim):
     assert (spatial.jacobian_determinant(result.disp) > 0).float().mean() > 0.99
 
 
+@both
+def test_a_transmorph_of_splines_writes_control_points_a_patch_apart(ndim):
+    model = visible("transmorph", ndim, **TINY, bspline=True)
+    assert len(model.up) == 3 and model.stem_half is None and model.stem_full is None
+    pair = torch.rand(2, 1, 1, *(24, 28, 20)[:ndim])
+    points = []
+    model.head.register_forward_hook(lambda module, inputs, output: points.append(output))
+    with torch.no_grad():
+        model.head.conv.weight.normal_(std=0.3)
+        disp = model(*pair).disp
+    assert points[0].shape[2:] == (6, 7, 5)[:ndim] and points[0].std() > 0.1
+    torch.testing.assert_close(disp, spatial.spline_disp(points[0], pair.shape[3:]))
+    with pytest.raises(ValueError, match="bspline is True, expected False where diffeomorphic"):
+        models.create("transmorph", ndim, **TINY, bspline=True, diffeomorphic=True)
+
+
 @pytest.mark.parametrize("name", ["transmorph", "vit_v_net"])
 @both
 def test_saving_memory_gives_the_same_gradients(name, ndim):

@@ -36,7 +36,7 @@ from regkit.blocks import (
 )
 from regkit.messages import unknown
 from regkit.models.base import RegistrationModel
-from regkit.spatial import integrate, resize_disp
+from regkit.spatial import integrate, resize_disp, spline_disp
 
 PATCH = 4  # voxels a side
 WINDOW = (5, 6, 7)  # tokens: 40 x 48 x 56 of them, from 160 x 192 x 224 voxels, are whole windows
@@ -122,6 +122,8 @@ class TransMorph(RegistrationModel):
             the four levels how many layers and heads.
         diffeomorphic: write a velocity at half size, as TransMorph-diff does, which `steps`
             squarings integrate; the level at full size is not there.
+        bspline: write control points of a cubic B-spline, one for each patch, after the idea of
+            TransMorph-bspl; the levels at half and at full size are not there.
         save_memory: compute layers again on the way back instead of keeping what they need.
 
     What differs from the published code, and what does not:
@@ -135,6 +137,8 @@ class TransMorph(RegistrationModel):
       N(0, 1e-6), published N(0, 1e-5), so that an untrained model moves nothing by 0.001 voxels.
     - `train()` and `eval()` return the model, as those of any module.
     - The velocity of `diffeomorphic` is one answer, not a distribution: no variance, no sampling.
+    - The points of `bspline` lie one patch apart and are a displacement. Published, they lie on a
+      lattice of a size of its own, and may be a velocity.
     - Kept: no bias in queries, keys and values; relative positions and no absolute ones; a norm
       behind each stage, for what the decoder is shown; drop path up to 0.3.
     """
@@ -153,6 +157,7 @@ class TransMorph(RegistrationModel):
         heads: Sequence[int] | None = None,
         diffeomorphic: bool = False,
         steps: int = 7,
+        bspline: bool = False,
         save_memory: bool = False,
     ):
         super().__init__(ndim)
@@ -170,38 +175,44 @@ class TransMorph(RegistrationModel):
         check_size(chosen)
         if steps < 0:
             raise ValueError(f"steps is {steps}, expected 0 or more")
-        self.steps = steps if diffeomorphic else 0
+        if diffeomorphic and bspline:
+            raise ValueError("bspline is True, expected False where diffeomorphic is True")
+        self.steps, self.bspline = steps if diffeomorphic else 0, bspline
         self.encoder = SwinEncoder(ndim, 2, chosen, windows(window, ndim), drop_path)
         c = chosen.channels
         # from 1/32 up: channels of each level, which are also those of its skip
-        widths = [8 * c, 4 * c, 2 * c, c, c // 2] + ([] if diffeomorphic else [FULL])
+        widths = [8 * c, 4 * c, 2 * c, c, c // 2, FULL]
+        widths = widths[:4] if bspline else widths[:5] if diffeomorphic else widths
         self.pool = AVERAGE_POOL[ndim](3, stride=2, padding=1)
-        self.stem_half = InstanceBlock(ndim, 2, c // 2)
-        self.stem_full = None if diffeomorphic else InstanceBlock(ndim, 2, FULL)
+        self.stem_half = InstanceBlock(ndim, 2, c // 2) if len(widths) > 4 else None
+        self.stem_full = InstanceBlock(ndim, 2, FULL) if len(widths) == 6 else None
         self.up = nn.ModuleList(UpBlock(ndim, a, b, b) for a, b in pairwise(widths))
         self.head = quiet_head(ndim, widths[-1])
         if save_memory:
             self.apply(checkpointed)
 
     def estimate(self, moving: Tensor, fixed: Tensor) -> dict[str, Any]:
-        x = self.head(decoded(self, moving, fixed))
+        shape, x = moving.shape[2:], self.head(decoded(self, moving, fixed))
+        if self.bspline:
+            return {"disp": spline_disp(x, shape)}
         if self.stem_full is not None:
             return {"disp": x}
-        shape, disp = moving.shape[2:], integrate(x, self.steps)
+        disp = integrate(x, self.steps)
         return {"disp": resize_disp(disp, shape), "svf": resize_disp(x, shape)}
 
 
 def decoded(model: Any, moving: Tensor, fixed: Tensor) -> Tensor:
-    """Features of both images, at full size, or at half where the model has no stem at full size.
+    """Features of both images at full size, or at half or 1/4 where a model has no stem for more.
 
     Args:
-        model: has `encoder` (1/4, 1/8, 1/16; 1/32), `pool`, `stem_half`, `stem_full` (or None) and
-            the blocks `up`.
+        model: has `encoder` (1/4, 1/8, 1/16; 1/32), `pool`, `stem_half` and `stem_full` (or None)
+            and the blocks `up`.
         moving, fixed: (B, 1, *S).
     """
     pair = torch.cat([moving, fixed], dim=1)  # (B, 2, *S)
     *skips, x = model.encoder(pair)
-    skips.insert(0, model.stem_half(model.pool(pair)))
+    if model.stem_half is not None:
+        skips.insert(0, model.stem_half(model.pool(pair)))
     if model.stem_full is not None:
         skips.insert(0, model.stem_full(pair))
     result: Tensor = x
