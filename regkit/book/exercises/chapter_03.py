@@ -77,7 +77,8 @@ def _mean_dice(amplitude: float = 1.6, mode: str = "nearest", share: float = 1.0
     network = models.load("vxm_diff_brain_2d")
 
     def answer(moving: Subject, fixed: Subject) -> Tensor:
-        return share * network(moving.image[None], fixed.image[None]).disp
+        disp: Tensor = network(moving.image[None], fixed.image[None]).disp
+        return share * disp
 
     return mean_dice(_pairs(amplitude), answer, mode)
 
