@@ -77,8 +77,8 @@ def with_header(method: str, affine: np.ndarray) -> Method:
     """
 
     def ask(moving: Tensor, fixed: Tensor) -> Registration:
-        files = (nib.Nifti1Image(image[0, 0].numpy(), affine) for image in (moving, fixed))
-        result = register(*files, method=method)
+        files = [nib.Nifti1Image(image[0, 0].numpy(), affine) for image in (moving, fixed)]
+        result = register(files[0], files[1], method=method)
         return Registration(result.moved, result.disp, theta=result.theta)
 
     return ask
