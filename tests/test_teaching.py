@@ -160,6 +160,8 @@ def test_what_a_chapter_holds_is_counted():
         items = bank.read_text(encoding="utf-8").count("[[item]]") if bank.is_file() else 0
         assert row.questions == items
         assert 3 <= row.aims <= 10 and row.minutes > 5 and row.seconds > 5
+        assert row.views >= 1, f"chapter {row.number} has nothing to look at by hand"
+    assert found["01"].views == 2  # its figure by `widgets.amplitude` does not move
     table = teaching.table_of(list(found.values()))
     assert len(table) == 2 + len(found) + 1 and len({line.count("|") for line in table}) == 1
     exercises = sum(row.exercises for row in found.values())

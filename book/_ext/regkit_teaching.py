@@ -34,7 +34,8 @@ import slides  # noqa: E402
 
 from notebooks import code_cells, is_stub, joined, read_text, select  # noqa: E402
 
-VIEW = re.compile(r"\bwidgets\.[a-z_]+\(")  # a call that makes a picture to compare, or sliders
+# A call that makes something to handle on a page; `amplitude` and `moved_by` of the module do not.
+VIEW = re.compile(r"\bwidgets\.(?:compare|explore|frames|path|series|show|turn|volumes)\(")
 
 
 def spoken(seconds: float) -> str:

@@ -28,7 +28,7 @@ async () => {
       const lines = document.createRange(), box = code.getBoundingClientRect();
       lines.selectNodeContents(code);
       const free = (box.right - lines.getBoundingClientRect().right) * code.offsetWidth / box.width;
-      if (free < 15) found.push(`${title}: code ends ${free | 0} from the edge of its box`);
+      if (free < 10) found.push(`${title}: code ends ${free | 0} from the edge of its box`);
     }
     for (const image of section.querySelectorAll("img")) {
       const shown = Math.min(image.clientWidth / image.naturalWidth,
