@@ -309,13 +309,13 @@ def register(
     _tell(result)
 
 
-def _look(result: Result, out: Path) -> None:
-    """Write report.html beside what `Result.save` has written."""
+def _look(result: Result, out: Path, title: str = "Registration") -> None:
+    """Write report.html beside what `Result.save` has written. No name of a file stands in it."""
     from regkit.files import staged
     from regkit.widgets import show
 
     with staged(out) as folder:
-        show(result).save(folder / "report.html", title="Registration")
+        show(result).save(folder / "report.html", title=title)
 
 
 @app.command()
@@ -427,7 +427,7 @@ def _demonstrate(
             progress=bar,
         )
         result.save(out / name)
-        _look(result, out / name)
+        _look(result, out / name, f"Registration of {name}")
     _tell(result)
     typer.echo(f"{'report':<16}{out / name / 'report.png'}")
     typer.echo(f"{'in a browser':<16}{out / name / 'report.html'}")

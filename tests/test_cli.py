@@ -224,6 +224,8 @@ def test_demo_runs_without_files_and_without_network(monkeypatch, tmp_path, smal
 def test_demo_registers_real_slices_where_they_are_cached(sample, tmp_path, small_weights):
     sample("oasis_3d")
     run("demo", "-o", tmp_path / "demo", "--size", "small")
+    page = (tmp_path / "demo" / "real_2d" / "report.html").read_text(encoding="utf-8")
+    assert "<title>Registration of real_2d</title>" in page
     numbers = json.loads((tmp_path / "demo" / "real_2d" / "metrics.json").read_text())
     assert numbers["dice"]["before"] == pytest.approx(0.602, abs=0.001)  # as the sample's README
 
