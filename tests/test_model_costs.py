@@ -188,6 +188,21 @@ def test_our_order_of_work_took_no_longer_than_the_published_one():
     assert took["step", "regkit"]["peak_megabytes"] < took["step", "official"]["peak_megabytes"]
 
 
+def test_the_page_says_what_compiling_brings():
+    rows = json.loads(HELD.read_text(encoding="utf-8"))["compiled"]["rows"]
+    assert {row["label"] for row in rows} == set(model_costs.COMPILED)
+    takes = {
+        row["label"]: [
+            round(row[f"seconds_compiled{way}"], 1) / round(row[f"seconds{way}"], 1)
+            for way in ("", "_bf16")
+        ]
+        for row in rows
+    }
+    assert max(plain for plain, _ in takes.values()) < 0.95
+    assert min(takes, key=lambda label: takes[label][0]) == "h_sganet"
+    assert [label for label, (_, bf16) in takes.items() if bf16 > 1] == ["transmorph"]
+
+
 @pytest.mark.slow
 def test_the_stored_table_is_that_of_the_code():
     held = json.loads(HELD.read_text())
