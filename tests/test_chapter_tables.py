@@ -100,18 +100,3 @@ def test_the_order_of_the_pyramids_at_both_ends(amplitude):
     folding = {name for name, row in rows.items() if row["folding_percent"] > 0.1}
     assert folding == ({"VoxelMorph", "without SRF"} if amplitude == 3 else set())
     assert syn["dice"] > max(row["dice"] for row in rows.values())
-
-
-def test_attention_with_equal_means():
-    """Chapter 07, of its last tables."""
-    found = json.loads((RESULTS / "transformers.json").read_text(encoding="utf-8"))
-    equal = {row["equal"]: row for row in found["comparisons"]}
-    assert not sure(equal["equal updates"]) and abs(equal["equal updates"]["difference"]) < 0.02
-    assert sure(equal["equal time"]) and equal["equal time"]["difference"] < 0  # "it is behind"
-    means = {row["network"]: row for row in found["means"] if row["subjects"] == 100}
-    vxm, transmorph = means["vxm"], means["transmorph"]
-    assert transmorph["parameters"] > 10 * vxm["parameters"]  # "many times"
-    assert 1 < means["vxm, 36 channels"]["parameters"] / vxm["parameters"] < 1.3  # "slightly"
-    for k in (1, 2, 4):  # shifts by 3, 6 and 12 voxels: "no capture range"
-        assert round(transmorph["shift_found"][k], 1) < round(vxm["shift_found"][k], 1)
-    assert abs(transmorph["gap_at"][3] - vxm["gap_at"][3]) < 1

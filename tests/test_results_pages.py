@@ -345,9 +345,11 @@ def test_chapter_07_reads_equal_means():
     )
     gained = folded - round(many["folding_percent"], 3)
     assert gained > vxm_few["folding_percent"] - vxm_many["folding_percent"]
-    assert many["parameters"] > 10 * vxm_many["parameters"]
+    assert many["parameters"] > 10 * vxm_many["parameters"]  # "many times"
+    wider = mean["vxm, 36 channels", 100]["parameters"] / vxm_many["parameters"]
+    assert 1 < wider < 1.3  # "slightly"
     # a shift is found less, and no head that differs three times as much is aligned
     assert all(
-        round(many["shift_found"][k], 1) < round(vxm_many["shift_found"][k], 1) for k in (1, 2)
+        round(many["shift_found"][k], 1) < round(vxm_many["shift_found"][k], 1) for k in (1, 2, 4)
     )
     assert round(many["gap_at"][3]) < 15
