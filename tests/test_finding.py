@@ -9,7 +9,6 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import regkit_front
 import torch
 import typer
 import yaml
@@ -23,6 +22,9 @@ from regkit.transform import Grid, Transform
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
+# Directives whose body is prose that a reader reads. A solution stays folded, and is not counted.
+PROSE = {"admonition", "exercise", "figure", "hint", "important", "note", "only", "tip", "warning"}
+FENCE = re.compile(r" {0,3}(?P<mark>`{3,}|:{3,}|~{3,})(?:\{(?P<name>[\w-]+)\})?")
 
 
 def page(name: str) -> str:
@@ -138,11 +140,66 @@ def test_the_words_that_the_chapters_use_are_there():
     assert set(asked.split(", ")) <= set(glossary())
 
 
+def prose(text: str) -> str:
+    """What a reader reads of a page in MyST: no code, no formulas, no solutions, no options."""
+    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    kept: list[str] = []
+    fences: list[tuple[str, bool]] = []  # its mark, and whether what it holds is read
+    for line in text.splitlines():
+        if fences and line.strip() == fences[-1][0]:
+            fences.pop()
+        elif fences and not fences[-1][1]:
+            continue
+        elif match := FENCE.match(line):
+            fences.append((match["mark"], match["name"] in PROSE))
+        elif not re.match(r"\s*:[\w-]+:|\([\w-]+\)=$", line):
+            kept.append(line)
+    return re.sub(r"\$\$.*?\$\$(\s*\([\w-]+\))?", "", "\n".join(kept), flags=re.DOTALL)
+
+
+def test_a_story_has_no_code_no_formula_and_no_solution():
+    page = """---
+kernelspec: {name: python3}
+---
+
+One two three.
+(eq-label)=
+
+```{code-cell} ipython3
+:tags: [hide-input]
+no = "word of this counts"
+```
+
+$$ x = a word $$ (eq-09)
+
+````{exercise} Not its title
+:label: ex-09
+Six seven.
+````
+
+````{solution} ex-09
+Nothing of this.
+```python
+or = "this"
+```
+Nor this.
+````
+
+:::{figure} file.png
+:alt: not this
+Eight.
+:::
+
+Nine.
+"""
+    assert prose(page).split() == "One two three. Six seven. Eight. Nine.".split()
+
+
 def told(text: str) -> list[str]:
     """The paragraphs of a chapter's story: no title, objectives, tables, summary, references."""
     text = re.sub(r"(?m)^\|.*$", "", text)
     text = re.sub(r"(?ms)^(:{3,}|`{3,})\{admonition\}.*?^\1$", "", text)
-    parts = re.split(r"(?m)^(?=## )", regkit_front.prose(text))
+    parts = re.split(r"(?m)^(?=## )", prose(text))
     parts[0] = re.sub(r"(?m)^# .*$", "", parts[0])
     kept = [part for part in parts if not re.match("## (Summary|References)", part)]
     return [paragraph for part in kept for paragraph in re.split(r"\n\s*\n", part)]

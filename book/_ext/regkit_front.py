@@ -10,9 +10,9 @@ register two scans of one's own.
     03 = a U-Net that predicts the displacement {cite:t}`balakrishnan2019`
     ```
 
-a table of the chapters in _toc.yml, with the minutes that each takes: reading, counted in words,
-and running, as measured when its outputs were made. A line of the body says what a chapter is
-about. A line whose chapter is not in _toc.yml is left out.
+a table of the chapters in _toc.yml, with the minutes that each takes: reading, as
+book/tools/reading.py counts it, and running, as measured when its outputs were made. A line of the
+body says what a chapter is about. A line whose chapter is not in _toc.yml is left out.
 
     ```{weights-card} vxm_diff_brain_3d
     ```
@@ -37,38 +37,11 @@ from sphinx.util.docutils import SphinxDirective
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from address import Address, found  # noqa: E402
 from measured import Words  # noqa: E402
+from reading import of as reading_of  # noqa: E402
 
-from notebooks import COLAB  # noqa: E402
-
-WORDS_PER_MINUTE = 200
-# Directives whose body is prose that a reader reads. A solution stays folded, and is not counted.
-PROSE = {"admonition", "exercise", "figure", "hint", "important", "note", "only", "tip", "warning"}
-FENCE = re.compile(r" {0,3}(?P<mark>`{3,}|:{3,}|~{3,})(?:\{(?P<name>[\w-]+)\})?")
-
+from notebooks import COLAB, read_text  # noqa: E402
 
 # the chapters and their minutes ------------------------------------------------------------------
-
-
-def prose(text: str) -> str:
-    """What a reader reads of a page in MyST: no code, no formulas, no solutions, no options."""
-    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
-    kept: list[str] = []
-    fences: list[tuple[str, bool]] = []  # its mark, and whether what it holds is read
-    for line in text.splitlines():
-        if fences and line.strip() == fences[-1][0]:
-            fences.pop()
-        elif fences and not fences[-1][1]:
-            continue
-        elif match := FENCE.match(line):
-            fences.append((match["mark"], match["name"] in PROSE))
-        elif not re.match(r"\s*:[\w-]+:|\([\w-]+\)=$", line):
-            kept.append(line)
-    return re.sub(r"\$\$.*?\$\$(\s*\([\w-]+\))?", "", "\n".join(kept), flags=re.DOTALL)
-
-
-def reading_minutes(text: str) -> float:
-    """Minutes to read the prose of a page, at `WORDS_PER_MINUTE`."""
-    return len(re.findall(r"[^\W\d_][\w'-]*", prose(text))) / WORDS_PER_MINUTE
 
 
 @dataclass(frozen=True)
@@ -96,14 +69,15 @@ def chapters(root: Path) -> list[Chapter]:
 
 
 def _chapter(root: Path, page: str) -> Chapter:
-    text = (root / f"{page}.md").read_text(encoding="utf-8")
+    path = root / f"{page}.md"
+    text = path.read_text(encoding="utf-8")
     notebook = json.loads((root / f"{page}.ipynb").read_text(encoding="utf-8"))
     title = re.search(r"(?m)^# (\d\d) (.+)$", text)
     seconds = notebook["metadata"].get("regkit", {}).get("seconds")
     if title is None or seconds is None:
         wanted = "a title such as '# 03 VoxelMorph' and a measured time in its notebook"
         raise ValueError(f"{page} has {title and title[0]!r} and {seconds!r} s, expected {wanted}.")
-    return Chapter(page, title[1], title[2], reading_minutes(text), seconds / 60)
+    return Chapter(page, title[1], title[2], reading_of(read_text(path)).minutes, seconds / 60)
 
 
 def path_table(found: list[Chapter], about: dict[str, str]) -> list[str]:
